@@ -1,0 +1,1 @@
+"""Published scheduling policies, one file each, found by the `accelgen.policies` entry point."""

@@ -1,0 +1,1 @@
+"""The `accelgen` command, one file per verb, and development scripts."""

@@ -1,0 +1,1 @@
+"""`accelgen up` itself: child processes, heartbeats, epochs, readiness and shutdown."""

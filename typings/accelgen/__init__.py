@@ -1,0 +1,1 @@
+../../accelgen/__init__.py
