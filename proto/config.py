@@ -1,0 +1,128 @@
+"""The server's configuration: one typed tree, read from TOML and the command line, checked once, by everyone."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta, Struct, field
+
+Positive = Annotated[int, Meta(ge=1)]
+Natural = Annotated[int, Meta(ge=0)]
+Milliseconds = Annotated[float, Meta(gt=0, le=86_400_000)]
+
+
+class ConfigError(ValueError):
+    """A setting that cannot be; the text names the field and the limit."""
+
+
+class SloClass(Struct, frozen=True, forbid_unknown_fields=True):
+    """A named class of service. Objectives in milliseconds, None for none; a request may state its own numbers
+    inside `bounds_ms`. `max_queue_ms` is how long a request may wait before its first token is planned."""
+
+    ttft_ms: Milliseconds | None = None
+    tpot_ms: Milliseconds | None = None
+    e2e_ms: Milliseconds | None = None
+    bounds_ms: tuple[Milliseconds, Milliseconds] = (1.0, 3_600_000.0)
+    max_queue_ms: Milliseconds = 600_000.0
+
+
+def default_classes() -> dict[str, SloClass]:
+    """chat: interactive; standard: what a request gets that says nothing; batch: finished some time."""
+    return {
+        "chat": SloClass(ttft_ms=1000, tpot_ms=100, max_queue_ms=30_000),
+        "standard": SloClass(ttft_ms=5000, tpot_ms=250, max_queue_ms=120_000),
+        "batch": SloClass(e2e_ms=600_000, max_queue_ms=600_000),
+    }
+
+
+class Config(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """All settings. Field names are the option names of `accelgen up` (`max_model_len` is `--max-model-len`)."""
+
+    # model
+    model: str = ""  # a folder or hub name; "" is the bundled demo model
+    served_model_name: str = ""  # "" is the model's last path component
+    dtype: str = "auto"  # auto, float32, bfloat16, float16
+    device: str = "auto"  # auto, cpu, cuda
+    max_model_len: Natural = 0  # 0: what the model allows
+    seed: Natural = 0
+
+    # KV cache
+    kv_blocks: Natural = 0  # 0: from free memory
+    block_size: Positive = 16  # tokens
+    gpu_memory_utilization: Annotated[float, Meta(gt=0, le=1)] = 0.9
+    kv_memory_bytes: Natural = 0  # 0: automatic; an upper bound for the KV cache otherwise
+    prefix_caching: bool = True
+
+    # HTTP
+    host: str = "127.0.0.1"
+    port: Annotated[int, Meta(ge=0, le=65535)] = 8000  # 0: any free port
+    frontends: Annotated[int, Meta(ge=1, le=64)] = 1
+    api_key_file: str = ""  # one key per line; "" needs no key
+    max_body_bytes: Positive = 8 * 1024 * 1024
+    max_choices: Positive = 64  # limit of `n`
+
+    # scheduling
+    policy: str = "accelgen"
+    policy_params: dict[str, float | int | str | bool] = field(default_factory=dict)
+    replicas: Annotated[int, Meta(ge=1, le=64)] = 1
+    pipeline_depth: Annotated[int, Meta(ge=0, le=1)] = 1
+    max_num_seqs: Positive = 256
+    max_num_batched_tokens: Positive = 8192
+    max_step_s: Annotated[float, Meta(gt=0)] = 10.0
+    max_queued_requests: Positive = 4096
+    max_queued_tokens: Positive = 4_000_000
+    profile_file: str = ""  # measured cost model; "" is the cached one, else a rough fit at start
+    slo_classes: dict[str, SloClass] = field(default_factory=default_classes)
+    default_class: str = "standard"
+
+    # operation
+    run_dir: str = ""  # "" is a fresh private folder
+    shutdown_timeout_s: Annotated[float, Meta(ge=0)] = 5.0
+    log_level: str = "info"
+
+    def __post_init__(self) -> None:
+        if self.default_class not in self.slo_classes:
+            raise ValueError(
+                f"default_class: {self.default_class!r} is not in slo_classes {sorted(self.slo_classes)}"
+            )
+        for name, known in _CHOICES.items():
+            value = getattr(self, name)
+            if value not in known:
+                raise ValueError(f"{name}: {value!r} is not one of {', '.join(known)}")
+
+
+_CHOICES = {
+    "dtype": ("auto", "float32", "bfloat16", "float16"),
+    "device": ("auto", "cpu", "cuda"),
+    "log_level": ("debug", "info", "warning", "error"),
+}
+
+
+def make_config(file: Path | None, overrides: dict[str, Any]) -> Config:
+    """Configuration from a TOML file (or none) with `overrides` (command-line options) on top.
+
+    Raises ConfigError that names the field and the limit."""
+    settings: dict[str, Any] = {}
+    if file is not None:
+        try:
+            settings = tomllib.loads(file.read_text())
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+            raise ConfigError(f"{file}: {error}") from error
+    try:
+        return msgspec.convert({**settings, **overrides}, Config)
+    except msgspec.ValidationError as error:
+        raise ConfigError(str(error)) from error
+
+
+def save_config(config: Config, path: Path) -> None:
+    """Writes the effective configuration for the child processes (JSON, mode 0600)."""
+    path.touch(mode=0o600)
+    path.write_bytes(msgspec.json.encode(config))
+
+
+def load_config(path: Path) -> Config:
+    """Reads what `save_config` wrote."""
+    return msgspec.json.decode(path.read_bytes(), type=Config)

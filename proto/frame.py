@@ -1,0 +1,118 @@
+"""Framing, sans I/O: a message is two frames, header and body, both msgpack; every oddity is counted, not raised."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from hashlib import blake2b
+
+import msgspec
+from msgspec import Struct
+from msgspec.msgpack import Decoder, Encoder
+
+from accelgen.proto.messages import MESSAGES, Body, Count, Id
+
+PROTOCOL_VERSION = 1
+MAX_FRAME_BYTES = 64 * 1024 * 1024
+MAX_PEERS = 4096
+
+TAG_OF: dict[type[Body], int] = {kind: tag for tag, kind in enumerate(MESSAGES)}
+_BODY_DECODERS = [Decoder(kind) for kind in MESSAGES]
+_ENCODER = Encoder()
+
+
+class Header(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc=False):
+    """First frame. `epoch` is the scheduler epoch whose decision caused the message (0: none yet), `incarnation`
+    names this life of the sender, `seq` counts the sender's messages on this link from 0."""
+
+    version: Count
+    tag: Count
+    epoch: Id
+    incarnation: Id
+    seq: Id
+
+
+_HEADER_DECODER = Decoder(Header)
+
+
+class Malformed(ValueError):
+    """A message that could not be decoded; the text says in which way, never what it contained."""
+
+
+def encode(header: Header, body: Body) -> list[bytes]:
+    """Two frames of a message."""
+    return [_ENCODER.encode(header), _ENCODER.encode(body)]
+
+
+def decode(frames: Sequence[bytes]) -> tuple[Header, Body]:
+    """Header and body of two frames. Raises Malformed for anything else."""
+    if len(frames) != 2:
+        raise Malformed("frame count")
+    try:
+        header = _HEADER_DECODER.decode(frames[0])
+        if header.version != PROTOCOL_VERSION:
+            raise Malformed("protocol version")
+        if header.tag >= len(MESSAGES):
+            raise Malformed("unknown tag")
+        return header, _BODY_DECODERS[header.tag].decode(frames[1])
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, OverflowError) as error:
+        raise Malformed(type(error).__name__) from error
+
+
+LogMalformed = Callable[[str, int, str], None]
+
+
+def _ignore(cause: str, length: int, digest: str) -> None:
+    pass
+
+
+class Codec:
+    """Both directions of one socket: numbers what is sent, judges what is received.
+
+    `counters` has: sent, received, unsent, malformed, duplicate, gap (a first message that is not number 0 is one,
+    too). `on_malformed(cause, length, hash)` is called for logging; the content is
+    never passed on.
+    """
+
+    def __init__(self, incarnation: int, on_malformed: LogMalformed = _ignore) -> None:
+        self.incarnation = incarnation
+        self.counters: Counter[str] = Counter()
+        self._on_malformed = on_malformed
+        self._next_out: dict[bytes, int] = {}
+        self._next_in: dict[tuple[bytes, int], int] = {}
+
+    def pack(self, peer: bytes, body: Body, epoch: int) -> list[bytes]:
+        """Frames of `body` for `peer`, with the next sequence number of that link."""
+        seq = self._next_out.get(peer, 0)
+        self._next_out[peer] = seq + 1
+        self.counters["sent"] += 1
+        header = Header(PROTOCOL_VERSION, TAG_OF[type(body)], epoch, self.incarnation, seq)
+        return encode(header, body)
+
+    def unpack(self, peer: bytes, frames: Sequence[bytes]) -> tuple[Header, Body] | None:
+        """The message, or None when it is malformed or a duplicate (both counted)."""
+        try:
+            header, body = decode(frames)
+        except Malformed as cause:
+            self.counters["malformed"] += 1
+            digest = blake2b(b"".join(frames), digest_size=8).hexdigest()
+            self._on_malformed(str(cause), sum(map(len, frames)), digest)
+            return None
+        link = (peer, header.incarnation)
+        expected = self._next_in.get(link, 0)
+        if header.seq < expected:
+            self.counters["duplicate"] += 1
+            return None
+        if header.seq > expected:
+            self.counters["gap"] += 1
+        self._next_in[link] = header.seq + 1
+        if len(self._next_in) > MAX_PEERS:  # peers that come and go must not grow it without bound
+            del self._next_in[next(iter(self._next_in))]
+        self.counters["received"] += 1
+        return header, body
+
+    def take_back(self, peer: bytes) -> None:
+        """The message packed last for `peer` was not sent: its number is free again."""
+        self._next_out[peer] -= 1
+        self.counters["sent"] -= 1
+        self.counters["unsent"] += 1

@@ -1,0 +1,377 @@
+"""Every message of the system, on one page: who sends it to whom, and what it carries.
+
+    frontend  -- Submit, Abort ----------------------> scheduler
+    scheduler -- Activate, Admitted, Tokens, Finished -> frontend
+    scheduler -- Activate, Lookup, Plan -------------> kvmanager
+    kvmanager -- Inventory, KvReport ----------------> scheduler
+    kvmanager -- Batch ------------------------------> worker
+    scheduler -- Activate ---------------------------> worker
+    worker    -- Inventory, StepResult --------------> scheduler
+    everyone  -- Hello, Heartbeat, Query ------------> supervisor
+    supervisor - Directory, Stop --------------------> everyone
+
+Bodies are msgpack arrays (msgspec structs, array-like); the header frame is `accelgen.proto.frame.Header`.
+Messages of one iteration are columnar: parallel lists, of which the i-th items belong together. Durations are
+seconds (`_s`); a token is its integer id; a request id is a positive 63-bit integer given out by the frontend.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import Annotated, Any
+
+from msgspec import Meta, Struct, field
+
+Id = Annotated[int, Meta(ge=0, lt=2**63)]
+Count = Annotated[int, Meta(ge=0, lt=2**31)]
+Seconds = Annotated[float, Meta(ge=0)]
+ShortText = Annotated[str, Meta(max_length=2000)]
+
+
+class Body(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc=False):
+    """Base of everything that travels. Array-like: field order is the wire format."""
+
+
+class Reason(IntEnum):
+    """Why a request ended. The first two are successes; every other one is told to the client as an error."""
+
+    STOP = 0
+    LENGTH = 1
+    ABORTED = 2  # by the frontend: client gone, or its stop string matched
+    REFUSED_SATURATED = 3  # queue bound reached: 429
+    REFUSED_EXPIRED = 4  # waited longer than its class allows: 429
+    REFUSED_TOO_LONG = 5  # can never fit the KV cache: 400
+    REFUSED_DRAINING = 6  # server is shutting down: 503
+    FAILED = 7  # the worker could not compute it: 500
+
+
+class Role(IntEnum):
+    SUPERVISOR = 0
+    FRONTEND = 1
+    SCHEDULER = 2
+    KVMANAGER = 3
+    WORKER = 4
+    CLIENT = 5  # a command-line tool that asks the supervisor something
+
+
+# --- parts -------------------------------------------------------------------------------------------------------
+
+
+class Sampling(Body, frozen=True):
+    """How the worker draws tokens. temperature 0 is greedy; top_k 0 and min_p 0 are off."""
+
+    temperature: Annotated[float, Meta(ge=0, le=100)] = 1.0
+    top_p: Annotated[float, Meta(gt=0, le=1)] = 1.0
+    top_k: Count = 0
+    min_p: Annotated[float, Meta(ge=0, le=1)] = 0.0
+    presence_penalty: Annotated[float, Meta(ge=-2, le=2)] = 0.0
+    frequency_penalty: Annotated[float, Meta(ge=-2, le=2)] = 0.0
+    repetition_penalty: Annotated[float, Meta(gt=0, le=10)] = 1.0
+    seed: Id = 0  # random numbers come from (seed, position), so a replay continues identically
+
+
+class Objective(Body, frozen=True):
+    """What the client asked for; None is "not stated". Bounded by the class in the configuration."""
+
+    ttft_s: Seconds | None = None
+    tpot_s: Seconds | None = None
+    e2e_s: Seconds | None = None
+
+
+class Prompt(Body, frozen=True):
+    """What KV manager and worker need of a request, sent once.
+
+    `tokens` are the prompt and, after a recovery, the tokens generated so far (the last `generated` ones).
+    `salt` separates prefix caches of tenants. `parent` names the request whose blocks this one will fork (0: none).
+    """
+
+    id: Id
+    tokens: list[Count]
+    sampling: Sampling = Sampling()
+    generated: Count = 0
+    salt: bytes = b""
+    parent: Id = 0
+
+
+class Held(Body, frozen=True):
+    """One request in an Inventory: how many tokens have been computed, and in which blocks they lie."""
+
+    id: Id
+    computed: Count
+    blocks: list[Count]
+
+
+class Sample(Body, frozen=True):
+    """One timed iteration: the features of the cost model and the seconds it took (data.md section 2)."""
+
+    prefill_tokens: Count
+    decode_seqs: Count
+    decode_context: Count  # sum of context lengths over decoding requests
+    prefill_work: Seconds  # sum of chunk * (prior + chunk / 2), in token^2
+    run_s: Seconds
+
+
+class Facts(Body, frozen=True):
+    """What a worker found out while loading; everybody else learns it through the Directory."""
+
+    model: str
+    architecture: str
+    device: str
+    dtype: str
+    backend: str
+    max_model_len: Count
+    vocab_size: Count
+    block_size: Count
+    num_blocks: Count
+    weights_bytes: Id
+    kv_bytes: Id
+    samples: list[Sample] = field(default_factory=list)
+
+
+class Member(Body, frozen=True):
+    """One process as the supervisor sees it."""
+
+    role: Role
+    index: Count  # frontend number, or replica number
+    pid: Count
+    endpoint: str
+    incarnation: Id
+    epoch: Id
+    phase: str  # "starting", "loading weights", ..., "ready", "stopping", "dead"
+    progress: Id  # loop counter of its last heartbeat
+    uptime_s: Seconds
+    heard_s: Seconds  # age of its last heartbeat
+    rss_bytes: Id
+    facts: Facts | None
+    gauges: dict[str, float]
+
+
+class End(Body, frozen=True):
+    """The one terminal event of a request. `detail` is for people; `retry_after_s` only with a refusal."""
+
+    id: Id
+    reason: Reason
+    detail: ShortText = ""
+    retry_after_s: Seconds = 0.0
+    queue_s: Seconds = 0.0  # arrival at the scheduler until first planned
+    cached_tokens: Count = 0  # prompt tokens found in the prefix cache
+    preemptions: Count = 0
+
+
+# --- frontend and scheduler --------------------------------------------------------------------------------------
+
+
+class Submit(Body, frozen=True):
+    """frontend -> scheduler. `siblings` are the ids of choices 1..n-1 of the same prompt (`n > 1`); sibling i
+    samples with seed + i. `waited_s` is the time since the request reached the frontend."""
+
+    prompt: Prompt
+    max_tokens: Count
+    stop_token_ids: list[Count]
+    objective: Objective
+    slo_class: str
+    waited_s: Seconds
+    siblings: list[Id] = field(default_factory=list)
+
+
+class Abort(Body, frozen=True):
+    """frontend -> scheduler. Idempotent; unknown ids are ignored."""
+
+    ids: list[Id]
+
+
+class Admitted(Body, frozen=True):
+    """scheduler -> frontend, once for each request that enters the queue."""
+
+    id: Id
+    replica: Count
+    predicted_ttft_s: Seconds
+    cached_tokens: Count
+
+
+class Tokens(Body, frozen=True):
+    """scheduler -> frontend, one per iteration: request ids[i] got counts[i] of the tokens."""
+
+    step: Id
+    ids: list[Id]
+    counts: list[Count]
+    tokens: list[Count]
+
+
+class Finished(Body, frozen=True):
+    """scheduler -> frontend: the requests that ended, after their last Tokens."""
+
+    ends: list[End]
+
+
+# --- scheduler and KV manager ------------------------------------------------------------------------------------
+
+
+class Lookup(Body, frozen=True):
+    """scheduler -> kvmanager, at arrival: remember these requests, pin what the prefix cache has of them.
+    Answered by a KvReport whose `hits` name every request without a parent."""
+
+    prompts: list[Prompt]
+
+
+class Fork(Body, frozen=True):
+    """`child` shares the blocks that hold the first `computed` tokens of `parent` (copy-on-write)."""
+
+    child: Id
+    parent: Id
+    computed: Count
+
+
+class Plan(Body, frozen=True):
+    """scheduler -> kvmanager: the work of iteration `step`. Applied in this order: confirmed, forks, release,
+    preempt, entries. Entry i processes tokens starts[i] .. starts[i]+counts[i] of request ids[i].
+
+    `confirmed_*`: tokens sampled and confirmed since the last plan (only those enter the prefix index).
+    `release`: ended, forget them. `preempt`: drop their KV, keep their tokens.
+    A plan without entries goes round all the same (it carries the rest)."""
+
+    step: Id
+    ids: list[Id]
+    starts: list[Count]
+    counts: list[Count]
+    confirmed_ids: list[Id]
+    confirmed_counts: list[Count]
+    confirmed_tokens: list[Count]
+    forks: list[Fork]
+    release: list[Id]
+    preempt: list[Id]
+    copied: list[Id]  # copy ids of the last StepResult, repeated: their blocks may be used again
+    predicted_s: Seconds  # predicted run time, and the upper quantile that watchdogs use
+    bound_s: Seconds
+
+
+class KvReport(Body, frozen=True):
+    """kvmanager -> scheduler. `step` is the plan it answers, -1 when it only answers a Lookup.
+
+    `free` can be handed out at once, `cached` after evicting prefix-cache blocks nobody uses.
+    `dropped`: entries of the plan that did not fit (dropped whole, nothing computed).
+    `hits`: for looked-up requests, the number of leading tokens whose KV is pinned.
+    `unpinned`: requests whose pin was withdrawn: they have no computed tokens any more."""
+
+    step: Annotated[int, Meta(ge=-1)]
+    free: Count
+    cached: Count
+    dropped: list[Id]
+    hit_ids: list[Id]
+    hit_tokens: list[Count]
+    unpinned: list[Id]
+
+
+# --- KV manager, worker, scheduler -------------------------------------------------------------------------------
+
+
+class Batch(Body, frozen=True):
+    """kvmanager -> worker: a Plan with block tables. Copies happen before the forward pass.
+
+    Request ids[i] processes tokens starts[i] .. starts[i]+counts[i]; before that its block table gets
+    `table[table_at[i] : table_at[i]+table_counts[i]] = ` the next table_counts[i] of `table_blocks` (what lay beyond
+    is cut off). `new` introduces requests the worker has not seen. `release` are forgotten after the step before."""
+
+    step: Id
+    new: list[Prompt]
+    ids: list[Id]
+    starts: list[Count]
+    counts: list[Count]
+    table_at: list[Count]
+    table_counts: list[Count]
+    table_blocks: list[Count]
+    copy_from: list[Count]
+    copy_to: list[Count]
+    release: list[Id]
+    predicted_s: Seconds
+    bound_s: Seconds
+
+
+class StepResult(Body, frozen=True):
+    """worker -> scheduler: request ids[i] sampled counts[i] (0 for an unfinished prompt) of the tokens.
+    `failed`: requests that could not be computed, with the cause in `causes`. `wait_s`: idle time before the step."""
+
+    step: Id
+    ids: list[Id]
+    counts: list[Count]
+    tokens: list[Count]
+    failed: list[Id]
+    causes: list[ShortText]
+    copied: list[Id]
+    wait_s: Seconds
+    run_s: Seconds
+
+
+# --- everyone and the supervisor ---------------------------------------------------------------------------------
+
+
+class Hello(Body, frozen=True):
+    """component -> supervisor, first message and again when `facts` or `endpoint` become known."""
+
+    role: Role
+    index: Count
+    pid: Count
+    endpoint: str
+    phase: str
+    facts: Facts | None = None
+
+
+class Heartbeat(Body, frozen=True):
+    """component -> supervisor, from its main loop. `progress` counts loop rounds. `bound_s` announces how long the
+    work begun now may keep it silent. `gauges` are Prometheus samples (`name` or `name{label="x"}`)."""
+
+    progress: Id
+    phase: str
+    bound_s: Seconds
+    rss_bytes: Id
+    gauges: dict[str, float] = field(default_factory=dict)
+
+
+class Failure(Body, frozen=True):
+    """component -> supervisor, the last thing it says: one line for people, with the numbers."""
+
+    line: ShortText
+
+
+class Query(Body, frozen=True):
+    """command line -> supervisor; answered by a Directory."""
+
+
+class Directory(Body, frozen=True):
+    """supervisor -> everyone, at every change and once a second."""
+
+    members: list[Member]
+    ready: bool
+    draining: bool
+    config: dict[str, Any] = field(default_factory=dict)
+
+
+class Activate(Body, frozen=True):
+    """scheduler -> frontend, KV manager, worker: the first message of its epoch (the header carries it). Whoever
+    receives it obeys this epoch from now on. `credits`: requests a frontend may have open at a time."""
+
+    credits: Count = 0
+
+
+class Inventory(Body, frozen=True):
+    """KV manager, worker -> scheduler: the answer to Activate. `step`: the last one executed, -1 for none."""
+
+    step: Annotated[int, Meta(ge=-1)]
+    held: list[Held]
+    free: Count = 0
+    cached: Count = 0
+
+
+class Stop(Body, frozen=True):
+    """supervisor -> component, command line -> supervisor: finish within `timeout_s`, then exit."""
+
+    timeout_s: Seconds
+    why: ShortText = ""
+
+
+MESSAGES: tuple[type[Body], ...] = (
+    Submit, Abort, Admitted, Tokens, Finished,
+    Lookup, Plan, KvReport, Batch, StepResult,
+    Hello, Heartbeat, Failure, Query, Directory, Activate, Inventory, Stop,
+)  # fmt: skip
+"""The order gives each type its tag on the wire: append, never reorder."""

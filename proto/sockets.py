@@ -1,0 +1,133 @@
+"""ZeroMQ sockets with the settings of DESIGN section 5, over the codec of `accelgen.proto.frame`.
+
+Long-lived components bind a Router; whoever comes and goes connects a Dealer. Both are synchronous; the frontend's
+event loop watches the same sockets by file descriptor.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+import structlog
+import zmq
+
+from accelgen.proto.frame import MAX_FRAME_BYTES, Codec, Header
+from accelgen.proto.messages import Body
+
+HIGH_WATER_MARK = 20_000  # a bound, not flow control: credits keep links far below it
+LINGER_MS = 1000  # long enough for a last word to leave
+IPC_PATH_LIMIT = 107
+
+log = structlog.get_logger()
+
+
+class EndpointError(ValueError):
+    """An endpoint that must not or cannot be used; the text names it and the rule."""
+
+
+def check_endpoint(endpoint: str) -> str:
+    """Returns `endpoint` if it obeys the rules: ipc inside a 0700 directory, path at most 107 bytes.
+
+    Raises EndpointError otherwise; tcp is refused until it comes with CURVE keys."""
+    if not endpoint.startswith("ipc://"):
+        raise EndpointError(
+            f"{endpoint}: only ipc:// endpoints inside the run directory are allowed"
+        )
+    path = Path(endpoint.removeprefix("ipc://"))
+    if len(os.fsencode(path)) > IPC_PATH_LIMIT:
+        raise EndpointError(f"{path}: socket path is longer than {IPC_PATH_LIMIT} bytes")
+    mode = stat.S_IMODE(path.parent.stat().st_mode)
+    if mode != 0o700:
+        raise EndpointError(f"{path.parent}: mode is {mode:04o}, must be 0700")
+    return endpoint
+
+
+def _log_malformed(cause: str, length: int, digest: str) -> None:
+    log.warning("malformed message dropped", cause=cause, bytes=length, hash=digest)
+
+
+def _prepare(socket: zmq.Socket[bytes]) -> None:
+    socket.setsockopt(zmq.MAXMSGSIZE, MAX_FRAME_BYTES)
+    socket.setsockopt(zmq.SNDHWM, HIGH_WATER_MARK)
+    socket.setsockopt(zmq.RCVHWM, HIGH_WATER_MARK)
+    socket.setsockopt(zmq.LINGER, LINGER_MS)
+
+
+class Router:
+    """A bound socket with many peers. `send` to a peer that is gone returns False."""
+
+    def __init__(self, endpoint: str, incarnation: int) -> None:
+        self.endpoint = check_endpoint(endpoint)
+        self.codec = Codec(incarnation, _log_malformed)
+        self.socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.ROUTER)
+        _prepare(self.socket)
+        self.socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
+        # ipc binding silently takes over an existing path: refuse, the run directory is ours alone.
+        if Path(endpoint.removeprefix("ipc://")).exists():
+            raise EndpointError(f"{endpoint}: another process has bound this path")
+        self.socket.bind(endpoint)
+
+    def send(self, peer: bytes, body: Body, epoch: int = 0) -> bool:
+        """Queues `body` for `peer`; False if no such peer is connected or its queue is full."""
+        frames = self.codec.pack(peer, body, epoch)
+        try:
+            self.socket.send_multipart([peer, *frames], flags=zmq.NOBLOCK)
+        except zmq.ZMQError as error:
+            self.codec.take_back(peer)
+            log.warning("message not sent", kind=type(body).__name__, cause=str(error))
+            return False
+        return True
+
+    def recv(self) -> tuple[bytes, Header, Body] | None:
+        """The next good message without waiting, or None when there is none."""
+        while True:
+            try:
+                peer, *frames = self.socket.recv_multipart(flags=zmq.NOBLOCK)
+            except zmq.Again:
+                return None
+            message = self.codec.unpack(peer, frames)
+            if message is not None:
+                return peer, *message
+
+    def close(self) -> None:
+        self.socket.close()
+
+
+class Dealer:
+    """A socket connected to one Router. `identity` must be unique among its peers: role, index, incarnation."""
+
+    def __init__(self, endpoint: str, identity: str, incarnation: int) -> None:
+        self.endpoint = check_endpoint(endpoint)
+        self.codec = Codec(incarnation, _log_malformed)
+        self.socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.DEALER)
+        _prepare(self.socket)
+        self.socket.setsockopt_string(zmq.IDENTITY, identity)
+        self.socket.setsockopt(zmq.RECONNECT_IVL, 20)
+        self.socket.setsockopt(zmq.RECONNECT_IVL_MAX, 500)
+        self.socket.connect(endpoint)
+
+    def send(self, body: Body, epoch: int = 0) -> bool:
+        """Queues `body`; False if the queue is full."""
+        try:
+            self.socket.send_multipart(self.codec.pack(b"", body, epoch), flags=zmq.NOBLOCK)
+        except zmq.Again:
+            self.codec.take_back(b"")
+            log.warning("message not sent", kind=type(body).__name__, cause="queue full")
+            return False
+        return True
+
+    def recv(self) -> tuple[Header, Body] | None:
+        """The next good message without waiting, or None when there is none."""
+        while True:
+            try:
+                frames = self.socket.recv_multipart(flags=zmq.NOBLOCK)
+            except zmq.Again:
+                return None
+            message = self.codec.unpack(b"", frames)
+            if message is not None:
+                return message
+
+    def close(self) -> None:
+        self.socket.close()
