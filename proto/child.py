@@ -1,7 +1,7 @@
 """What every child process does besides its work: say hello, beat, obey Stop, die with its parent.
 
-A child is started as `python -P -m accelgen.<component> --run-dir DIR --index N --epoch E`; everything else it reads from
-`DIR/config.json`. It talks to the supervisor over `ipc://DIR/supervisor.sock`.
+A child is started as `python -P -m accelgen.<component> --run-dir DIR --index N --epoch E --parent PID`; everything
+else it reads from `DIR/config.json`. It talks to the supervisor over `ipc://DIR/supervisor.sock`.
 """
 
 from __future__ import annotations

@@ -22,8 +22,8 @@ from typing import Annotated, Any
 
 from msgspec import Meta, Struct, field
 
-Id = Annotated[int, Meta(ge=0, lt=2**63)]
-Count = Annotated[int, Meta(ge=0, lt=2**31)]
+Id = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+Count = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 Seconds = Annotated[float, Meta(ge=0)]
 ShortText = Annotated[str, Meta(max_length=2000)]
 
