@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 import psutil
 import structlog
@@ -22,7 +23,7 @@ from accelgen.proto.config import Config, load_config
 from accelgen.proto.ids import new_incarnation
 from accelgen.proto.logs import configure_logs
 from accelgen.proto.messages import Body, Directory, Facts, Failure, Heartbeat, Hello, Role, Stop
-from accelgen.proto.sockets import Dealer
+from accelgen.proto.sockets import LINGER_MS, Dealer
 
 HEARTBEAT_S = 0.5
 _PR_SET_PDEATHSIG = 1
@@ -105,12 +106,11 @@ class Child:
         while (message := self.link.recv()) is not None:
             self._obey(message[1])
 
-    def fail(self, line: str) -> None:
+    def fail(self, line: str) -> NoReturn:
         """Says the one clear last line of a fatal fault and ends the process with status 1."""
         structlog.get_logger().error("fatal", line=line)
         self.link.send(Failure(line[:2000]))
-        self.link.close()
-        zmq.Context.instance().term()
+        zmq.Context.instance().destroy(linger=LINGER_MS)  # closes every socket: term alone waits
         sys.exit(1)
 
     def _obey(self, body: Body) -> None:
