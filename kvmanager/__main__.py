@@ -1,0 +1,182 @@
+"""The process around `KvCore`: takes messages of the scheduler, hands Batches to its worker, reports back."""
+
+from __future__ import annotations
+
+import gc
+from collections import Counter
+
+import structlog
+import zmq
+
+from accelgen.kvmanager.core import KvCore
+from accelgen.proto.child import HEARTBEAT_S, Child
+from accelgen.proto.clocks import now_s
+from accelgen.proto.frame import Header
+from accelgen.proto.messages import Activate, Body, Lookup, Member, Plan, Role
+from accelgen.proto.sockets import Dealer, EndpointError, Router
+
+IDLE_S = 1.0  # so long without a message: time to check the invariants
+ROUND_LIMIT = 1000  # messages taken before the supervisor is heard again
+
+log = structlog.get_logger()
+
+
+def wait_for_worker(child: Child) -> Member | None:
+    """The replica's worker as soon as its facts are known; None if the server stops before."""
+    child.phase("waiting for worker", bound_s=5.0)
+    while not child.stopping:
+        child.link.socket.poll(int(HEARTBEAT_S * 1000))
+        child.beat()
+        for member in child.directory.members if child.directory else []:
+            if member.role is Role.WORKER and member.index == child.index and member.facts:
+                return member
+    return None
+
+
+class KvProcess:
+    """One KV manager: the core, the scheduler's Router, the worker's Dealer, and the epoch it obeys."""
+
+    def __init__(self, child: Child, worker: Member) -> None:
+        assert worker.facts is not None
+        num_blocks, block_size = worker.facts.num_blocks, worker.facts.block_size
+        if not (num_blocks and block_size):
+            child.fail(
+                f"worker-{worker.index} offers num_blocks {num_blocks} of block_size {block_size}; "
+                "both must be at least 1"
+            )
+        self.child = child
+        self.core = KvCore(num_blocks, block_size, child.config.prefix_caching)
+        try:
+            self.router = Router(child.endpoint, child.incarnation)
+            self.worker = Dealer(worker.endpoint, child.name, child.incarnation)
+        except (EndpointError, zmq.ZMQError) as error:
+            child.fail(f"{child.name}: {error}")
+        self.epoch = 0
+        self.scheduler = b""  # the peer that activated the epoch
+        self.counters: Counter[str] = Counter()
+        self.sound = True
+        self._gaps = 0
+        self._idle_since_s = now_s()
+        self._checked = False
+        self._next_gauges_s = 0.0
+
+    def run(self) -> None:
+        """Serves until told to stop."""
+        poller = zmq.Poller()
+        poller.register(self.router.socket, zmq.POLLIN)
+        poller.register(self.child.link.socket, zmq.POLLIN)
+        while not self.child.stopping:
+            poller.poll(int(HEARTBEAT_S * 1000))
+            self._serve()
+            self._rest()
+            self.child.beat()
+
+    def close(self) -> None:
+        self.router.close()
+        self.worker.close()
+
+    def _serve(self) -> None:
+        for _ in range(ROUND_LIMIT):
+            message = self.router.recv()
+            if message is None:
+                return
+            peer, header, body = message
+            if isinstance(body, Activate):
+                self._activate(peer, header)
+            elif header.epoch != self.epoch or peer != self.scheduler:
+                self.counters["stale"] += 1
+            else:
+                self._notice_gap()
+                self._obey(body)
+            self._idle_since_s, self._checked = now_s(), False
+
+    def _activate(self, peer: bytes, header: Header) -> None:
+        if header.epoch < self.epoch or (header.epoch == self.epoch and peer != self.scheduler):
+            self.counters["stale"] += 1
+            return
+        self.epoch, self.scheduler = header.epoch, peer
+        self._gaps = self.router.codec.counters["gap"]
+        log.info("activated", epoch=self.epoch)
+        self.router.send(peer, self.core.on_activate(), self.epoch)
+
+    def _notice_gap(self) -> None:
+        gaps = self.router.codec.counters["gap"]
+        if gaps != self._gaps:
+            self._gaps = gaps
+            log.error("messages of the scheduler were lost", gaps=gaps)
+            self.core.distrust()
+
+    def _obey(self, body: Body) -> None:
+        match body:
+            case Plan():
+                batch, report = self.core.on_plan(body)
+                if not self.worker.send(batch, self.epoch):
+                    self.child.fail(
+                        f"{self.child.name}: worker at {self.worker.endpoint} takes no more batches "
+                        f"(step {body.step})"
+                    )
+                self.router.send(self.scheduler, report, self.epoch)
+            case Lookup():
+                self.router.send(self.scheduler, self.core.on_lookup(body), self.epoch)
+            case _:
+                self.counters["unexpected"] += 1
+                log.warning("unexpected message", kind=type(body).__name__)
+
+    def _rest(self) -> None:
+        """What is done between messages: the check of the invariants when idle, and the gauges when due."""
+        now = now_s()
+        if not self._checked and now >= self._idle_since_s + IDLE_S:
+            self._checked = True
+            faults = self.core.check()
+            self.sound = not faults
+            for fault in faults:
+                log.error("invariant violated", fault=fault)
+            gc.collect()
+        if now >= self._next_gauges_s:
+            self._next_gauges_s = now + HEARTBEAT_S / 2
+            self.child.gauges = self._gauges()
+
+    def _gauges(self) -> dict[str, float]:
+        core, wire = self.core, self.router.codec.counters
+        pool, counts = core.pool, core.counters
+        samples = {
+            "kv_blocks_total": pool.num_blocks,
+            "kv_blocks_free": pool.free,
+            "kv_blocks_cached": pool.cached,
+            "kv_blocks_used": pool.used,
+            "kv_cache_usage_perc": pool.used / pool.num_blocks,
+            "kv_requests": core.num_requests,
+            "kv_invariant_ok": self.sound,
+            "kv_copies_total": counts["copies"],
+            "kv_evictions_total": pool.evictions,
+            "kv_entries_dropped_total": counts["dropped"],
+            "kv_pins_withdrawn_total": counts["unpinned"],
+            "prefix_cache_queries_total": counts["queries"],
+            "prefix_cache_hits_total": counts["hits"],
+            "kv_messages_malformed_total": wire["malformed"],
+            "kv_messages_duplicate_total": wire["duplicate"],
+            "kv_messages_gap_total": wire["gap"],
+            "kv_messages_stale_total": self.counters["stale"],
+            "kv_messages_unexpected_total": self.counters["unexpected"],
+        }
+        label = f'{{replica="{self.child.index}"}}'
+        return {f"accelgen:{name}{label}": float(value) for name, value in samples.items()}
+
+
+def main() -> None:
+    child = Child.from_command_line(Role.KVMANAGER)
+    worker = wait_for_worker(child)
+    if worker is not None:
+        process = KvProcess(child, worker)
+        gc.collect()
+        gc.freeze()  # imports and the pool live for ever: collections need not visit them
+        child.phase("ready")
+        process.run()
+        process.close()
+    child.phase("stopping")
+    child.link.close()
+    zmq.Context.instance().term()
+
+
+if __name__ == "__main__":
+    main()

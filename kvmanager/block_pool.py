@@ -1,0 +1,105 @@
+"""The KV blocks of one replica: who owns how many of them, and which may be handed out next.
+
+A block is in exactly one of three states, so that free + used + cached = total:
+free (its content is worthless), used (it has owners), cached (no owner, but the prefix index knows its content).
+Every operation costs O(1) for each block it touches.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable
+
+from accelgen.kvmanager.prefix_index import PrefixIndex
+
+
+class BlockPool:
+    """Blocks 0 .. num_blocks-1 with reference counts; cached blocks are evicted least recently used first."""
+
+    def __init__(self, num_blocks: int, index: PrefixIndex) -> None:
+        self.num_blocks = num_blocks
+        self.owners = [0] * num_blocks
+        self.evictions = 0
+        self._index = index
+        self._free = list(range(num_blocks - 1, -1, -1))  # a stack: low numbers go first
+        self._cached: OrderedDict[int, None] = OrderedDict()  # oldest first
+
+    @property
+    def free(self) -> int:
+        """Blocks that can be handed out at once."""
+        return len(self._free)
+
+    @property
+    def cached(self) -> int:
+        """Blocks that can be handed out after forgetting the prefix they hold."""
+        return len(self._cached)
+
+    @property
+    def used(self) -> int:
+        return self.num_blocks - len(self._free) - len(self._cached)
+
+    @property
+    def available(self) -> int:
+        """How many blocks `take` can deliver now."""
+        return len(self._free) + len(self._cached)
+
+    def take(self, count: int) -> list[int]:
+        """`count` blocks with one owner each, free ones first. The caller has compared with `available`."""
+        free, owners = self._free, self.owners
+        spare = len(free)
+        if count <= spare:
+            blocks = free[spare - count :]
+            del free[spare - count :]
+            blocks.reverse()
+        else:
+            assert count <= self.available, "the caller must make room first"
+            blocks = free[::-1]
+            free.clear()
+            blocks.extend(self._evict() for _ in range(count - spare))
+        for block in blocks:
+            owners[block] = 1
+        return blocks
+
+    def share(self, blocks: Iterable[int]) -> None:
+        """One more owner for each of `blocks`, which are used or cached."""
+        owners = self.owners
+        for block in blocks:
+            if not owners[block]:
+                del self._cached[block]
+            owners[block] += 1
+
+    def give_back(self, blocks: Iterable[int]) -> None:
+        """One owner less for each of `blocks`; of those that become cached, the first named is evicted first."""
+        owners = self.owners
+        for block in blocks:
+            owners[block] -= 1
+            if owners[block]:
+                continue
+            if block in self._index:
+                self._cached[block] = None
+            else:
+                self._free.append(block)
+
+    def _evict(self) -> int:
+        block, _ = self._cached.popitem(last=False)
+        self._index.forget(block)
+        self.evictions += 1
+        return block
+
+    def check(self, owners: dict[int, int]) -> list[str]:
+        """What is wrong with the pool, given the true number of owners of each used block: nothing, one hopes."""
+        faults = []
+        used = {block: count for block, count in enumerate(self.owners) if count}
+        if used != owners:
+            faults.append("reference counts differ from the block tables")
+        if len(self._free) + len(used) + len(self._cached) != self.num_blocks:
+            faults.append(
+                f"free {self.free} + used {len(used)} + cached {self.cached} != {self.num_blocks}"
+            )
+        if len({*self._free, *used, *self._cached}) != self.num_blocks:
+            faults.append("a block is in two states or in none")
+        if any(block in self._index for block in self._free):
+            faults.append("a free block is in the prefix index")
+        if any(block not in self._index for block in self._cached):
+            faults.append("a cached block is not in the prefix index")
+        return faults

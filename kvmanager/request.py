@@ -1,0 +1,38 @@
+"""What the KV manager knows of one request."""
+
+from __future__ import annotations
+
+from array import array
+from dataclasses import dataclass, field
+
+from accelgen.proto.messages import Prompt
+
+NEVER = 1 << 62  # no request has so many tokens
+
+
+@dataclass(slots=True, eq=False)
+class Request:
+    """A request with its tokens and its block table. Counts are tokens unless they say blocks.
+
+    `computed` leading tokens have their KV in `table`, or will have it when the worker has run what was sent to it.
+    `length` is how many tokens the worker will know then: it can be ahead of `tokens`, which holds what the scheduler
+    has confirmed. A request that holds KV but has not run with it (a prefix hit, a fork) can lose it under pressure.
+    """
+
+    id: int
+    tokens: array[int]
+    root: bytes  # key that its hash chain starts from
+    length: int
+    prompt: Prompt | None  # until the worker has been told of the request
+    chain: list[bytes] = field(default_factory=list)  # keys of its leading full blocks
+    table: list[int] = field(default_factory=list)
+    computed: int = 0
+    indexed: int = 0  # leading blocks that have been offered to the prefix index
+    index_at: int = (
+        NEVER  # when this many tokens are computed and confirmed, the next block is full
+    )
+    sent: int = 0  # leading blocks of the table that the worker has
+    running: bool = False  # the worker has run it with the present table
+    shares_tail: bool = False  # the block it writes next may have other owners (after a fork)
+    trusted: bool = True  # `tokens` is known to be exact, so full blocks may be indexed
+    plan: int = 0  # serial number of the last plan that had it
