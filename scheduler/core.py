@@ -1,0 +1,287 @@
+"""The scheduler's core: messages in, messages out; no sockets, no clock. It owns every request from Submit to Finished.
+
+Each method takes the time and a message and appends to `outbox` what is to be sent; `next_plan_s` says when `plan`
+wants to be called. Live and simulator run this same class.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from msgspec import structs
+
+from accelgen.proto.config import Config
+from accelgen.proto.messages import (
+    Abort,
+    Admitted,
+    Body,
+    End,
+    Finished,
+    KvReport,
+    Lookup,
+    Prompt,
+    Reason,
+    Role,
+    StepResult,
+    Submit,
+    Tokens,
+)
+from accelgen.scheduler.admission import Expiry, Refusal, judge
+from accelgen.scheduler.cost_model import Coefficients, CostModel
+from accelgen.scheduler.policy import Limits, Policy
+from accelgen.scheduler.predictor import ClassMedian, LengthPredictor
+from accelgen.scheduler.replica import Outcome, Replica
+from accelgen.scheduler.request import Request
+
+SEED_SPACE = 1 << 63
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaSpec:
+    """What a replica offers: its KV blocks, and a fitted cost model if there is one."""
+
+    blocks: int
+    block_size: int
+    coefficients: Coefficients | None = None
+
+
+@dataclass(slots=True)
+class _Sheaf:
+    """What one frontend gets of one iteration."""
+
+    ids: list[int] = field(default_factory=list)
+    counts: list[int] = field(default_factory=list)
+    tokens: list[int] = field(default_factory=list)
+    ends: list[End] = field(default_factory=list)
+
+
+class SchedulerCore:
+    def __init__(
+        self,
+        config: Config,
+        policy: Policy,
+        replicas: Sequence[ReplicaSpec],
+        predictor: LengthPredictor | None = None,
+    ) -> None:
+        limits = Limits(config.max_num_seqs, config.max_num_batched_tokens, config.max_step_s)
+        self.config, self.policy = config, policy
+        self.replicas = [
+            Replica(
+                policy,
+                limits,
+                CostModel(spec.coefficients) if spec.coefficients else CostModel(),
+                spec.blocks,
+                spec.block_size,
+                config.pipeline_depth,
+            )
+            for spec in replicas
+        ]
+        self.predictor = predictor or ClassMedian()
+        self.draining = False
+        self.outbox: list[tuple[Role, int, Body]] = []
+        self.refused = self.finished = self.admitted = 0
+        self._home: dict[int, int] = {}  # request id -> replica
+        self._expiry = Expiry()
+
+    # --- from frontends ------------------------------------------------------------------------------------------
+
+    def on_submit(self, submit: Submit, frontend: int, now_s: float) -> None:
+        """A new request: refused at once, or looked up in the prefix cache of its replica."""
+        if submit.prompt.id in self._home:  # sent again after a reconnection: already here
+            return
+        requests = _requests_of(submit, frontend)
+        views = [replica.view() for replica in self.replicas]
+        refusal = judge(self.config, submit, views, self.draining)
+        if refusal is not None:
+            self.refused += 1
+            ends = [_refused(request, refusal) for request in requests]
+            self.outbox.append((Role.FRONTEND, frontend, Finished(ends)))
+            return
+        home = self.policy.admit(requests[0], views).replica
+        arrival_s = now_s - submit.waited_s
+        queue_s = self._queue_limit_s(submit.slo_class)
+        for request in requests:
+            table = self.replicas[home].table
+            slot = table.add(request, arrival_s)
+            table.predicted_output[slot] = self.predictor.predict(
+                request.slo_class, request.max_tokens
+            )
+            self._home[request.id] = home
+            request.expires_s = arrival_s + queue_s
+            self._expiry.add(request)
+        self._lookup(home, requests)
+
+    def on_abort(self, abort: Abort, now_s: float) -> None:
+        """Ends requests that the frontend no longer wants; unknown ids are ignored."""
+        for id in abort.ids:
+            if id in self._home:
+                self._end(self._request(id), Reason.ABORTED, "", now_s)
+
+    def on_frontend_lost(self, frontend: int, now_s: float) -> None:
+        """Ends every request of a frontend that is gone."""
+        ids = [id for id in self._home if self._request(id).frontend == frontend]
+        self.on_abort(Abort(ids), now_s)
+
+    # --- from KV managers and workers ----------------------------------------------------------------------------
+
+    def on_report(self, report: KvReport, index: int, now_s: float) -> None:
+        """Free blocks, dropped entries, answers to lookups."""
+        replica = self.replicas[index]
+        for slot in replica.on_report(report, now_s):
+            replica.enqueue(slot)
+            request = replica.table.request(slot)
+            verdict = self.policy.admit(request, [replica.view()])
+            self.admitted += 1
+            self.outbox.append(
+                (
+                    Role.FRONTEND,
+                    request.frontend,
+                    Admitted(request.id, index, verdict.predicted_ttft_s, request.cached_tokens),
+                )
+            )
+
+    def on_result(self, result: StepResult, index: int, now_s: float) -> None:
+        """Passes tokens on to the frontends, ends what has ended. Raises RuntimeError if a result is missing."""
+        sheaves: dict[int, _Sheaf] = {}
+        over: list[Outcome] = []
+        for outcome in self.replicas[index].on_result(result, now_s):
+            request = outcome.request
+            sheaf = sheaves.setdefault(request.frontend, _Sheaf())
+            if outcome.tokens:
+                sheaf.ids.append(request.id)
+                sheaf.counts.append(len(outcome.tokens))
+                sheaf.tokens.extend(outcome.tokens)
+            if outcome.reason is not None:
+                sheaf.ends.append(
+                    _end_of(request, outcome.reason, outcome.detail, now_s, self._arrival(request))
+                )
+                over.append(outcome)
+        for outcome in over:
+            self.predictor.observe(outcome.request.slo_class, len(outcome.request.generated))
+            self._forget(outcome.request)
+        for frontend, sheaf in sheaves.items():
+            if sheaf.ids:
+                tokens = Tokens(result.step, sheaf.ids, sheaf.counts, sheaf.tokens)
+                self.outbox.append((Role.FRONTEND, frontend, tokens))
+            if sheaf.ends:
+                self.outbox.append((Role.FRONTEND, frontend, Finished(sheaf.ends)))
+
+    # --- time ----------------------------------------------------------------------------------------------------
+
+    def next_s(self, now_s: float) -> float:
+        """When `tick` wants to be called next if no message comes; infinite for never."""
+        times = [replica.plan_at_s(now_s) for replica in self.replicas]
+        return min([self._expiry.next_s(), *(t for t in times if t is not None)])
+
+    def tick(self, now_s: float) -> None:
+        """Makes the plans that are due, refuses requests that waited too long."""
+        for request in self._expiry.due(now_s):
+            if request.id in self._home:
+                detail = f"waited {now_s - self._arrival(request):.1f} s, the limit of its class"
+                self._end(request, Reason.REFUSED_EXPIRED, detail, now_s, retry_after_s=1.0)
+        for index, replica in enumerate(self.replicas):
+            due_s = replica.plan_at_s(now_s)
+            if due_s is not None and due_s <= now_s:
+                plan = replica.plan(now_s)
+                if plan is not None:
+                    self.outbox.append((Role.KVMANAGER, index, plan))
+
+    # --- inside --------------------------------------------------------------------------------------------------
+
+    def _lookup(self, home: int, requests: list[Request]) -> None:
+        prompts = [
+            Prompt(
+                request.id,
+                request.prompt + request.generated,
+                request.sampling,
+                len(request.generated),
+                request.salt,
+                request.parent,
+            )
+            for request in requests
+        ]
+        self.outbox.append((Role.KVMANAGER, home, Lookup(prompts)))
+
+    def _end(
+        self,
+        request: Request,
+        reason: Reason,
+        detail: str,
+        now_s: float,
+        retry_after_s: float = 0.0,
+    ) -> None:
+        end = _end_of(request, reason, detail, now_s, self._arrival(request), retry_after_s)
+        self.outbox.append((Role.FRONTEND, request.frontend, Finished([end])))
+        self._forget(request)
+
+    def _forget(self, request: Request) -> None:
+        """Frees what the request holds; siblings that were to fork from it go their own way."""
+        home = self._home.pop(request.id)
+        self.finished += 1
+        orphans = request.children if self.replicas[home].end(request) else []
+        alive = [child for child in orphans if child.id in self._home]
+        for child in alive:
+            child.parent = 0
+        if alive:
+            self._lookup(home, alive)
+
+    def _request(self, id: int) -> Request:
+        table = self.replicas[self._home[id]].table
+        return table.request(table.slot_of[id])
+
+    def _arrival(self, request: Request) -> float:
+        table = self.replicas[self._home[request.id]].table
+        return float(table.arrival_s[table.slot_of[request.id]])
+
+    def _queue_limit_s(self, slo_class: str) -> float:
+        known = self.config.slo_classes
+        return known.get(slo_class, known[self.config.default_class]).max_queue_ms / 1000
+
+
+def _requests_of(submit: Submit, frontend: int) -> list[Request]:
+    """The request of a Submit and its siblings (choices 1..n-1), which fork from it."""
+    prompt = submit.prompt
+    split = len(prompt.tokens) - prompt.generated
+    first, *siblings = (
+        Request(
+            id=id,
+            frontend=frontend,
+            prompt=prompt.tokens[:split],
+            sampling=structs.replace(prompt.sampling, seed=(prompt.sampling.seed + i) % SEED_SPACE),
+            max_tokens=submit.max_tokens,
+            stop_token_ids=frozenset(submit.stop_token_ids),
+            objective=submit.objective,
+            slo_class=submit.slo_class,
+            salt=prompt.salt,
+            generated=prompt.tokens[split:] if i == 0 else [],
+            parent=prompt.id if i else 0,
+        )
+        for i, id in enumerate([prompt.id, *submit.siblings])
+    )
+    first.children = siblings
+    return [first, *siblings]
+
+
+def _end_of(
+    request: Request,
+    reason: Reason,
+    detail: str,
+    now_s: float,
+    arrival_s: float,
+    retry_after_s: float = 0.0,
+) -> End:
+    started_s = now_s if request.started_s is None else request.started_s
+    return End(
+        request.id,
+        reason,
+        detail,
+        retry_after_s,
+        max(0.0, started_s - arrival_s),
+        request.cached_tokens,
+        request.preemptions,
+    )
+
+
+def _refused(request: Request, refusal: Refusal) -> End:
+    return End(request.id, refusal.reason, refusal.detail, refusal.retry_after_s)

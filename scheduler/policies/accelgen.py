@@ -1,0 +1,204 @@
+"""`accelgen`: AccelGen, literal to what is known of it (arXiv 2503.13737; papers.md section 1).
+
+1. Dynamic chunking (1.2): the token budget of a batch is S_b = S_pf * SLO_min / T_pf, from the pivot forward size, its
+   iteration time, and the tightest iteration objective; a long prompt is cut where the budget ends, and finished before
+   another long one begins (exclusive allocation).
+2. Ordering (1.3): by T_r, the time a request may still stay out of a batch (slack.py).
+3. Multi-resource batching (1.4): the urgent set first, preempting the largest T_r where there is no room; then, among
+   the requests whose T_r lies within gamma of the head's, again and again the one whose demand (tokens, blocks) is
+   nearest to what is left of both.
+
+Reconstructed, where the sources are silent (1.5): the distance is normalised by S_b and by the number of KV blocks;
+SLO_min is the tightest TPOT objective if any candidate decodes, else the tightest time per remaining chunk; S_b is at
+least the number of decodes, and one block; within the urgent set decodes come before prompts (they take one token
+each, and the floor of S_b counts them); the pivot is where the fitted cost model reaches 85 % of its throughput; a
+prompt is long if it exceeds S_b; a batch that would stay empty for want of blocks preempts the largest T_r.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from msgspec import Struct, structs
+
+from accelgen.scheduler.policies.distance import Contest, take_nearest
+from accelgen.scheduler.policies.shared import Batch, least_load
+from accelgen.scheduler.policies.slack import Pace, slack
+from accelgen.scheduler.policy import Decision, StepStats, Verdict, View, is_decode
+from accelgen.scheduler.request import Request
+from accelgen.scheduler.table import Bools, Floats, Ints
+
+WINDOW = 200  # iterations over which the longest one is taken
+SMOOTH = 0.05  # weight of a new chunk, or iteration, in the moving averages
+
+
+class Memory(Struct, frozen=True):
+    """What the rule remembers: the last iteration times in seconds, and moving averages."""
+
+    runs_s: tuple[float, ...] = ()
+    chunk: float = 0.0  # tokens; 0: none seen yet
+    mean_s: float = 0.0
+    preempted: float = 0.0  # preemptions per finished request
+
+
+class Candidates(Struct, frozen=True):
+    """Requests that may be in the batch, [n] each: running ones first, then the waiting ones near the head."""
+
+    slots: Ints
+    remaining_s: Floats
+    decode: Bools
+    running: Bools
+    pending: Ints
+
+
+class AccelGen:
+    name = "accelgen"
+
+    def __init__(
+        self, gamma_s: float = 0.75, pivot_tokens: int = 0, raw_units: bool = False
+    ) -> None:
+        if gamma_s < 0 or pivot_tokens < 0:
+            raise ValueError("gamma_s and pivot_tokens must not be negative")
+        self.gamma_s, self.pivot_tokens, self.raw_units = gamma_s, pivot_tokens, raw_units
+
+    def initial(self) -> Memory:
+        return Memory()
+
+    def order_key(self, view: View, slot: int, state: Memory) -> float:
+        """The time by which the request must be in a batch: T_r plus now, which does not change with time."""
+        pace = self._pace(view, state)
+        now_s = float(view.table.last_s[slot])
+        return now_s + float(slack(view.table, np.array([slot]), now_s, pace).remaining_s[0])
+
+    def admit(self, request: Request, views: Sequence[View]) -> Verdict:
+        return least_load(request, views)
+
+    def plan(self, view: View, state: Memory, start_s: float) -> tuple[Decision, Memory]:
+        pace = self._pace(view, state)
+        found, budget = self._candidates(view, pace, start_s)
+        batch = Batch(view, budget)
+        if len(found.slots):
+            _take_urgent(batch, found, pace.longest_s)
+            self._take_similar(batch, found, budget)
+            _make_room(batch, found)
+        return batch.decision(), state
+
+    def observe(self, step: StepStats, state: Memory) -> Memory:
+        chunk = state.chunk
+        for tokens in step.chunks:
+            chunk = tokens if chunk == 0 else chunk + SMOOTH * (tokens - chunk)
+        first = state.mean_s == 0
+        return structs.replace(
+            state,
+            runs_s=(*state.runs_s[1 - WINDOW :], step.run_s),
+            chunk=chunk,
+            mean_s=step.run_s if first else state.mean_s + SMOOTH * (step.run_s - state.mean_s),
+            preempted=state.preempted
+            + SMOOTH * (min(1, step.preempted) - state.preempted * min(1, step.finished)),
+        )
+
+    def _pivot(self, view: View) -> tuple[int, float]:
+        return view.cost.pivot(self.pivot_tokens or view.limits.max_num_batched_tokens)
+
+    def _pace(self, view: View, state: Memory) -> Pace:
+        size, seconds = self._pivot(view)
+        return Pace(
+            chunk=state.chunk or size,
+            longest_s=max(state.runs_s, default=seconds),
+            mean_s=state.mean_s or seconds,
+            preempted=state.preempted,
+        )
+
+    def _candidates(self, view: View, pace: Pace, start_s: float) -> tuple[Candidates, int]:
+        """Every running request with work, the waiting ones within gamma of the head, and the token budget S_b."""
+        table = view.table
+        running = table.running[table.remaining(table.running) > 0]
+        waiting = self._near_head(view, running, pace, start_s)
+        slots = np.concatenate([running, waiting])
+        times = slack(table, slots, start_s, pace)
+        is_running = np.arange(len(slots)) < len(running)
+        decode = is_decode(table, slots) & is_running
+        found = Candidates(
+            slots,
+            times.remaining_s,
+            decode,
+            is_running,
+            table.length[slots] - table.computed[slots],
+        )
+        near = times.remaining_s <= times.remaining_s.min(initial=np.inf) + self.gamma_s
+        which = near & decode if (near & decode).any() else near
+        tightest_s = float(times.iteration_s[which].min(initial=np.inf))
+        return found, self._budget(view, tightest_s, int(decode.sum()))
+
+    def _near_head(self, view: View, running: Ints, pace: Pace, start_s: float) -> Ints:
+        """Waiting slots that are urgent or whose T_r lies within gamma of the smallest T_r of all."""
+        order = view.table.waiting
+        if not order:
+            return np.empty(0, dtype=np.int64)
+        head = order[0][0]
+        if len(running):
+            head = min(
+                head, start_s + float(slack(view.table, running, start_s, pace).remaining_s.min())
+            )
+        last = max(head + self.gamma_s, start_s + pace.longest_s)
+        return np.array([slot for _, slot in order.irange(maximum=(last, 1 << 62))], dtype=np.int64)
+
+    def _budget(self, view: View, tightest_s: float, decodes: int) -> int:
+        """S_b in tokens (papers.md 1.2)."""
+        size, seconds = self._pivot(view)
+        most = view.limits.max_num_batched_tokens
+        literal = size * min(tightest_s / seconds, most)
+        return int(min(max(literal, decodes, view.table.block_size), max(most, decodes)))
+
+    def _take_similar(self, batch: Batch, found: Candidates, budget: int) -> None:
+        """Fills the batch from the requests whose T_r is within gamma of the head's."""
+        left = ~np.isin(found.slots, batch.slots + batch.preempted)
+        if batch.preempted:
+            left &= found.running  # no newcomer while somebody had to go
+        if not left.any():
+            return
+        left &= found.remaining_s <= found.remaining_s[left].min() + self.gamma_s
+        long = ~found.decode & (found.pending > budget)
+        begun = ~found.decode & found.running & (found.pending > 0)
+        if begun.any() or bool((np.isin(found.slots, batch.slots) & long).any()):
+            left &= ~long | begun  # exclusive allocation: finish the long prompt first
+        chosen = np.flatnonzero(left)
+        chosen = chosen[np.argsort(found.remaining_s[chosen], kind="stable")]
+        slots, pending = found.slots[chosen], found.pending[chosen]
+        units = (1.0, 1.0) if self.raw_units else (float(budget), float(batch.view.total_blocks))
+        blocks = batch.view.table.block_demand(slots, pending)
+        cut = (long | begun)[chosen]
+        take_nearest(batch, Contest(slots, pending, blocks, cut, found.running[chosen], *units))
+
+
+def _take_urgent(batch: Batch, found: Candidates, longest_s: float) -> None:
+    """Requests that miss their objective unless they are in this iteration, ascending T_r, decodes first."""
+    urgent = np.flatnonzero(found.remaining_s < longest_s)
+    order = urgent[np.lexsort((found.remaining_s[urgent], ~found.decode[urgent]))]
+    others = np.flatnonzero(found.running & (found.remaining_s >= longest_s))
+    victims = found.slots[
+        others[np.argsort(found.remaining_s[others])]
+    ].tolist()  # largest T_r last
+    for i in order.tolist():
+        slot, pending = int(found.slots[i]), int(found.pending[i])
+        if batch.tokens < 1:
+            return
+        wanted = min(pending, batch.tokens)
+        newcomer = 0 if found.running[i] else 1
+        while victims and (
+            batch.block_demand(slot, wanted) > batch.blocks or batch.seats < newcomer
+        ):
+            batch.preempt(victims.pop())
+        chunk = batch.largest_chunk(slot, pending)
+        if chunk and batch.seats >= newcomer:
+            batch.take(slot, chunk)
+            batch.seats -= newcomer
+
+
+def _make_room(batch: Batch, found: Candidates) -> None:
+    """Nothing fitted although somebody runs: the largest T_r makes room for the next iteration."""
+    if batch.slots or batch.preempted or not found.running.any():
+        return
+    running = np.flatnonzero(found.running)
+    batch.preempt(int(found.slots[running[found.remaining_s[running].argmax()]]))

@@ -1,0 +1,99 @@
+"""AccelGen's multi-resource batching: again and again the request whose demand is nearest to what is left
+(papers.md 1.4, steps 3 to 5)."""
+
+from __future__ import annotations
+
+import numpy as np
+from msgspec import Struct
+
+from accelgen.scheduler.policies.shared import Batch
+from accelgen.scheduler.table import Bools, Floats, Ints
+
+
+class Contest(Struct, frozen=True):
+    """The candidates, [n] each, smallest T_r first. `pending` tokens need `blocks` further KV blocks; a request marked
+    `cut` may be taken in part. The units make tokens and blocks comparable."""
+
+    slots: Ints
+    pending: Ints
+    blocks: Ints
+    cut: Bools
+    running: Bools
+    tokens_unit: float
+    blocks_unit: float
+
+    def distances(self, tokens_left: int, blocks_left: int, seats: int) -> Floats:
+        """Squared distances of the demands from what is left, infinite for what does not fit, [n]. Demands of `cut`
+        requests are not judged here."""
+        fits = (self.pending <= tokens_left) & (self.blocks <= blocks_left) & ~self.cut
+        if seats < 1:
+            fits &= self.running
+        squares = ((tokens_left - self.pending) / self.tokens_unit) ** 2
+        squares += ((blocks_left - self.blocks) / self.blocks_unit) ** 2
+        return np.where(fits, squares, np.inf)
+
+
+def take_nearest(batch: Batch, contest: Contest) -> None:
+    """Takes candidates until nothing more fits. At most one request that is not yet running is taken in part: a second
+    long prompt does not begin (exclusive allocation)."""
+    alive = np.ones(len(contest.slots), dtype=bool)
+    while batch.tokens > 0 and alive.any():
+        squares = contest.distances(batch.tokens, batch.blocks, batch.seats)
+        squares[~alive] = np.inf
+        chunks = _judge_cut(batch, contest, alive, squares)
+        nearest = int(squares.argmin())
+        if squares[nearest] == np.inf:
+            return
+        if contest.cut[nearest]:
+            batch.take(int(contest.slots[nearest]), chunks[nearest])
+            alive[nearest] = False
+            if not contest.running[nearest]:
+                batch.seats -= 1
+                alive &= ~contest.cut | contest.running
+        elif contest.running[nearest]:
+            alive[_take_alike(batch, contest, alive, nearest)] = False
+        else:
+            batch.take(int(contest.slots[nearest]), int(contest.pending[nearest]))
+            batch.seats -= 1
+            alive[nearest] = False
+
+
+def _judge_cut(batch: Batch, contest: Contest, alive: Bools, squares: Floats) -> dict[int, int]:
+    """Chunk of each request that may be cut: as long as tokens and blocks allow; fills in its distance."""
+    chunks: dict[int, int] = {}
+    for i in np.flatnonzero(alive & contest.cut).tolist():
+        if not contest.running[i] and batch.seats < 1:
+            continue
+        slot = int(contest.slots[i])
+        chunk = batch.largest_chunk(slot, int(contest.pending[i]))
+        if chunk:
+            chunks[i] = chunk
+            blocks_left = batch.blocks - batch.block_demand(slot, chunk)
+            squares[i] = ((batch.tokens - chunk) / contest.tokens_unit) ** 2
+            squares[i] += (blocks_left / contest.blocks_unit) ** 2
+    return chunks
+
+
+def _take_alike(batch: Batch, contest: Contest, alive: Bools, nearest: int) -> Ints:
+    """Takes the nearest running request, and with it those of the same demand that would be picked right after it.
+
+    The difference of two squared distances is linear in the residual, and the residual moves on a straight line while
+    equal demands are taken: who is nearest at the first and at the last step is nearest at all steps between."""
+    pending, blocks = int(contest.pending[nearest]), int(contest.blocks[nearest])
+    same = alive & contest.running & ~contest.cut
+    same &= (contest.pending == pending) & (contest.blocks == blocks)
+    alike: Ints = np.flatnonzero(same)
+    most = min(len(alike), batch.tokens // pending)
+    if blocks:
+        most = min(most, batch.blocks // blocks)
+    while most > 1:
+        tokens_left = batch.tokens - (most - 1) * pending
+        blocks_left = batch.blocks - (most - 1) * blocks
+        squares = contest.distances(tokens_left, blocks_left, batch.seats)
+        squares[~alive] = np.inf
+        if squares[nearest] <= squares.min():
+            break
+        most //= 2
+    alike = alike[:most]
+    batch.take_all(contest.slots[alike], contest.pending[alike], contest.blocks[alike])
+    return alike

@@ -1,0 +1,131 @@
+"""Machinery that several policies share: the batch of one iteration, victims, and the choice of a replica."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from accelgen.scheduler.cost_model import Work
+from accelgen.scheduler.policy import Decision, Verdict, View
+from accelgen.scheduler.request import Request
+from accelgen.scheduler.table import Ints
+
+
+class Batch:
+    """The iteration being put together: what is taken, and what is left of tokens, blocks and sequences.
+
+    `take` and `fits` count in the same way as the table projects; blocks of victims come back at once."""
+
+    def __init__(self, view: View, tokens: int) -> None:
+        self.view = view
+        self.tokens = tokens
+        self.blocks = view.free_blocks
+        self.seats = view.limits.max_num_seqs - len(view.table.running)
+        self.slots: list[int] = []
+        self.counts: list[int] = []
+        self.preempted: list[int] = []
+
+    def block_demand(self, slot: int, count: int) -> int:
+        """Further blocks that `count` more tokens of `slot` need."""
+        table = self.view.table
+        needed = -(-(int(table.computed[slot]) + count) // table.block_size)
+        return max(0, needed - int(table.blocks[slot]))
+
+    def largest_chunk(self, slot: int, remaining: int) -> int:
+        """The most tokens of `slot`, at most `remaining`, that the tokens and blocks left allow."""
+        table = self.view.table
+        room = (int(table.blocks[slot]) + self.blocks) * table.block_size - int(
+            table.computed[slot]
+        )
+        return max(0, min(remaining, self.tokens, room))
+
+    def take(self, slot: int, count: int) -> None:
+        """Adds an entry that fits."""
+        demand = self.block_demand(slot, count)
+        assert count > 0 and count <= self.tokens and demand <= self.blocks, (count, demand)
+        self.slots.append(slot)
+        self.counts.append(count)
+        self.tokens -= count
+        self.blocks -= demand
+
+    def take_all(self, slots: Ints, counts: Ints, demands: Ints) -> None:
+        """Adds entries that fit together (vectorised `take`)."""
+        self.slots.extend(slots.tolist())
+        self.counts.extend(counts.tolist())
+        self.tokens -= int(counts.sum())
+        self.blocks -= int(demands.sum())
+        assert self.tokens >= 0 and self.blocks >= 0
+
+    def preempt(self, slot: int) -> None:
+        """Drops the KV of a running request that is not in the batch."""
+        self.preempted.append(slot)
+        self.blocks += int(self.view.table.blocks[slot])
+        self.seats += 1
+
+    def decision(self) -> Decision:
+        return Decision(self.slots, self.counts, self.preempted)
+
+
+def take_decodes(batch: Batch, slots: Ints, latest_first: Ints) -> None:
+    """All decodes of `slots` that fit; while one lacks a block, the first of `latest_first` that is not yet in the
+    batch is preempted: vLLM's rule, recompute the latest arrival (papers.md 5.2)."""
+    table = batch.view.table
+    ones = np.ones(len(slots), dtype=np.int64)
+    demands = table.block_demand(slots, ones)
+    if len(slots) <= batch.tokens and int(demands.sum()) <= batch.blocks:
+        batch.take_all(slots, ones, demands)
+        return
+    victims = latest_first.tolist()
+    gone: set[int] = set()
+    taken = set(batch.slots)
+    for slot in slots.tolist():
+        if slot in gone or batch.tokens < 1:
+            continue
+        while batch.block_demand(slot, 1) > batch.blocks:
+            victim = next(v for v in victims if v not in gone and v not in taken)
+            gone.add(victim)
+            batch.preempt(victim)
+            if victim == slot:
+                break
+        if slot not in gone:
+            batch.take(slot, 1)
+            taken.add(slot)
+
+
+def promised_blocks(view: View) -> int:
+    """Blocks that prompts already begun will still need: a new prompt must leave them alone."""
+    table = view.table
+    running = table.running
+    return int(table.block_demand(running, table.length[running] - table.computed[running]).sum())
+
+
+def latest_first(view: View) -> Ints:
+    """Running slots, latest arrival first."""
+    running = view.table.running
+    order: Ints = running[np.argsort(-view.table.arrival_s[running], kind="stable")]
+    return order
+
+
+def waiting_slots(view: View) -> Iterator[int]:
+    """Slots in waiting order. Do not change the order while iterating."""
+    return (slot for _, slot in view.table.waiting)
+
+
+def least_load(request: Request, views: Sequence[View]) -> Verdict:
+    """The replica with the fewest tokens to process, KV use as tie-break; predicted time to first token from its
+    queue at the pivot's throughput."""
+    loads = [_load(view) for view in views]
+    best = min(range(len(views)), key=lambda i: (loads[i], i))
+    view = views[best]
+    size, seconds = view.cost.pivot(view.limits.max_num_batched_tokens)
+    queued = view.table.waiting_tokens + len(request.prompt)
+    if queued > size:
+        return Verdict(best, queued / size * seconds)
+    return Verdict(best, view.cost.predict_upper(Work(queued, prefill_work=queued * queued / 2)))
+
+
+def _load(view: View) -> tuple[int, int]:
+    table = view.table
+    pending = int(table.remaining(table.running).sum()) + table.waiting_tokens
+    return pending, view.total_blocks - view.free_blocks

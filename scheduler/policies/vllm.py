@@ -1,0 +1,75 @@
+"""`vllm`: first come, first served, prompts first, as in the original vLLM (papers.md 5.2, read in its code).
+
+Waiting prompts are admitted in order of arrival, whole, while their blocks, the token limit and the number of sequences
+allow. If any was admitted, the batch consists of prompts only and decodes stall; else every running request decodes,
+and when there is no block for one, the latest arrival is preempted (recompute) and goes back to the front.
+
+Reconstructed: a prompt that alone exceeds the token limit is cut by the engine and goes on in the next batches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from accelgen.scheduler.policies.shared import (
+    Batch,
+    latest_first,
+    least_load,
+    promised_blocks,
+    take_decodes,
+    waiting_slots,
+)
+from accelgen.scheduler.policy import Decision, StepStats, Verdict, View, is_decode
+from accelgen.scheduler.request import Request
+
+WATERMARK = 0.01  # share of blocks that admission leaves free, so that decodes can grow
+
+
+class Vllm:
+    name = "vllm"
+
+    def initial(self) -> None:
+        return None
+
+    def order_key(self, view: View, slot: int, state: None) -> float:
+        return float(view.table.arrival_s[slot])
+
+    def admit(self, request: Request, views: Sequence[View]) -> Verdict:
+        return least_load(request, views)
+
+    def plan(self, view: View, state: None, start_s: float) -> tuple[Decision, None]:
+        batch = Batch(view, view.limits.max_num_batched_tokens)
+        self._take_prompts(batch)
+        if not batch.slots:
+            running = view.table.running
+            ready = running[view.table.remaining(running) > 0]
+            take_decodes(batch, ready[is_decode(view.table, ready)], latest_first(view))
+            if not batch.slots and len(ready):  # only cut prompts, and no block for them
+                batch.preempt(int(latest_first(view)[0]))
+        return batch.decision(), None
+
+    def observe(self, step: StepStats, state: None) -> None:
+        return None
+
+    def _take_prompts(self, batch: Batch) -> None:
+        """Prompts cut by the engine's limit first, then new ones until one does not fit."""
+        table = batch.view.table
+        running = table.running
+        free = batch.view.free_blocks - promised_blocks(batch.view)
+        if len(running):
+            free -= int(np.ceil(WATERMARK * batch.view.total_blocks))
+        cut = running[(table.remaining(running) > 0) & ~is_decode(table, running)]
+        for slot in cut.tolist():
+            chunk = batch.largest_chunk(slot, int(table.length[slot] - table.computed[slot]))
+            if chunk:
+                batch.take(slot, chunk)
+        for slot in waiting_slots(batch.view):
+            whole = int(table.length[slot] - table.computed[slot])
+            count = min(whole, batch.view.limits.max_num_batched_tokens)
+            free -= batch.block_demand(slot, whole)
+            if free < 0 or count > batch.tokens or batch.seats < 1:
+                return
+            batch.take(slot, count)
+            batch.seats -= 1

@@ -1,0 +1,124 @@
+"""What a scheduling policy sees, and what it answers. A policy is found by its entry point (`accelgen.policies`).
+
+A policy has no sockets, no clock and no hidden state: `plan` reads a View, and what it must remember from one call to
+the next is a value, its state, that it receives and returns (DESIGN section 9). The same object runs live and
+simulated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from importlib.metadata import entry_points
+from typing import Any, Protocol
+
+import numpy as np
+from msgspec import Struct
+
+from accelgen.scheduler.cost_model import CostModel, Work
+from accelgen.scheduler.request import Request
+from accelgen.scheduler.table import Ints, RequestTable
+
+GROUP = "accelgen.policies"
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What every plan is clipped to, whatever the policy says."""
+
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    max_step_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """One replica, projected past the iteration in flight. A policy reads it and changes nothing."""
+
+    table: RequestTable
+    free_blocks: int  # that an allocation may take, cached but unused ones included
+    total_blocks: int
+    limits: Limits
+    cost: CostModel
+
+
+@dataclass(slots=True)
+class Decision:
+    """Which request (by slot) processes how many tokens; whose KV is dropped before. Slots are unique."""
+
+    slots: list[int]
+    counts: list[int]
+    preempt: list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Answer to an arrival: the replica it goes to and the predicted time to first token in seconds."""
+
+    replica: int
+    predicted_ttft_s: float
+
+
+class StepStats(Struct, frozen=True):
+    """What a policy may learn from an executed iteration: its seconds, and the prompt chunks in it (tokens)."""
+
+    run_s: float
+    chunks: list[int]
+    preempted: int
+    finished: int
+
+
+class Policy(Protocol):
+    """See accelgen.scheduler.policies.vllm for the smallest one."""
+
+    name: str
+
+    def initial(self) -> Any:
+        """The state of a policy that has seen nothing: a msgspec-serialisable value."""
+
+    def order_key(self, view: View, slot: int, state: Any) -> float:
+        """Place in the waiting order (ascending), asked on arrival, on preemption and when a chunk joins a batch."""
+
+    def admit(self, request: Request, views: Sequence[View]) -> Verdict:
+        """The replica for a request that arrives."""
+
+    def plan(self, view: View, state: Any, start_s: float) -> tuple[Decision, Any]:
+        """The next iteration, predicted to start at `start_s`."""
+
+    def observe(self, step: StepStats, state: Any) -> Any:
+        """After every executed iteration."""
+
+
+class UnknownPolicy(ValueError):
+    """No such policy, or a parameter it does not take; the text lists what there is."""
+
+
+def load_policy(name: str, params: dict[str, Any]) -> Policy:
+    """The installed policy `name` with its parameters. Raises UnknownPolicy."""
+    found = {entry.name: entry for entry in entry_points(group=GROUP)}
+    if name not in found:
+        near = get_close_matches(name, found) or sorted(found)
+        raise UnknownPolicy(f"policy: {name!r} is not installed; did you mean {', '.join(near)}?")
+    kind = found[name].load()
+    try:
+        policy: Policy = kind(**params)
+    except (TypeError, ValueError) as error:
+        raise UnknownPolicy(f"policy_params: {name}: {error}") from error
+    return policy
+
+
+def work_of_decision(table: RequestTable, decision: Decision) -> Work:
+    """The cost-model features of a decision."""
+    slots = np.array(decision.slots, dtype=np.int64)
+    counts = np.array(decision.counts, dtype=np.int64)
+    computed = table.computed[slots]
+    return Work.of(computed, counts, is_decode(table, slots))
+
+
+def is_decode(table: RequestTable, slots: Ints) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    """Requests of which exactly the newest sampled token waits to be processed, [len(slots)]."""
+    decode: np.ndarray[Any, np.dtype[np.bool_]] = (
+        table.length[slots] - table.computed[slots] == 1
+    ) & (table.length[slots] > table.prompt_len[slots])
+    return decode

@@ -1,0 +1,347 @@
+"""One replica's road through the iterations: view, decision, plan, report, result. Sans I/O.
+
+    plan() -----> Plan k          the table is projected past k
+    on_report() - KvReport k      what did not fit is rolled back; free blocks are known again
+    on_result() - StepResult k    tokens are confirmed, requests end
+
+With depth 1, plan k+1 is made after StepResult k-1 and KvReport k, as late as is safe (DESIGN section 2).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from accelgen.proto.messages import Fork, KvReport, Plan, Reason, StepResult
+from accelgen.scheduler.cost_model import CostModel, Work
+from accelgen.scheduler.policy import (
+    Decision,
+    Limits,
+    Policy,
+    StepStats,
+    View,
+    is_decode,
+    work_of_decision,
+)
+from accelgen.scheduler.request import Request
+from accelgen.scheduler.table import Bools, Ints, RequestTable, State
+
+SAFETY_S = 0.001
+RETRY_S = 0.02
+BOUND_FACTOR, BOUND_FLOOR_S = (
+    5.0,
+    1.0,
+)  # a step may keep the worker silent this long (DESIGN section 6)
+
+
+class BadDecision(RuntimeError):
+    """A policy answered with something that cannot be executed; the text says what."""
+
+
+@dataclass(slots=True)
+class Flight:
+    """An iteration that has been planned and has not come back."""
+
+    step: int
+    slots: Ints
+    ids: list[int]
+    counts: Ints
+    sampled: Bools
+    started: set[int]  # slots that left the queue for it
+    work: Work
+    chunks: list[int]
+    preempted: int
+    planned_s: float
+    begun_s: float  # (predicted) start of the forward pass
+    predicted_s: float
+    reported: bool = False
+    dropped: set[int] = field(default_factory=set)  # request ids
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a StepResult brought for one request: its new tokens, and how it ended if it did."""
+
+    request: Request
+    tokens: list[int]
+    reason: Reason | None = None
+    detail: str = ""
+
+
+class Replica:
+    """The scheduler's half of one KV manager and its workers."""
+
+    def __init__(
+        self,
+        policy: Policy,
+        limits: Limits,
+        cost: CostModel,
+        blocks: int,
+        block_size: int,
+        depth: int,
+    ) -> None:
+        self.policy, self.limits, self.cost = policy, limits, cost
+        self.total_blocks, self.free_blocks = blocks, blocks
+        self.table = RequestTable(block_size)
+        self.state: Any = policy.initial()
+        self.depth = depth
+        self.flights: deque[Flight] = deque()
+        self.step = 0
+        self.overhead_s: deque[float] = deque([0.002], maxlen=64)  # plan begun .. report received
+        self.preemptions = self.steps = self.dropped = 0
+        self._stalled_s: float | None = None  # nothing could be planned; cleared by news
+        self._release: list[int] = []
+        self._confirmed: list[tuple[int, list[int]]] = []
+        self._ripe: list[Request] = []  # whole prompt planned: its siblings can fork
+
+    def view(self) -> View:
+        return View(self.table, self.free_blocks, self.total_blocks, self.limits, self.cost)
+
+    def enqueue(self, slot: int) -> None:
+        """A looked-up request becomes visible to the policy."""
+        self._stalled_s = None
+        self.table.enqueue(slot, self.policy.order_key(self.view(), slot, self.state))
+
+    def end(self, request: Request) -> bool:
+        """The request is over: frees its slot, its blocks with the next plan. Returns whether its siblings still wait
+        for it (they can no longer fork)."""
+        self._stalled_s = None
+        self.table.remove(self.table.slot_of[request.id])
+        self._release.append(request.id)
+        return bool(request.children) and request not in self._ripe
+
+    # --- planning ------------------------------------------------------------------------------------------------
+
+    def plan_at_s(self, now_s: float) -> float | None:
+        """When the next plan should be made: at once, later (a moment to wait for), or None before news comes."""
+        if not self._has_work():
+            return None
+        if self._stalled_s is not None:
+            return None if self.flights else self._stalled_s + RETRY_S
+        if not self.flights:
+            return now_s
+        last = self.flights[-1]
+        if len(self.flights) > self.depth or not last.reported:
+            return None
+        end_s = last.begun_s + last.predicted_s * self.cost.lower
+        return end_s - SAFETY_S - 1.5 * max(self.overhead_s)
+
+    def plan(self, now_s: float) -> Plan | None:
+        """The next Plan, or None when nothing can run and nothing needs to be said. Raises BadDecision."""
+        forks = self._take_forks()
+        start_s = self.flights[-1].begun_s + self.flights[-1].predicted_s if self.flights else now_s
+        start_s = max(start_s, now_s)
+        decision, self.state = self.policy.plan(self.view(), self.state, start_s)
+        decision = self._clip(self._check(decision))
+        idle_words = forks or (self._release and not self.flights) or decision.preempt
+        if not decision.slots and not idle_words:
+            self._stalled_s = now_s
+            return None
+        return self._commit(decision, forks, now_s, start_s)
+
+    def _has_work(self) -> bool:
+        table = self.table
+        return bool(len(table.running) or table.waiting or self._release or self._ripe)
+
+    def _check(self, decision: Decision) -> Decision:
+        slots = np.array(decision.slots, dtype=np.int64)
+        counts = np.array(decision.counts, dtype=np.int64)
+        taken = {*decision.slots, *decision.preempt}
+        if len(slots) != len(counts) or len(taken) != len(slots) + len(decision.preempt):
+            raise BadDecision(
+                f"{self.policy.name}: a request is named twice, or counts are missing"
+            )
+        if len(slots) and not (
+            slots.min() >= 0
+            and slots.max() < len(self.table.requests)
+            and (self.table.state[slots] >= State.WAITING).all()
+            and (counts >= 1).all()
+            and (counts <= self.table.remaining(slots)).all()
+        ):
+            raise BadDecision(f"{self.policy.name}: an entry that is not there to be processed")
+        if any(self.table.state[slot] != State.RUNNING for slot in decision.preempt):
+            raise BadDecision(f"{self.policy.name}: preempts a request that does not run")
+        return decision
+
+    def _clip(self, decision: Decision) -> Decision:
+        """Holds the decision to the limits of the server by cutting prompt chunks, the last ones first."""
+        excess = sum(decision.counts) - self.limits.max_num_batched_tokens
+        for i in range(len(decision.counts) - 1, -1, -1):
+            cut = min(max(excess, 0), decision.counts[i] - 1)
+            decision.counts[i] -= cut
+            excess -= cut
+        work = work_of_decision(self.table, decision)
+        while self.cost.predict(work) > self.limits.max_step_s:
+            largest = max(range(len(decision.counts)), key=decision.counts.__getitem__)
+            if decision.counts[largest] <= self.table.block_size:
+                break
+            decision.counts[largest] = max(self.table.block_size, decision.counts[largest] // 2)
+            work = work_of_decision(self.table, decision)
+        return decision
+
+    def _commit(self, decision: Decision, forks: list[Fork], now_s: float, start_s: float) -> Plan:
+        table = self.table
+        for slot in decision.preempt:
+            self._preempt(slot)
+        slots = np.array(decision.slots, dtype=np.int64)
+        counts = np.array(decision.counts, dtype=np.int64)
+        started = {slot for slot in decision.slots if table.state[slot] == State.WAITING}
+        for slot in started:
+            table.start(slot)
+            request = table.request(slot)
+            request.started_s = now_s if request.started_s is None else request.started_s
+        starts, decode = table.computed[slots], is_decode(table, slots)
+        work = Work.of(starts, counts, decode)
+        predicted_s = self.cost.predict(work)
+        sampled = table.plan(slots, counts, start_s + predicted_s)
+        flight = Flight(
+            self.step, slots, table.ids[slots].tolist(), counts, sampled, started, work,
+            counts[~decode].tolist(), len(decision.preempt), now_s, start_s, predicted_s,
+        )  # fmt: skip
+        self.flights.append(flight)
+        self.step += 1
+        self._note_ripe(slots[sampled])
+        confirmed, self._confirmed = self._confirmed, []
+        release, self._release = self._release, []
+        return Plan(
+            step=flight.step,
+            ids=flight.ids,
+            starts=starts.tolist(),
+            counts=decision.counts,
+            confirmed_ids=[id for id, _ in confirmed],
+            confirmed_counts=[len(tokens) for _, tokens in confirmed],
+            confirmed_tokens=[token for _, tokens in confirmed for token in tokens],
+            forks=forks,
+            release=release,
+            preempt=[int(table.ids[slot]) for slot in decision.preempt],
+            copied=[],
+            predicted_s=predicted_s,
+            bound_s=max(BOUND_FLOOR_S, BOUND_FACTOR * predicted_s * self.cost.upper),
+        )
+
+    def _preempt(self, slot: int) -> None:
+        table = self.table
+        table.computed[slot] = table.blocks[slot] = 0
+        table.preempt(slot, self.policy.order_key(self.view(), slot, self.state))
+        table.request(slot).preemptions += 1
+        self.preemptions += 1
+
+    # --- siblings ------------------------------------------------------------------------------------------------
+
+    def _note_ripe(self, slots: Ints) -> None:
+        for slot in slots.tolist():
+            request = self.table.request(slot)
+            if request.children and request not in self._ripe:
+                self._ripe.append(request)
+
+    def _take_forks(self) -> list[Fork]:
+        """Siblings of planned prompts start with all but the last prompt token computed (copy-on-write)."""
+        forks: list[Fork] = []
+        for parent in self._ripe:
+            computed = len(parent.prompt) - 1
+            for child in parent.children:
+                slot = self.table.slot_of.get(child.id)
+                if slot is None or self.table.state[slot] != State.ARRIVING:
+                    continue
+                self.table.hit(slot, computed)
+                self.table.start(slot)
+                forks.append(Fork(child.id, parent.id, computed))
+            parent.children = []
+        self._ripe = []
+        return forks
+
+    # --- what comes back -----------------------------------------------------------------------------------------
+
+    def on_report(self, report: KvReport, now_s: float) -> list[int]:
+        """Takes in a KvReport; returns slots whose Lookup was answered (not yet queued)."""
+        self._stalled_s = None
+        self.free_blocks = report.free + report.cached
+        table = self.table
+        flight = next((f for f in self.flights if f.step == report.step), None)
+        if flight is not None:
+            flight.reported = True
+            self.overhead_s.append(now_s - flight.planned_s)
+            if report.dropped:
+                self._drop(flight, set(report.dropped))
+        for id in report.unpinned:
+            slot = table.slot_of.get(id)
+            if slot is not None and table.state[slot] == State.WAITING:
+                table.hit(slot, 0)
+            elif slot is not None and table.state[slot] == State.RUNNING:
+                self._preempt(slot)
+        arrived = []
+        for id, tokens in zip(report.hit_ids, report.hit_tokens, strict=True):
+            slot = table.slot_of.get(id)
+            if slot is not None and table.state[slot] == State.ARRIVING:
+                table.hit(slot, tokens)
+                table.request(slot).cached_tokens = tokens
+                arrived.append(slot)
+        return arrived
+
+    def _drop(self, flight: Flight, dropped: set[int]) -> None:
+        """Rolls back the entries that the KV manager could not serve."""
+        self.dropped += len(dropped)
+        flight.dropped = dropped
+        for i, id in enumerate(flight.ids):
+            slot = self.table.slot_of.get(id)
+            if id not in dropped or slot is None:
+                continue
+            self.table.roll_back(slot, int(flight.counts[i]), bool(flight.sampled[i]))
+            self._ripe = [parent for parent in self._ripe if parent.id != id]
+            if slot in flight.started:
+                self.enqueue(slot)
+
+    def on_result(self, result: StepResult, now_s: float) -> Iterator[Outcome]:
+        """Takes in a StepResult: yields what it brought, request by request. Raises RuntimeError if it is not the
+        result that is due (a message was lost: no request may run on a table with a gap)."""
+        if not self.flights or self.flights[0].step != result.step:
+            due = self.flights[0].step if self.flights else None
+            raise RuntimeError(f"result of step {result.step} came, step {due} was due")
+        self._stalled_s = None
+        flight = self.flights.popleft()
+        if self.flights:
+            self.flights[0].begun_s = now_s
+        self.steps += 1
+        self.cost.observe(flight.work, result.run_s)
+        finished = 0
+        for outcome in self._outcomes(flight, result, now_s):
+            finished += outcome.reason is not None
+            yield outcome
+        stats = StepStats(result.run_s, flight.chunks, flight.preempted, finished)
+        self.state = self.policy.observe(stats, self.state)
+
+    def _outcomes(self, flight: Flight, result: StepResult, now_s: float) -> Iterator[Outcome]:
+        slot_of, table = self.table.slot_of, self.table
+        at = 0
+        for id, count in zip(result.ids, result.counts, strict=True):
+            tokens = result.tokens[at : at + count]
+            at += count
+            slot = slot_of.get(id)
+            if slot is None or not count:  # it ended meanwhile: the token is dropped
+                continue
+            request = table.request(slot)
+            request.generated.extend(tokens)
+            if request.first_token_s is None:
+                request.first_token_s = now_s
+            table.last_s[slot] = now_s
+            reason = _end_of(request)
+            if reason is None:
+                self._confirmed.append((id, tokens))
+            yield Outcome(request, tokens, reason)
+        for id, cause in zip(result.failed, result.causes, strict=True):
+            slot = slot_of.get(id)
+            if slot is not None:
+                yield Outcome(table.request(slot), [], Reason.FAILED, cause)
+
+
+def _end_of(request: Request) -> Reason | None:
+    """STOP at a stop token (the newest one counts), LENGTH at max_tokens, else None."""
+    if request.generated[-1] in request.stop_token_ids:
+        return Reason.STOP
+    if len(request.generated) >= request.max_tokens:
+        return Reason.LENGTH
+    return None

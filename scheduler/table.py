@@ -1,0 +1,209 @@
+"""The request table of one replica: a column per fact (numpy), a slot per request, slots reused.
+
+Columns are *projected*: they count everything that has been planned, as if the iterations in flight had already
+ended (DESIGN section 2). `length` is the number of tokens a request will then have (prompt + sampled), `computed` how
+many of them have their keys and values in the cache. `length - computed` tokens wait to be processed: many for a
+prompt, one for a request that decodes, none for one whose last allowed token is in flight.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+import numpy as np
+from numpy.typing import NDArray
+from sortedcontainers import SortedList
+
+from accelgen.scheduler.request import Request
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+Bools = NDArray[np.bool_]
+
+FAR_S = 1e9  # "no objective": later than everything, yet finite, so that differences stay ordered
+
+
+class State(IntEnum):
+    FREE = 0
+    ARRIVING = 1  # looked up, not yet visible to the policy
+    WAITING = 2  # in the queue: never started, or preempted
+    RUNNING = 3  # holds KV blocks
+
+
+_COLUMNS: dict[str, type] = {
+    "ids": np.int64,
+    "state": np.int8,
+    "length": np.int64,
+    "computed": np.int64,
+    "prompt_len": np.int64,
+    "limit": np.int64,  # prompt + max_tokens: `length` never exceeds it
+    "blocks": np.int64,  # KV blocks held
+    "arrival_s": np.float64,
+    "first_due_s": np.float64,  # arrival + TTFT objective
+    "tpot_s": np.float64,
+    "end_due_s": np.float64,  # arrival + end-to-end objective
+    "last_s": np.float64,  # (predicted) time of the newest token; arrival before the first
+    "predicted_output": np.int64,  # tokens, an estimate
+    "key": np.float64,  # place in the waiting order, given by the policy
+}
+
+
+class RequestTable:
+    """Columns, the waiting order, and the `Request` of every slot. Grows by doubling; raises nothing."""
+
+    ids: Ints
+    state: NDArray[np.int8]
+    length: Ints
+    computed: Ints
+    prompt_len: Ints
+    limit: Ints
+    blocks: Ints
+    arrival_s: Floats
+    first_due_s: Floats
+    tpot_s: Floats
+    end_due_s: Floats
+    last_s: Floats
+    predicted_output: Ints
+    key: Floats
+
+    def __init__(self, block_size: int, capacity: int = 256) -> None:
+        self.block_size = block_size
+        self.requests: list[Request | None] = [None] * capacity
+        self.slot_of: dict[int, int] = {}
+        self.waiting: SortedList = SortedList()  # of (key, slot)
+        self._running: dict[int, None] = {}  # slots in the order they started
+        self._free = list(range(capacity - 1, -1, -1))
+        self._running_array: Ints | None = None
+        self.waiting_tokens = 0  # tokens to process in ARRIVING and WAITING
+        for name, kind in _COLUMNS.items():
+            setattr(self, name, np.zeros(capacity, dtype=kind))
+
+    def __len__(self) -> int:
+        return len(self.slot_of)
+
+    @property
+    def running(self) -> Ints:
+        """Slots of running requests, oldest start first."""
+        if self._running_array is None:
+            self._running_array = np.fromiter(
+                self._running, dtype=np.int64, count=len(self._running)
+            )
+        return self._running_array
+
+    def add(self, request: Request, arrival_s: float) -> int:
+        """A slot for a request that has arrived; not visible to the policy until `enqueue`."""
+        if not self._free:
+            self._grow()
+        slot = self._free.pop()
+        objective = request.objective
+        self.ids[slot] = request.id
+        self.state[slot] = State.ARRIVING
+        self.length[slot] = len(request.prompt) + len(request.generated)
+        self.computed[slot] = self.blocks[slot] = 0
+        self.prompt_len[slot] = len(request.prompt)
+        self.limit[slot] = len(request.prompt) + request.max_tokens
+        self.arrival_s[slot] = self.last_s[slot] = arrival_s
+        self.first_due_s[slot] = arrival_s + _or_far(objective.ttft_s)
+        self.tpot_s[slot] = _or_far(objective.tpot_s)
+        self.end_due_s[slot] = arrival_s + _or_far(objective.e2e_s)
+        self.predicted_output[slot] = request.max_tokens
+        self.requests[slot] = request
+        self.slot_of[request.id] = slot
+        self.waiting_tokens += int(self.length[slot])
+        return slot
+
+    def enqueue(self, slot: int, key: float) -> None:
+        """The request enters the waiting order (from ARRIVING, or from RUNNING by preemption)."""
+        assert self.state[slot] != State.WAITING
+        self._leave(slot)
+        self.state[slot] = State.WAITING
+        self.key[slot] = key
+        self.waiting.add((key, slot))
+        self.waiting_tokens += int(self.length[slot] - self.computed[slot])
+
+    def start(self, slot: int) -> None:
+        """The request leaves the queue and runs."""
+        self._leave(slot)
+        self.state[slot] = State.RUNNING
+        self._running[slot] = None
+        self._running_array = None
+
+    def hit(self, slot: int, tokens: int) -> None:
+        """The first `tokens` of a waiting request are (or, with 0, are no longer) in the cache."""
+        assert self.state[slot] in (State.ARRIVING, State.WAITING)
+        self.waiting_tokens -= tokens - int(self.computed[slot])
+        self.computed[slot] = tokens
+        self.blocks[slot] = tokens // self.block_size
+
+    def preempt(self, slot: int, key: float) -> None:
+        """Drops the computed tokens of a running request and queues it again."""
+        assert self.state[slot] == State.RUNNING
+        self.computed[slot] = self.blocks[slot] = 0
+        self.enqueue(slot, key)
+
+    def remove(self, slot: int) -> Request:
+        """Frees the slot; the request is over."""
+        request = self.requests[slot]
+        assert request is not None
+        self._leave(slot)
+        self.state[slot] = State.FREE
+        self.requests[slot] = None
+        del self.slot_of[request.id]
+        self._free.append(slot)
+        return request
+
+    def request(self, slot: int) -> Request:
+        """The request in a used slot."""
+        found = self.requests[slot]
+        assert found is not None
+        return found
+
+    def remaining(self, slots: Ints) -> Ints:
+        """Tokens that can be processed now, [len(slots)]; 0 where the last allowed token is in flight."""
+        remaining: Ints = self.length[slots] - self.computed[slots]
+        remaining[self.length[slots] >= self.limit[slots]] = 0
+        return remaining
+
+    def block_demand(self, slots: Ints, counts: Ints) -> Ints:
+        """Further KV blocks needed to process counts[i] tokens of slots[i]."""
+        needed = -(-(self.computed[slots] + counts) // self.block_size)
+        demand: Ints = np.maximum(needed - self.blocks[slots], 0)
+        return demand
+
+    def plan(self, slots: Ints, counts: Ints, end_s: float) -> Bools:
+        """Projects the columns past an iteration that processes counts[i] tokens of slots[i] and ends at `end_s`.
+
+        Returns which of them will have sampled a token, [len(slots)]."""
+        self.blocks[slots] += self.block_demand(slots, counts)
+        self.computed[slots] += counts
+        sampled: Bools = self.computed[slots] == self.length[slots]
+        self.length[slots] += sampled
+        self.last_s[slots[sampled]] = end_s
+        return sampled
+
+    def roll_back(self, slot: int, count: int, sampled: bool) -> None:
+        """Takes back one entry of `plan` that was dropped."""
+        self.computed[slot] -= count
+        self.length[slot] -= sampled
+        self.blocks[slot] = -(-self.computed[slot] // self.block_size)
+
+    def _leave(self, slot: int) -> None:
+        if self.state[slot] == State.WAITING:
+            self.waiting.remove((float(self.key[slot]), slot))
+        if self.state[slot] in (State.ARRIVING, State.WAITING):
+            self.waiting_tokens -= int(self.length[slot] - self.computed[slot])
+        if self.state[slot] == State.RUNNING:
+            del self._running[slot]
+            self._running_array = None
+
+    def _grow(self) -> None:
+        capacity = len(self.requests)
+        for name in _COLUMNS:
+            column = getattr(self, name)
+            setattr(self, name, np.concatenate([column, np.zeros_like(column)]))
+        self.requests.extend([None] * capacity)
+        self._free.extend(range(2 * capacity - 1, capacity - 1, -1))
+
+
+def _or_far(duration_s: float | None) -> float:
+    return FAR_S if duration_s is None else duration_s
