@@ -116,6 +116,7 @@ class KvProcess:
                         f"(step {body.step})"
                     )
                 self.router.send(self.scheduler, report, self.epoch)
+                self.core.settle()
             case Lookup():
                 self.router.send(self.scheduler, self.core.on_lookup(body), self.epoch)
             case _:

@@ -46,6 +46,10 @@ class BlockPool:
     def take(self, count: int) -> list[int]:
         """`count` blocks with one owner each, free ones first. The caller has compared with `available`."""
         free, owners = self._free, self.owners
+        if count == 1 and free:  # most often: a decode begins a new block
+            block = free.pop()
+            owners[block] = 1
+            return [block]
         spare = len(free)
         if count <= spare:
             blocks = free[spare - count :]

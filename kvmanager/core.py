@@ -47,7 +47,7 @@ class KvCore:
         self._requests: dict[int, Request] = {}
         self._pinned: dict[int, Request] = {}  # hold KV but have not run with it; oldest first
         self._step = -1
-        self._serial = 0  # counts plans; steps could be repeated by a confused scheduler
+        self._ripe: list[Request] = []  # have full blocks that are not in the index yet
 
     @property
     def num_requests(self) -> int:
@@ -59,6 +59,7 @@ class KvCore:
     def on_lookup(self, lookup: Lookup) -> KvReport:
         """Remembers new requests and pins what the prefix cache has of them. For a known request that does not run
         the cache is tried again with the tokens known here; one that runs keeps what it has."""
+        self.settle()
         hit_ids, hit_tokens = [], []
         for prompt in lookup.prompts:
             request = self._requests.get(prompt.id)
@@ -77,7 +78,6 @@ class KvCore:
 
     def on_plan(self, plan: Plan) -> tuple[Batch, KvReport]:
         """Applies a plan; returns what the worker must do and what the scheduler must know."""
-        self._serial += 1
         self._step = plan.step
         work = _Work()
         self._confirm(plan)
@@ -138,24 +138,18 @@ class KvCore:
         if len(ids) != len(counts) or sum(counts) != len(tokens):
             self.distrust()
             return
-        requests = self._requests
+        find = self._requests.get
         at = 0
         for id, count in zip(ids, counts, strict=True):
-            request = requests.get(id)
-            if request is not None and count:
-                self._append(request, tokens[at : at + count])
+            request = find(id)
+            if request is not None:
+                known = len(request.tokens) + count
+                if request.prompt is not None:
+                    request.length = known  # the worker will hear of them when it is introduced
+                elif known > request.length:  # more than the worker can have sampled
+                    self._distrust(request)
+                request.tokens.extend(tokens[at : at + count])
             at += count
-
-    def _append(self, request: Request, tokens: list[int]) -> None:
-        known = len(request.tokens) + len(tokens)
-        if request.prompt is not None:
-            request.length = known  # the worker will hear of them when it is introduced
-        elif known > request.length:  # more than the worker can have sampled
-            self._distrust(request)
-            return
-        request.tokens.extend(tokens)
-        if request.index_at <= known and request.index_at <= request.computed:
-            self._index_full_blocks(request)
 
     def _fork(self, fork: Fork) -> bool:
         """Lets `child` share its parent's leading blocks; otherwise it has nothing afterwards and False is returned."""
@@ -180,6 +174,7 @@ class KvCore:
             child.shares_tail = True
             if parent.computed // self.block_size == computed // self.block_size:
                 parent.shares_tail = True
+                parent.capacity = 0
         return True
 
     def _release(self, ids: list[int]) -> list[int]:
@@ -199,49 +194,43 @@ class KvCore:
         self, plan: Plan, work: _Work
     ) -> tuple[list[int], list[int], list[int], list[int]]:
         """Gives every entry its blocks. Returns ids, starts, counts of those that run, and ids of the others."""
-        requests, serial = self._requests, self._serial
-        runs = min(len(plan.ids), len(plan.starts), len(plan.counts))
-        rejected = set(range(runs, len(plan.ids)))
+        find, ripe = self._requests.get, self._ripe
+        table_at, table_counts = work.table_at, work.table_counts
+        rejected = _misfits(plan)
         at = -1
         for id, start, count in zip(plan.ids, plan.starts, plan.counts, strict=False):
             at += 1
-            request = requests.get(id)
+            end = start + count
+            request = find(id)
             if (
                 request is None
                 or request.computed != start
-                or not 0 < count <= request.length - start
-                or request.plan == serial
-                or not self._give_blocks(request, start + count, work)
+                or not start < end <= request.length
+                or (rejected and at in rejected)
+                or (end > request.capacity and not self._place(request, end, work))
             ):
                 rejected.add(at)
                 continue
-            self._run(request, start + count, serial, work)
-        if not rejected and len(plan.ids) == len(plan.starts) == len(plan.counts):
+            request.computed = end
+            if end == request.length:
+                request.length = end + 1  # the worker samples a token
+            sent, blocks = request.sent, len(request.table)
+            table_at.append(sent)
+            table_counts.append(blocks - sent)
+            if sent != blocks:
+                work.table_blocks += request.table[sent:]
+                request.sent = blocks
+            if end >= request.index_at <= len(request.tokens):
+                ripe.append(request)
+        if not rejected:
             return plan.ids, plan.starts, plan.counts, []
-        kept = [at for at in range(runs) if at not in rejected]
+        kept = [at for at in range(at + 1) if at not in rejected]
         return (
             [plan.ids[at] for at in kept],
             [plan.starts[at] for at in kept],
             [plan.counts[at] for at in kept],
             [plan.ids[at] for at in sorted(rejected)],
         )
-
-    def _run(self, request: Request, end: int, serial: int, work: _Work) -> None:
-        """Notes that the worker will run `request` up to token `end`, with the table it has now."""
-        request.plan = serial
-        request.computed = end
-        if not request.running:
-            self._start(request, work)
-        if end == request.length:
-            request.length = end + 1  # the worker samples a token
-        sent, blocks = request.sent, len(request.table)
-        work.table_at.append(sent)
-        work.table_counts.append(blocks - sent)
-        if sent != blocks:
-            work.table_blocks += request.table[sent:]
-            request.sent = blocks
-        if request.index_at <= end and request.index_at <= len(request.tokens):
-            self._index_full_blocks(request)
 
     def _start(self, request: Request, work: _Work) -> None:
         request.running = True
@@ -260,20 +249,24 @@ class KvCore:
 
     # --- blocks --------------------------------------------------------------------------------------------------
 
-    def _give_blocks(self, request: Request, end: int, work: _Work) -> bool:
-        """Extends the table to hold `end` tokens and makes the first written block its own; False if that does not
-        fit, and then nothing has changed for the request."""
-        needed = -(-end // self.block_size) - len(request.table)
+    def _place(self, request: Request, end: int, work: _Work) -> bool:
+        """Extends the table to hold `end` tokens, makes the first written block the request's own, introduces it to
+        the worker. False if that does not fit; then nothing has changed for the request."""
+        size, pool = self.block_size, self.pool
+        needed = -(-end // size) - len(request.table)
         if request.shares_tail:
-            at = request.computed // self.block_size
-            copies = self.pool.owners[request.table[at]] > 1
+            at = request.computed // size
+            copies = pool.owners[request.table[at]] > 1
             if not self._make_room(needed + copies, request, work):
                 return False
             self._own_tail(request, at, work)
-        elif needed > 0 and not self._make_room(needed, request, work):
+        elif needed > pool.available and not self._make_room(needed, request, work):
             return False
         if needed > 0:
-            request.table += self.pool.take(needed)
+            request.table += pool.take(needed)
+        if not request.running:
+            self._start(request, work)
+        request.capacity = len(request.table) * size
         return True
 
     def _make_room(self, needed: int, request: Request, work: _Work) -> bool:
@@ -311,10 +304,12 @@ class KvCore:
 
     def _drop_kv(self, request: Request) -> None:
         """Gives back all blocks; the full confirmed ones stay in the prefix index, the last evicted first."""
+        self._index_full_blocks(request)
         self.pool.give_back(reversed(request.table))
         self._pinned.pop(request.id, None)
         request.table = []
         request.computed = request.sent = 0
+        request.capacity = 0
         request.running = request.shares_tail = False
         self._set_indexed(request, 0)
 
@@ -348,9 +343,19 @@ class KvCore:
             self._pinned[request.id] = request
             self._set_indexed(request, len(blocks))
 
+    def settle(self) -> None:
+        """Enters into the prefix index what the last plans completed. Nothing waits for it but the next Lookup, which
+        does it if nobody has: call it when the Batch is on its way."""
+        for request in self._ripe:
+            self._index_full_blocks(request)
+        self._ripe.clear()
+
     def _index_full_blocks(self, request: Request) -> None:
         """Enters the blocks of which all tokens are computed and confirmed."""
-        full = min(request.computed, len(request.tokens)) // self.block_size
+        known = min(request.computed, len(request.tokens))
+        if known < request.index_at:
+            return
+        full = known // self.block_size
         extend_chain(request.chain, request.root, request.tokens, self.block_size, full)
         for at in range(request.indexed, full):
             self.index.add(request.chain[at], request.table[at])
@@ -377,3 +382,16 @@ def _can_fork(child: Request, parent: Request, computed: int) -> bool:
         and parent.root == child.root
         and parent.tokens[:computed] == child.tokens[:computed]
     )
+
+
+def _misfits(plan: Plan) -> set[int]:
+    """Positions of entries that cannot be meant: the second of an id, and what the shorter columns lack."""
+    ids = plan.ids
+    rejected = set(range(min(len(plan.starts), len(plan.counts)), len(ids)))
+    if len(set(ids)) != len(ids):
+        seen: set[int] = set()
+        for at, id in enumerate(ids):
+            if id in seen:
+                rejected.add(at)
+            seen.add(id)
+    return rejected

@@ -32,7 +32,7 @@ class Request:
         NEVER  # when this many tokens are computed and confirmed, the next block is full
     )
     sent: int = 0  # leading blocks of the table that the worker has
+    capacity: int = 0  # it may run up to this token without a change of its table; 0 when that must be looked at
     running: bool = False  # the worker has run it with the present table
     shares_tail: bool = False  # the block it writes next may have other owners (after a fork)
     trusted: bool = True  # `tokens` is known to be exact, so full blocks may be indexed
-    plan: int = 0  # serial number of the last plan that had it
