@@ -98,7 +98,8 @@ class SchedulerCore:
             ends = [_refused(request, refusal) for request in requests]
             self.outbox.append((Role.FRONTEND, frontend, Finished(ends)))
             return
-        home = self.policy.admit(requests[0], views).replica
+        verdict = self.policy.admit(requests[0], views)
+        home = verdict.replica
         arrival_s = now_s - submit.waited_s
         queue_s = self._queue_limit_s(submit.slo_class)
         for request in requests:
@@ -109,6 +110,7 @@ class SchedulerCore:
             )
             self._home[request.id] = home
             request.expires_s = arrival_s + queue_s
+            request.predicted_ttft_s = verdict.predicted_ttft_s
             self._expiry.add(request)
         self._lookup(home, requests)
 
@@ -131,15 +133,11 @@ class SchedulerCore:
         for slot in replica.on_report(report, now_s):
             replica.enqueue(slot)
             request = replica.table.request(slot)
-            verdict = self.policy.admit(request, [replica.view()])
-            self.admitted += 1
-            self.outbox.append(
-                (
-                    Role.FRONTEND,
-                    request.frontend,
-                    Admitted(request.id, index, verdict.predicted_ttft_s, request.cached_tokens),
-                )
-            )
+            for choice in (request, *request.children):
+                self.admitted += 1
+                cached = request.cached_tokens
+                word = Admitted(choice.id, index, choice.predicted_ttft_s, cached)
+                self.outbox.append((Role.FRONTEND, choice.frontend, word))
 
     def on_result(self, result: StepResult, index: int, now_s: float) -> None:
         """Passes tokens on to the frontends, ends what has ended. Raises RuntimeError if a result is missing."""
@@ -153,9 +151,9 @@ class SchedulerCore:
                 sheaf.counts.append(len(outcome.tokens))
                 sheaf.tokens.extend(outcome.tokens)
             if outcome.reason is not None:
-                sheaf.ends.append(
-                    _end_of(request, outcome.reason, outcome.detail, now_s, self._arrival(request))
-                )
+                arrival_s = self._arrival(request)
+                end = _end_of(request, outcome.reason, outcome.detail, now_s, arrival_s)
+                sheaf.ends.append(end)
                 over.append(outcome)
         for outcome in over:
             self.predictor.observe(outcome.request.slo_class, len(outcome.request.generated))

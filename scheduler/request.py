@@ -23,6 +23,7 @@ class Request:
     generated: list[int] = field(default_factory=list)
     parent: int = 0
     children: list[Request] = field(default_factory=list)  # to be forked; emptied when they are
+    predicted_ttft_s: float = 0.0
     expires_s: float = float("inf")  # must have started by then
     started_s: float | None = None  # first planned
     first_token_s: float | None = None
