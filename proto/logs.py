@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import logging
 import sys
-from typing import Any
+from typing import Any, TextIO
 
 import structlog
 
 _LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 
 
-def configure_logs(process: str, level: str = "info") -> None:
-    """Sets structlog up for this process: `process` goes into every line. Foreign loggers come along as lines, too."""
-    pretty = sys.stderr.isatty()
+def configure_logs(process: str, level: str = "info", stream: TextIO | None = None) -> None:
+    """Sets structlog up for this process: `process` goes into every line, lines go to `stream` (None: stderr).
+    Foreign loggers come along as lines, too."""
+    stream = stream or sys.stderr
+    pretty = stream.isatty()
     renderer: Any = (
         structlog.dev.ConsoleRenderer() if pretty else structlog.processors.JSONRenderer()
     )
@@ -26,7 +28,7 @@ def configure_logs(process: str, level: str = "info") -> None:
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(_LEVELS[level]),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=structlog.PrintLoggerFactory(stream),
         cache_logger_on_first_use=True,
     )
     structlog.contextvars.bind_contextvars(process=process)

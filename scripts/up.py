@@ -1,0 +1,124 @@
+"""`accelgen up`: every field of the configuration is an option; a TOML file holds what the command line does not."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+
+from accelgen.proto.config import Config, ConfigError, make_config
+from accelgen.supervisor.errors import StartError
+from accelgen.supervisor.launch import serve
+
+HELP = {
+    "model": "Folder or hub name of the model; the bundled demo model if not given.",
+    "served_model_name": "Name of the model in the API; the last part of --model if not given.",
+    "dtype": "auto (as stored), float32, bfloat16 or float16.",
+    "device": "auto, cpu or cuda.",
+    "max_model_len": "Longest prompt + answer in tokens; 0: what the model allows.",
+    "seed": "Seed of requests that state none.",
+    "kv_blocks": "Blocks of the KV cache; 0: from free memory.",
+    "block_size": "Tokens of a KV block.",
+    "gpu_memory_utilization": "Part of the device's memory that may be used.",
+    "kv_memory_bytes": "Upper bound of the KV cache; 0: automatic.",
+    "prefix_caching": "Reuse the KV of common prompt beginnings.",
+    "host": "Address to listen on.",
+    "port": "Port to listen on; 0: any free one.",
+    "frontends": "Number of HTTP processes.",
+    "api_key_file": "File with one API key per line; without it no key is needed.",
+    "max_body_bytes": "Largest accepted request body.",
+    "max_choices": "Largest accepted `n`.",
+    "policy": "Scheduling policy.",
+    "replicas": "Number of copies of the model, each with KV manager and worker.",
+    "pipeline_depth": "Plans made ahead of the worker: 0 or 1.",
+    "max_num_seqs": "Most requests in one iteration.",
+    "max_num_batched_tokens": "Most tokens in one iteration.",
+    "max_step_s": "Longest iteration that may be planned, in seconds.",
+    "max_queued_requests": "Requests that may wait before new ones get 429.",
+    "max_queued_tokens": "Prompt tokens that may wait before new requests get 429.",
+    "profile_file": "Measured cost model; the one of `accelgen profile` if not given.",
+    "default_class": "Class of requests that name none.",
+    "run_dir": "Private folder for sockets and logs; a fresh one if not given.",
+    "shutdown_timeout_s": "Seconds that running requests get to finish at the end.",
+    "log_level": "debug, info, warning or error.",
+}
+"""Every field of Config but `policy_params` (--policy-param) and `slo_classes` (file only)."""
+
+_TYPES: dict[type, Any] = {int: int, float: float, bool: bool, str: str}
+
+
+def options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Gives a command one option per field of Config that has a line in HELP."""
+    defaults = Config()
+    for name in reversed(HELP):
+        default = getattr(defaults, name)
+        option = "--" + name.replace("_", "-")
+        names = [name, f"{option}/--no-{option[2:]}" if isinstance(default, bool) else option]
+        if name.endswith("_s"):
+            names.append(option.removesuffix("-s"))
+        shown = f" [{default}]" if default not in ("", 0, False) else ""
+        add = click.option(
+            *names, type=_TYPES[type(default)], default=None, help=HELP[name] + shown
+        )
+        function = add(function)
+    return function
+
+
+def parse_params(given: tuple[str, ...]) -> dict[str, Any]:
+    """`k=v` options as a table; a value is a number or true/false where it looks like one, else text."""
+    params: dict[str, Any] = {}
+    for text in given:
+        name, equals, value = text.partition("=")
+        if not (name and equals):
+            raise click.BadParameter(
+                f"{text!r} is not of the form name=value", param_hint="--policy-param"
+            )
+        try:
+            params[name] = msgspec.json.decode(value, type=float | int | bool | str)
+        except msgspec.DecodeError:
+            params[name] = value
+    return params
+
+
+@click.command(name="up")
+@options
+@click.option(
+    "--policy-param", multiple=True, metavar="K=V", help="Parameter of the policy; repeatable."
+)
+@click.option(
+    "--config", "file", type=click.Path(path_type=Path), help="TOML file with these settings."
+)
+@click.option("--detach", is_flag=True, help="Return when the server is ready; it goes on.")
+def command(policy_param: tuple[str, ...], file: Path | None, detach: bool, **given: Any) -> int:
+    """Start a server: all its processes, and the model. Options go before the settings of --config."""
+    overrides = {name: value for name, value in given.items() if value is not None}
+    if policy_param:
+        overrides["policy_params"] = parse_params(policy_param)
+    try:
+        return serve(make_config(file, overrides), detach)
+    except ConfigError as error:
+        raise Refusal(explain(str(error), overrides), 2) from error
+    except StartError as error:
+        raise Refusal(str(error), error.status) from error
+
+
+def explain(error: str, given: dict[str, Any]) -> str:
+    """msgspec's words about a setting, field first: `port: expected int <= 65535, got 70000`."""
+    match = re.fullmatch(r"(?P<limit>.*) - at `\$\.?(?P<field>[^`]*)`", error)
+    if match is None:
+        return error.replace("`", "")
+    limit = match["limit"].replace("`", "")
+    got = f", got {given[match['field']]!r}" if match["field"] in given else ""
+    return f"{match['field']}: {limit[0].lower()}{limit[1:]}{got if ', got' not in limit else ''}"
+
+
+class Refusal(click.ClickException):
+    """One line, and the exit status that goes with it."""
+
+    def __init__(self, line: str, status: int) -> None:
+        super().__init__(line)
+        self.exit_code = status

@@ -1,0 +1,58 @@
+"""How a command-line verb talks to a running supervisor."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import zmq
+
+from accelgen.proto.child import endpoint_of
+from accelgen.proto.clocks import now_s
+from accelgen.proto.ids import new_incarnation
+from accelgen.proto.messages import Directory, Query, Role, Stop
+from accelgen.proto.sockets import Dealer
+from accelgen.supervisor.errors import StartError
+from accelgen.supervisor.rundir import holder_of, is_live
+
+
+def ask_directory(run_dir: Path, timeout_s: float = 5.0) -> Directory:
+    """The Directory of the server in `run_dir`. Raises StartError if it does not answer in time."""
+    link = _connect(run_dir)
+    try:
+        link.send(Query())
+        until_s = now_s() + timeout_s
+        while (left_s := until_s - now_s()) > 0:
+            link.socket.poll(int(1000 * left_s) + 1)
+            message = link.recv()
+            if message is not None and isinstance(message[1], Directory):
+                return message[1]
+    finally:
+        link.socket.close(linger=0)
+    raise StartError(f"the supervisor (pid {holder_of(run_dir)}) did not answer in {timeout_s:g} s")
+
+
+def ask_to_stop(run_dir: Path, drain_s: float, timeout_s: float) -> bool:
+    """Asks the server in `run_dir` to finish what it has within `drain_s` and end; True when it has ended within
+    `timeout_s`."""
+    link = _connect(run_dir)
+    try:
+        link.send(Stop(drain_s, f"`accelgen down`, pid {os.getpid()}"))
+        until_s = now_s() + timeout_s
+        while is_live(run_dir):
+            if now_s() >= until_s:
+                return False
+            time.sleep(0.05)
+        return True
+    finally:
+        link.socket.close(linger=0)
+
+
+def _connect(run_dir: Path) -> Dealer:
+    incarnation = new_incarnation()
+    link = Dealer(
+        endpoint_of(run_dir, Role.SUPERVISOR), f"client:{os.getpid()}:{incarnation}", incarnation
+    )
+    assert link.socket.type == zmq.DEALER
+    return link

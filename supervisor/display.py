@@ -1,0 +1,149 @@
+"""What people see while a server starts: its phases, a bar while weights load, and a last block with the address."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from typing import TextIO
+
+from accelgen.proto.messages import Directory, Facts, Member
+from accelgen.supervisor.members import Seat
+
+LOAD_GAUGE = "load_fraction"  # a worker's gauge, 0..1, while it loads weights
+
+
+class LineDisplay:
+    """One line per change of phase: for logs, pipes and `--detach`."""
+
+    def __init__(self, out: TextIO) -> None:
+        self._out: TextIO | None = out
+        self._phases: dict[Seat, str] = {}
+
+    def show(self, directory: Directory) -> None:
+        uptime_s = directory.members[0].uptime_s
+        for member in directory.members[1:]:
+            seat = Seat(member.role, member.index)
+            if self._phases.get(seat) != member.phase:
+                self._phases[seat] = member.phase
+                self._print(f"{uptime_s:6.1f} s  {seat.name:<12} {member.phase}")
+
+    def ready(self, directory: Directory, took_s: float) -> None:
+        self._print(ready_block(directory, took_s))
+
+    def end(self, status: int, line: str) -> None:
+        self._print(f"accelgen: {line}")
+
+    def _print(self, text: str) -> None:
+        if self._out is None:
+            return
+        try:
+            print(text, file=self._out, flush=True)
+        except OSError:  # whoever read it is gone; the server is not
+            self._out = None
+
+
+class BarDisplay(LineDisplay):
+    """For a terminal: one moving line per process that is not ready yet."""
+
+    def __init__(self, out: TextIO) -> None:
+        super().__init__(out)
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+        self._bars = Progress(
+            TextColumn("{task.fields[name]:<12}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.description}"),
+            TimeElapsedColumn(),
+            console=Console(file=out),
+            transient=True,
+        )
+        self._tasks: dict[Seat, TaskID] = {}
+        self._bars.start()
+
+    def show(self, directory: Directory) -> None:
+        for member in directory.members[1:]:
+            seat = Seat(member.role, member.index)
+            if seat not in self._tasks:
+                self._tasks[seat] = self._bars.add_task("starting", total=None, name=seat.name)
+            task = self._tasks[seat]
+            if member.phase == "ready":
+                self._bars.update(task, description="ready", total=1, completed=1)
+            else:
+                loaded = member.gauges.get(LOAD_GAUGE)
+                total = None if loaded is None else 1
+                self._bars.update(
+                    task, description=member.phase, total=total, completed=loaded or 0
+                )
+
+    def ready(self, directory: Directory, took_s: float) -> None:
+        self._bars.stop()
+        super().ready(directory, took_s)
+
+    def end(self, status: int, line: str) -> None:
+        self._bars.stop()
+        super().end(status, line)
+
+
+def display_for(out: TextIO) -> LineDisplay:
+    """Bars on a terminal, lines elsewhere."""
+    return BarDisplay(out) if out.isatty() else LineDisplay(out)
+
+
+def ready_block(directory: Directory, took_s: float) -> str:
+    """Address, model, policy, memory, and what to try next."""
+    facts = directory.config
+    workers = [member for member in directory.members if member.facts is not None]
+    lines = [
+        "",
+        f"AccelGen is ready after {took_s:.1f} s.",
+        f"  URL      {facts['url']}/v1",
+        f"  model    {facts['model']}{_model_facts(workers)}",
+        f"  policy   {facts['policy']}",
+    ]
+    lines += [f"  memory   {_memory(member)}" for member in workers]
+    lines += [f"  logs     {facts['run_dir']}/logs", "", "Try:", *_example(facts)]
+    command = _command()
+    lines += [f"  {command} chat", "", f"Stop it with Ctrl-C or `{command} down`.", ""]
+    return "\n".join(lines)
+
+
+def _model_facts(workers: list[Member]) -> str:
+    if not workers or workers[0].facts is None:
+        return ""
+    known: Facts = workers[0].facts
+    return (
+        f" ({known.architecture}, {known.dtype}, {known.backend} on {known.device},"
+        f" context {known.max_model_len:,} tokens)"
+    )
+
+
+def _memory(member: Member) -> str:
+    assert member.facts is not None
+    facts = member.facts
+    weights, cache, resident = (
+        size / 2**20 for size in (facts.weights_bytes, facts.kv_bytes, member.rss_bytes)
+    )
+    line = (
+        f"{Seat(member.role, member.index).name}: {weights:,.0f} MiB weights + {cache:,.0f} MiB KV cache"
+        f" ({facts.num_blocks:,} blocks of {facts.block_size} tokens)"
+    )
+    return f"{line}; {resident:,.0f} MiB resident"
+
+
+def _example(facts: dict[str, str]) -> list[str]:
+    body = (
+        f'{{"model": "{facts["model"]}", '
+        '"messages": [{"role": "user", "content": "What is AccelGen?"}]}'
+    )
+    key = '-H "Authorization: Bearer $KEY" ' if facts.get("needs_key") else ""
+    return [
+        f"  curl {facts['url']}/v1/chat/completions {key}-H 'Content-Type: application/json' \\",
+        f"    -d '{body}'",
+    ]
+
+
+def _command() -> str:
+    """How this person calls the command: by name if it is on the path, else the way it was called now."""
+    return "accelgen" if shutil.which("accelgen") else os.path.relpath(sys.argv[0])

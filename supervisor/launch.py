@@ -1,0 +1,98 @@
+"""From a configuration to a running server: checks, listening socket, run directory, processes, and the way back."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+import structlog
+
+from accelgen.proto.clocks import now_s
+from accelgen.proto.config import Config, save_config
+from accelgen.proto.logs import configure_logs
+from accelgen.supervisor import preflight
+from accelgen.supervisor.children import Children, Command, component_command
+from accelgen.supervisor.core import SupervisorCore
+from accelgen.supervisor.detach import detach
+from accelgen.supervisor.display import display_for
+from accelgen.supervisor.linux import check_platform
+from accelgen.supervisor.listener import listen, url_of
+from accelgen.supervisor.members import all_seats
+from accelgen.supervisor.process import Display, Supervisor
+from accelgen.supervisor.rundir import CONFIG, RunDir
+
+Check = Callable[[Config], Config]
+
+
+def check_config(config: Config) -> Config:
+    """`config` completed by the preflight checks."""
+    return preflight.check(config)[0]
+
+
+def serve(
+    config: Config,
+    detached: bool = False,
+    command: Command = component_command,
+    check: Check = check_config,
+) -> int:
+    """Starts a server and stays until it ends; returns the exit status. With `detached`, the server goes on in a
+    session of its own, and this returns as soon as it is ready or has failed.
+
+    Raises StartError for everything that is known to be wrong before a process is started."""
+    started_s = now_s()
+    check_platform()
+    config = check(config)
+    listener = listen(config.host, config.port)
+    run_dir = RunDir.create(config.run_dir)
+    port = listener.getsockname()[1]
+    config = msgspec.structs.replace(config, port=port, run_dir=str(run_dir.path))
+    if not detached:
+        return _supervise(config, run_dir, listener, command, display_for(sys.stdout), started_s)
+    return detach(
+        lambda display: _supervise(config, run_dir, listener, command, display, started_s)
+    )
+
+
+def _supervise(
+    config: Config,
+    run_dir: RunDir,
+    listener: socket.socket,
+    command: Command,
+    display: Display,
+    started_s: float,
+) -> int:
+    run_dir.holder()
+    save_config(config, run_dir.path / CONFIG)
+    with (run_dir.logs / "supervisor.log").open("w") as stream:
+        configure_logs("supervisor", config.log_level, stream)
+        core = SupervisorCore(
+            seats=all_seats(config.frontends, config.replicas),
+            pid=os.getpid(),
+            started_s=started_s,
+            facts=_facts(config, listener),
+            drain_s=config.shutdown_timeout_s,
+        )
+        children = Children(run_dir.path, listener.fileno(), config.replicas, command)
+        structlog.get_logger().info("config", **msgspec.to_builtins(config))
+        status = Supervisor(core, children, run_dir, listener, display).run()
+    if status == 0:
+        run_dir.remove()
+    else:
+        run_dir.keep()
+        print(f"accelgen: the logs are in {run_dir.logs}", file=sys.stderr)
+    return status
+
+
+def _facts(config: Config, listener: socket.socket) -> dict[str, Any]:
+    """What the Directory tells everyone about the server as a whole."""
+    return {
+        "url": url_of(listener),
+        "model": config.served_model_name,
+        "policy": config.policy,
+        "run_dir": config.run_dir,
+        "needs_key": bool(config.api_key_file),
+    }
