@@ -101,9 +101,10 @@ def command(policy_param: tuple[str, ...], file: Path | None, detach: bool, **gi
     try:
         return serve(make_config(file, overrides), detach)
     except ConfigError as error:
-        raise Refusal(explain(str(error), overrides), 2) from error
+        raise BadSetting(explain(str(error), overrides)) from error
     except StartError as error:
-        raise Refusal(str(error), error.status) from error
+        kind = BadSetting if error.status == 2 else click.ClickException
+        raise kind(str(error)) from error
 
 
 def explain(error: str, given: dict[str, Any]) -> str:
@@ -116,9 +117,7 @@ def explain(error: str, given: dict[str, Any]) -> str:
     return f"{match['field']}: {limit[0].lower()}{limit[1:]}{got if ', got' not in limit else ''}"
 
 
-class Refusal(click.ClickException):
-    """One line, and the exit status that goes with it."""
+class BadSetting(click.ClickException):
+    """One line about a setting that cannot be."""
 
-    def __init__(self, line: str, status: int) -> None:
-        super().__init__(line)
-        self.exit_code = status
+    exit_code = 2

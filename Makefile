@@ -1,0 +1,77 @@
+# Two commands matter: `make up` serves the bundled model, `make test` checks everything.
+#
+#   make up ARGS="--port 9000 --policy sarathi"    options of `accelgen up`
+#   make up TORCH_INDEX=https://...                where to find another build of torch (CPU only, another CUDA)
+#   make up PYTHON=python3.12                      which Python makes the environment (3.11 or newer)
+
+PYTHON ?= python3
+ARGS ?=
+TORCH_INDEX ?=
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+LOCK_PIP := $(VENV)/lock/bin/python -m pip --disable-pip-version-check --quiet
+TORCH := $(shell sed -n '/^torch==/p' constraints.txt)
+
+.PHONY: up test check bench lock install install-dev clean
+.DEFAULT_GOAL := up
+
+up: install
+	@$(BIN)/accelgen up $(ARGS)
+
+test: check
+	@$(BIN)/pytest
+
+# import-linter follows neither links nor setuptools' mapping: it gets the packages as one real folder
+# and runs there, because it looks in the current folder first.
+check: install-dev
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@rm -rf $(VENV)/imports && mkdir $(VENV)/imports && cp -rL typings/accelgen $(VENV)/imports/
+	@cd $(VENV)/imports && ../bin/lint-imports --config ../../pyproject.toml --no-cache --no-logo
+
+bench: install-dev
+	@$(BIN)/pytest benchmarks
+
+install: $(VENV)/.installed
+
+install-dev: $(VENV)/.installed-dev
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	  echo "AccelGen needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version 2>&1)." \
+	    "Name another one with: make PYTHON=..." >&2; exit 1; }
+	@echo "Making the environment in $(VENV) ..."
+	@$(PYTHON) -m venv $(VENV)
+
+# torch first and by itself: an index given for it must not serve anything else.
+$(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
+	@echo "Installing $(TORCH) and what AccelGen needs into $(VENV) ..."
+	@$(PIP) install $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $(TORCH)
+	@$(PIP) install -c constraints.txt -e .
+	@touch $@
+
+# The dev group is read by Python itself: `pip install --group` came with pip 25.1.
+$(VENV)/.installed-dev: $(VENV)/.installed
+	@echo "Installing the tools for tests into $(VENV) ..."
+	@$(BIN)/python -c 'import tomllib; \
+	  print(*tomllib.load(open("pyproject.toml", "rb"))["dependency-groups"]["dev"], sep="\n")' > $(VENV)/dev.txt
+	@$(PIP) install -c constraints.txt -r $(VENV)/dev.txt
+	@touch $@
+
+# Resolves anew beside the pinned torch and writes what came out; torch itself is moved by hand. Left out: what
+# comes with one build of torch only (CUDA libraries), and the build's name ("+cpu").
+lock: $(VENV)/.installed-dev
+	@rm -rf $(VENV)/lock && $(PYTHON) -m venv $(VENV)/lock
+	@$(LOCK_PIP) install $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $(TORCH)
+	@$(LOCK_PIP) install $(TORCH) -e '.[gpu]' -r $(VENV)/dev.txt
+	@$(LOCK_PIP) freeze --exclude-editable > $(VENV)/frozen.txt
+	@{ sed -n '/^#/p' constraints.txt; \
+	  sed -E '/^(nvidia-|cuda-|triton|setuptools|pip|wheel)/d; s/\+[a-z0-9.]+$$//' $(VENV)/frozen.txt; \
+	  } > $(VENV)/constraints.new
+	@mv $(VENV)/constraints.new constraints.txt && rm -rf $(VENV)/lock
+	@touch $(VENV)/.installed $(VENV)/.installed-dev
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info
