@@ -1,0 +1,40 @@
+"""`accelgen chat`: talk to a model in the terminal."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from accelgen.scripts.chat_options import ClientOptions, client_options
+
+
+@click.command(name="chat")
+@client_options
+@click.option("--system-prompt", default="", help="What the model is told first.")
+@click.option(
+    "-q", "--quick", metavar="MSG", help="Say MSG, print the answer, end. `-` reads MSG from stdin."
+)
+def command(options: ClientOptions, system_prompt: str, quick: str | None) -> None:
+    """Talk to a model in the terminal. /help lists the commands; Ctrl-C stops an answer, Ctrl-D ends.
+
+    What is piped in is said line by line."""
+    from accelgen.scripts.chat_client import ServerError
+    from accelgen.scripts.chat_loop import run_chat
+
+    try:
+        run_chat(options, system_prompt, read_text(quick) if quick is not None else None)
+    except ServerError as error:
+        raise click.ClickException(str(error)) from error
+
+
+def read_text(given: str) -> str:
+    """`given`, or standard input if it is `-`. Raises click.UsageError for what is not UTF-8, or nothing."""
+    if given == "-":
+        try:
+            given = sys.stdin.buffer.read().decode()
+        except UnicodeDecodeError as error:
+            raise click.UsageError(f"stdin is not UTF-8 at byte {error.start}") from error
+    if not given:
+        raise click.UsageError("there is nothing to send: the text is empty")
+    return given

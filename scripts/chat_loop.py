@@ -1,0 +1,112 @@
+"""`accelgen chat`, run: reads what the user says, streams what the model answers, until either ends."""
+
+from __future__ import annotations
+
+import sys
+
+from rich.console import Console
+from rich.text import Text
+
+from accelgen.scripts.chat_clean import clean_line
+from accelgen.scripts.chat_client import Client, ServerError, find_url, make_server
+from accelgen.scripts.chat_options import ClientOptions
+from accelgen.scripts.chat_session import Chat, is_command, obey
+from accelgen.scripts.chat_stats import describe
+from accelgen.scripts.chat_terminal import EditedLines, Lines, PipedLines, open_history
+
+CHAT_PATH = "/v1/chat/completions"
+
+
+class Talk:
+    """One user, one model. `say` prints what is not the model's: dim, and on stderr."""
+
+    def __init__(self, client: Client, model: str, options: ClientOptions) -> None:
+        self.client, self.model, self.options = client, model, options
+        self._notes = Console(stderr=True, highlight=False, soft_wrap=True)
+
+    def say(self, text: str, style: str = "dim") -> None:
+        if text:
+            self._notes.print(Text(text, style=style))
+
+    def status(self, chat: Chat) -> str:
+        """Model and objective, for the line below the prompt."""
+        return f" {clean_line(self.model, 60)} · objective: {chat.objective} · /help"
+
+    def exchange(self, chat: Chat, said: str) -> Chat:
+        """Sends `said`, prints the answer as it comes. Ctrl-C ends the answer (closing the stream makes the server
+        abort the request); what came until then belongs to the conversation. Raises ServerError."""
+        body = {"model": self.model, **chat.body(said), **self.options.generation(chat.objective)}
+        pieces: list[str] = []
+        stopped = False
+        with self.client.stream(CHAT_PATH, body) as stream:
+            try:
+                for piece in stream:
+                    pieces.append(piece)
+                    sys.stdout.write(piece)
+                    sys.stdout.flush()
+            except KeyboardInterrupt:
+                stopped = True
+            finally:
+                if pieces and not pieces[-1].endswith("\n"):
+                    sys.stdout.write("\n")
+                    sys.stdout.flush()
+            answer = stream.answer
+        if stopped:
+            self.say("[stopped]")
+        elif answer.finish_reason == "length":
+            self.say("[cut: the longest answer is reached]")
+        elif not pieces:
+            self.say("[an empty answer]")
+        if chat.stats and not stopped:
+            self.say(describe(answer))
+        return chat.after(said, "".join(pieces), answer)
+
+    def converse(self, chat: Chat, lines: Lines) -> None:
+        """Until /exit or the end of the input. A server's error is told, and the chat goes on."""
+        while not chat.ended:
+            try:
+                said = lines.next(self.status(chat))
+            except KeyboardInterrupt:
+                self.say("Ctrl-D or /exit ends")
+                continue
+            except EOFError:
+                return
+            if not said.strip():
+                continue
+            if is_command(said):
+                chat, told = obey(chat, said)
+                self.say(told)
+                continue
+            try:
+                chat = self.exchange(chat, said)
+            except KeyboardInterrupt:  # before the answer began
+                self.say("[stopped]")
+            except ServerError as error:
+                self.say(str(error), style="red")
+
+
+def run_chat(options: ClientOptions, system: str, quick: str | None) -> None:
+    """The whole verb. Raises ServerError if the server cannot be reached, or (with `quick`) does not answer."""
+    sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
+    server = make_server(options.url or find_url(), options.api_key)
+    with Client(server) as client:
+        model = options.model or client.models()[0]["id"]
+        talk = Talk(client, model, options)
+        chat = Chat(system=system, objective=options.slo, stats=options.stats)
+        if quick is not None:
+            asked = talk.exchange(chat, quick)
+            if asked.last is not None and not asked.last.complete:  # Ctrl-C
+                raise KeyboardInterrupt
+        elif sys.stdin.isatty():
+            _converse_on_terminal(talk, chat)
+        else:
+            talk.converse(chat, PipedLines())
+
+
+def _converse_on_terminal(talk: Talk, chat: Chat) -> None:
+    history, warning = open_history()
+    talk.say(
+        f"{clean_line(talk.model, 60)} at {talk.client.server.url}. /help lists the commands, Ctrl-D ends."
+    )
+    talk.say(warning, style="yellow")
+    talk.converse(chat, EditedLines(history))

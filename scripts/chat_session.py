@@ -1,0 +1,111 @@
+"""The state of a chat and its commands, without a terminal: lines in, messages and things to say out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from accelgen.scripts.chat_client import Answer
+from accelgen.scripts.chat_objective import Objective, ObjectiveError, parse_objective
+from accelgen.scripts.chat_stats import describe
+
+COMMANDS = {
+    "/help": "this list",
+    "/reset": "forget the conversation (the system prompt and the objective stay)",
+    "/system [TEXT|off]": "show, set or remove the system prompt",
+    "/slo [OBJECTIVE|off]": "show, set or remove the objective: /slo ttft=300 tpot=40 e2e=5000 (ms), /slo chat",
+    "/stats [on|off]": "times and verdict after every answer; turning it on shows those of the last one",
+    "/exit": "end (also Ctrl-D)",
+}
+KEYS = "Enter sends; Alt-Enter or a backslash at the end of a line goes on with a new one; Ctrl-C stops an answer."
+
+
+@dataclass(frozen=True)
+class Chat:
+    """A conversation and its settings. Changed by making a new one."""
+
+    messages: tuple[dict[str, str], ...] = ()
+    system: str = ""
+    objective: Objective = Objective()
+    stats: bool = False
+    last: Answer | None = field(default=None, compare=False)
+    ended: bool = False
+
+    def body(self, said: str) -> dict[str, Any]:
+        """The messages of a request that says `said` next."""
+        system = [{"role": "system", "content": self.system}] if self.system else []
+        return {"messages": [*system, *self.messages, {"role": "user", "content": said}]}
+
+    def after(self, said: str, answered: str, answer: Answer) -> Chat:
+        """The chat with one exchange more. An exchange without any answer is forgotten."""
+        exchange = ({"role": "user", "content": said}, {"role": "assistant", "content": answered})
+        return replace(self, messages=self.messages + (exchange if answered else ()), last=answer)
+
+
+def obey(chat: Chat, line: str) -> tuple[Chat, str]:
+    """Carries out a line that begins with `/`: the chat after it, and what to say."""
+    word, _, rest = line.strip().partition(" ")
+    act = _ACTIONS.get(word)
+    if act is None:
+        return (
+            chat,
+            f"{word} is no command; /help lists them (begin with a space to say it to the model)",
+        )
+    return act(chat, rest.strip())
+
+
+def is_command(line: str) -> bool:
+    return line.startswith("/")
+
+
+def _help(chat: Chat, rest: str) -> tuple[Chat, str]:
+    width = max(map(len, COMMANDS)) + 2
+    lines = [f"{name:<{width}}{what}" for name, what in COMMANDS.items()]
+    return chat, "\n".join([*lines, KEYS])
+
+
+def _reset(chat: Chat, rest: str) -> tuple[Chat, str]:
+    return replace(chat, messages=(), last=None), "a new conversation"
+
+
+def _system(chat: Chat, rest: str) -> tuple[Chat, str]:
+    if rest:
+        chat = replace(chat, system="" if rest == "off" else rest)
+    return chat, f"system prompt: {chat.system}" if chat.system else "no system prompt"
+
+
+def _slo(chat: Chat, rest: str) -> tuple[Chat, str]:
+    if rest:
+        try:
+            chat = replace(chat, objective=parse_objective(rest))
+        except ObjectiveError as error:
+            return chat, str(error)
+    return chat, f"objective: {chat.objective}"
+
+
+def _stats(chat: Chat, rest: str) -> tuple[Chat, str]:
+    if rest not in ("", "on", "off"):
+        return chat, f"/stats {rest}: on or off"
+    chat = replace(chat, stats=rest == "on" if rest else not chat.stats)
+    if not chat.stats:
+        return chat, "stats off"
+    return (
+        chat,
+        "stats on" if chat.last is None else f"stats on; the last answer:\n{describe(chat.last)}",
+    )
+
+
+def _exit(chat: Chat, rest: str) -> tuple[Chat, str]:
+    return replace(chat, ended=True), ""
+
+
+_ACTIONS: dict[str, Callable[[Chat, str], tuple[Chat, str]]] = {
+    "/help": _help,
+    "/reset": _reset,
+    "/system": _system,
+    "/slo": _slo,
+    "/stats": _stats,
+    "/exit": _exit,
+    "/quit": _exit,
+}
