@@ -222,7 +222,7 @@ class KvCore:
                 request.sent = blocks
             if end >= request.index_at <= len(request.tokens):
                 ripe.append(request)
-        if not rejected:
+        if not rejected and len(plan.ids) == len(plan.starts) == len(plan.counts):
             return plan.ids, plan.starts, plan.counts, []
         kept = [at for at in range(at + 1) if at not in rejected]
         return (

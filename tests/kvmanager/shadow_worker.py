@@ -1,0 +1,114 @@
+"""A worker without a model that checks every KV read, for tests of whatever makes Batches.
+
+Its KV memory holds, instead of keys and values, a digest of the token prefix whose KV should lie there (the tenant's
+salt included). A Batch is run like a real one: forget, introduce, change tables, copy, write, read. A read that finds
+anything but the digest of the reader's own prefix is an aliasing, copy-on-write, eviction or prefix-cache bug.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from accelgen.proto.messages import Batch, StepResult
+
+VOCABULARY = 7  # few different tokens, so that prompts often coincide
+
+
+@dataclass
+class Known:
+    """A request as the worker knows it; `digests[i]` stands for the tokens 0..i."""
+
+    salt: bytes
+    seed: int
+    tokens: list[int] = field(default_factory=list)
+    digests: list[int] = field(default_factory=list)
+    table: list[int] = field(default_factory=list)
+
+    def append(self, token: int) -> None:
+        before = self.digests[-1] if self.digests else int.from_bytes(b"s" + self.salt)
+        self.tokens.append(token)
+        self.digests.append(hash((before, token)))
+
+
+def sampled_token(known: Known) -> int:
+    """What the "model" says next: a function of the whole prefix and the seed."""
+    return hash((known.digests[-1], known.seed)) % VOCABULARY
+
+
+class ShadowWorker:
+    """Runs Batches in order over a KV memory of digests. An AssertionError names what the Batch did wrong."""
+
+    def __init__(self, num_blocks: int, block_size: int) -> None:
+        self.num_blocks, self.block_size = num_blocks, block_size
+        self.memory: list[list[int | None]] = [[None] * block_size for _ in range(num_blocks)]
+        self.requests: dict[int, Known] = {}
+        self.reads = 0  # tokens whose KV was read and found right
+
+    def run(self, batch: Batch) -> StepResult:
+        """Executes `batch` and samples for every entry that reaches the end of what is known."""
+        self._introduce(batch)
+        entries = list(zip(batch.ids, batch.starts, batch.counts, strict=True))
+        assert len(set(batch.ids)) == len(batch.ids), "an id occurs twice"
+        self._change_tables(batch)
+        self._copy(batch)
+        self._write(entries)
+        counts, tokens = [], []
+        for id, start, count in entries:
+            self._read(id, start + count)
+            known = self.requests[id]
+            samples = start + count == len(known.tokens)
+            if samples:
+                tokens.append(sampled_token(known))
+                known.append(tokens[-1])
+            counts.append(int(samples))
+        return StepResult(batch.step, batch.ids, counts, tokens, [], [], [], 0.0, 0.0)
+
+    def _introduce(self, batch: Batch) -> None:
+        for id in batch.release:
+            assert self.requests.pop(id, None) is not None, f"release of {id}, which is unknown here"
+        for prompt in batch.new:
+            assert prompt.id not in self.requests, f"{prompt.id} is introduced twice"
+            known = self.requests[prompt.id] = Known(prompt.salt, prompt.sampling.seed)
+            for token in prompt.tokens:
+                known.append(token)
+
+    def _change_tables(self, batch: Batch) -> None:
+        at = 0
+        for id, keep, count in zip(batch.ids, batch.table_at, batch.table_counts, strict=True):
+            known = self.requests[id]
+            assert keep <= len(known.table), f"{id}: a hole in the block table"
+            known.table = known.table[:keep] + batch.table_blocks[at : at + count]
+            assert all(0 <= block < self.num_blocks for block in known.table)
+            assert len(set(known.table)) == len(known.table), f"{id}: a block twice in its table"
+            at += count
+        assert at == len(batch.table_blocks)
+
+    def _copy(self, batch: Batch) -> None:
+        """All copies see the memory as it was before the first one, or one after the other: it must not matter."""
+        assert len(set(batch.copy_to)) == len(batch.copy_to), "two copies into one block"
+        before = [list(self.memory[block]) for block in batch.copy_from]
+        for source, target in zip(batch.copy_from, batch.copy_to, strict=True):
+            self.memory[target] = list(self.memory[source])
+        for target, content in zip(batch.copy_to, before, strict=True):
+            assert self.memory[target] == content, "the result depends on the order of the copies"
+
+    def _write(self, entries: list[tuple[int, int, int]]) -> None:
+        written: set[tuple[int, int]] = set()
+        for id, start, count in entries:
+            known = self.requests[id]
+            assert count > 0 and start + count <= len(known.tokens), f"{id}: tokens it does not have"
+            assert start + count <= len(known.table) * self.block_size, f"{id}: no block for a token"
+            for position in range(start, start + count):
+                block, offset = divmod(position, self.block_size)
+                slot = (known.table[block], offset)
+                assert slot not in written, f"{id}: a slot is written twice in a step"
+                written.add(slot)
+                self.memory[slot[0]][offset] = known.digests[position]
+
+    def _read(self, id: int, end: int) -> None:
+        known = self.requests[id]
+        for position in range(end):
+            block, offset = divmod(position, self.block_size)
+            found = self.memory[known.table[block]][offset]
+            assert found == known.digests[position], f"{id}: wrong KV at token {position} of {end}"
+        self.reads += end
