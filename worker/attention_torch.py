@@ -1,0 +1,197 @@
+"""The `torch` backend: paged attention from PyTorch's own operations, on any device.
+
+Decodes: whole blocks are gathered with one index_select per group, query heads that share a key head are folded into
+the query length, and one scaled_dot_product_attention with a bool mask does the group (feasibility.md section 6:
+advanced indexing and per-request loops are 2 to 4 times slower). Prefill chunks: causal attention on the packed row
+itself where there is no past, else on the gathered context, in pieces that bound the mask.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from accelgen.worker.attention import Call
+from accelgen.worker.kvcache import KvCache
+from accelgen.worker.packing import ChunkGroup, DecodeGroup, Packed
+
+QUERY_PIECE = 512  # rows of a chunk with a past that attend at a time; the mask is [512, context]
+
+
+class TorchPass:
+    """One iteration over `packed`. Index tensors and masks are made once per window and shared by all layers."""
+
+    def __init__(self, cache: KvCache, packed: Packed) -> None:
+        self.cache, self.packed = cache, packed
+        self._decodes: dict[int, list[DecodeIndex]] = {}
+        self._chunks: dict[int, list[ChunkIndex]] = {}
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, call: Call) -> Tensor:
+        """See AttentionPass. Writes key and value first: a token attends to itself."""
+        self.cache.write(layer, self.packed.slots, key, value)
+        keys, values = self.cache.keys[layer], self.cache.values[layer]
+        parts: list[Tensor] = []
+        if call.window not in self._decodes:
+            self._index(call.window)
+        for decode in self._decodes[call.window]:
+            parts.append(decode.attend(query[decode.lo : decode.hi], keys, values, call))
+        for chunk in self._chunks[call.window]:
+            rows = slice(chunk.group.lo, chunk.group.hi)
+            if chunk.pieces:
+                parts.append(chunk.attend_past(query[rows], keys, values, call))
+            else:
+                parts.append(chunk.attend_self(query[rows], key[rows], value[rows], call))
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def _index(self, window: int) -> None:
+        size, device = self.cache.block_size, self.packed.ids.device
+        self._decodes[window] = [
+            DecodeIndex(group, size, window, device) for group in self.packed.decodes
+        ]
+        self._chunks[window] = [
+            ChunkIndex(group, size, window, device) for group in self.packed.chunks
+        ]
+
+
+class DecodeIndex:
+    """Which blocks a group of decodes reads, and what of them is masked."""
+
+    def __init__(
+        self, group: DecodeGroup, block_size: int, window: int, device: torch.device
+    ) -> None:
+        self.lo, self.hi = group.lo, group.hi
+        ends = np.asarray(group.ends)
+        lows = (
+            np.maximum(ends - window, 0) if window else np.zeros_like(ends)
+        )  # first visible position
+        firsts = lows // block_size
+        width = int((-(-ends // block_size) - firsts).max())
+        blocks = np.zeros((len(ends), width), dtype=np.int64)
+        for row, (table, first, end) in enumerate(zip(group.tables, firsts, ends, strict=True)):
+            used = table[first : -(-int(end) // block_size)]
+            blocks[row, : len(used)] = used
+        self.blocks = torch.from_numpy(blocks.reshape(-1)).to(device)
+        positions = firsts[:, None] * block_size + np.arange(width * block_size)[None, :]
+        visible = (positions < ends[:, None]) & (positions >= lows[:, None])
+        self.mask = (
+            None if visible.all() else torch.from_numpy(visible[:, None, None, :]).to(device)
+        )
+
+    def attend(self, query: Tensor, keys: Tensor, values: Tensor, call: Call) -> Tensor:
+        """query [B, H, D] -> [B, H, Dv]"""
+        count, heads, _ = query.shape
+        kv_heads = keys.shape[2]
+        folded = query.reshape(count, kv_heads, heads // kv_heads, -1)
+        key = gather(keys, self.blocks, count)
+        value = gather(values, self.blocks, count)
+        return attention(folded, key, value, self.mask, call).reshape(count, heads, -1)
+
+
+class ChunkIndex:
+    """How a group of prefill chunks attends: on itself, or piece by piece on its gathered past and itself."""
+
+    def __init__(
+        self, group: ChunkGroup, block_size: int, window: int, device: torch.device
+    ) -> None:
+        self.group, self.window, self.block_size = group, window, block_size
+        self.pieces: list[tuple[int, int, int, int, Tensor]] = []  # rows lo, hi; keys lo, hi; mask
+        self.self_mask: Tensor | None = None
+        if group.start > 0:
+            self._cut(window, device)
+        elif window and group.count > window:
+            self.self_mask = causal_mask(0, group.count, 0, group.count, window, device)
+
+    def _cut(self, window: int, device: torch.device) -> None:
+        group, size = self.group, self.block_size
+        end = group.start + group.count
+        low = max(0, group.start - window + 1) if window else 0
+        self.base = low // size * size
+        used = list(group.table[low // size : -(-end // size)])
+        self.blocks = torch.tensor(used, dtype=torch.int64, device=device)
+        for lo in range(0, group.count, QUERY_PIECE):
+            hi = min(lo + QUERY_PIECE, group.count)
+            first, last = group.start + lo, group.start + hi
+            key_lo = max(self.base, first - window + 1) if window else 0
+            mask = causal_mask(first, last, key_lo, last, window, device)
+            self.pieces.append((lo, hi, key_lo, last, mask))
+
+    def attend_self(self, query: Tensor, key: Tensor, value: Tensor, call: Call) -> Tensor:
+        """Chunks without a past: query [n * count, H, D] -> [n * count, H, Dv]"""
+        members, count = self.group.members, self.group.count
+
+        def split(tensor: Tensor) -> Tensor:
+            return tensor.reshape(members, count, *tensor.shape[1:]).transpose(1, 2)
+
+        out = attention(
+            split(query), split(key), split(value), self.self_mask, call, self.self_mask is None
+        )
+        return out.transpose(1, 2).flatten(0, 1)
+
+    def attend_past(self, query: Tensor, keys: Tensor, values: Tensor, call: Call) -> Tensor:
+        """A chunk with a past: query [count, H, D] -> [count, H, Dv]"""
+        key, value = gather(keys, self.blocks, 1), gather(values, self.blocks, 1)
+        parts = []
+        for lo, hi, key_lo, key_hi, mask in self.pieces:
+            span = slice(key_lo - self.base, key_hi - self.base)
+            rows = query[lo:hi].transpose(0, 1).unsqueeze(0)
+            out = attention(rows, key[:, :, span], value[:, :, span], mask, call)
+            parts.append(out[0].transpose(0, 1))
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def gather(pages: Tensor, blocks: Tensor, count: int) -> Tensor:
+    """Blocks [count * n] of pages [num_blocks, block_size, KV, D] as [count, KV, n * block_size, D]."""
+    num_blocks, _, heads, dim = pages.shape
+    rows = pages.view(num_blocks, -1).index_select(0, blocks)
+    return rows.view(count, -1, heads, dim).transpose(1, 2)
+
+
+def causal_mask(
+    first: int, last: int, key_lo: int, key_hi: int, window: int, device: torch.device
+) -> Tensor:
+    """Bool [last - first, key_hi - key_lo]: query position i sees key positions j <= i, and j > i - window."""
+    query = torch.arange(first, last, device=device)[:, None]
+    key = torch.arange(key_lo, key_hi, device=device)[None, :]
+    mask = key <= query
+    return mask & (key > query - window) if window else mask
+
+
+def attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    call: Call,
+    is_causal: bool = False,
+) -> Tensor:
+    """softmax(query key^T * scaling) value with a bool mask, [B, H, Q, D] x [B, KV, T, D] -> [B, H, Q, Dv]."""
+    if call.softcap:
+        return _capped(query, key, value, mask, call, is_causal)
+    return F.scaled_dot_product_attention(
+        query,
+        key,
+        value,
+        attn_mask=mask,
+        is_causal=is_causal,
+        scale=call.scaling,
+        enable_gqa=query.shape[1] != key.shape[1],
+    )
+
+
+def _capped(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, call: Call, is_causal: bool
+) -> Tensor:
+    """With scores squeezed to softcap * tanh(score / softcap) before the mask (Gemma 2)."""
+    groups = query.shape[1] // key.shape[1]
+    if groups > 1:
+        key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+    scores = torch.matmul(query, key.transpose(2, 3)) * call.scaling
+    scores = torch.tanh(scores / call.softcap) * call.softcap
+    if is_causal:
+        mask = causal_mask(0, query.shape[2], 0, key.shape[2], 0, query.device)
+    if mask is not None:
+        scores = scores.masked_fill(~mask, float("-inf"))
+    weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(value.dtype)
+    return torch.matmul(weights, value)

@@ -1,0 +1,170 @@
+"""The worker's core: applies Batches in order, answers with StepResults. No sockets; time comes from a clock given.
+
+A request that does not fit its entry, or whose logits are not numbers, fails alone. A forward pass that raises fails
+the requests of its batch. Only a broken device, or a forward pass that keeps raising, ends the worker (FatalError).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from accelgen.proto.clocks import now_s
+from accelgen.proto.messages import Batch, Held, Inventory, StepResult
+from accelgen.worker.faults import FatalError, first_line
+from accelgen.worker.packing import Span
+from accelgen.worker.request import Request, RequestFault
+from accelgen.worker.runner import Runner
+from accelgen.worker.sampler import sample
+
+MAX_FAILURES = 3  # consecutive forward passes that raise
+
+
+@dataclass(frozen=True)
+class Work:
+    """An entry that can be computed."""
+
+    request: Request
+    span: Span
+
+
+class WorkerCore:
+    """State of all requests on one worker. `step` is the last one executed, -1 for none."""
+
+    def __init__(self, runner: Runner, clock: Callable[[], float] = now_s) -> None:
+        self.runner, self.step = runner, -1
+        self.requests: dict[int, Request] = {}
+        self.steps = self.tokens_processed = 0
+        self.run_s = self.wait_s = 0.0
+        self._clock = clock
+        self._idle_since_s = clock()
+        self._failures = 0
+
+    def execute(self, batch: Batch) -> StepResult:
+        """One iteration. Raises FatalError when this worker cannot go on."""
+        begin_s = self._clock()
+        wait_s = begin_s - self._idle_since_s
+        self._forget_and_meet(batch)
+        failed: dict[int, str] = {}
+        works = self._entries(batch, failed)
+        sampled = self._compute(batch, works, failed)
+        self.step = batch.step
+        end_s = self._clock()
+        self._idle_since_s = end_s
+        self._count(works, wait_s, end_s - begin_s)
+        done = [work.request.id for work in works if work.request.id not in failed]
+        return StepResult(
+            step=batch.step,
+            ids=done,
+            counts=[1 if id in sampled else 0 for id in done],
+            tokens=[sampled[id] for id in done if id in sampled],
+            failed=list(failed),
+            causes=list(failed.values()),
+            copied=list(batch.copy_to),
+            wait_s=wait_s,
+            run_s=end_s - begin_s,
+        )
+
+    def inventory(self) -> Inventory:
+        """What the cache holds, for a new scheduler or KV manager."""
+        size = self.runner.cache.block_size
+        held: list[Held] = [
+            request.held(size) for request in self.requests.values() if request.computed
+        ]
+        return Inventory(self.step, held)
+
+    def _forget_and_meet(self, batch: Batch) -> None:
+        for id in batch.release:
+            self.requests.pop(id, None)
+        for prompt in batch.new:
+            known = self.requests.get(prompt.id)
+            request = Request(prompt, self.runner.loaded.vocab_size)
+            if (
+                known is not None
+            ):  # told again (new scheduler): its journal is the truth, our KV stays
+                request.table = known.table
+                request.computed = _common(known.tokens[: known.computed], request.tokens)
+            self.requests[prompt.id] = request
+
+    def _entries(self, batch: Batch, failed: dict[int, str]) -> list[Work]:
+        works: list[Work] = []
+        at = 0
+        for i, id in enumerate(batch.ids):
+            blocks = batch.table_blocks[at : at + batch.table_counts[i]]
+            at += batch.table_counts[i]
+            try:
+                works.append(self._entry(batch, i, blocks))
+            except RequestFault as fault:
+                failed[id] = str(fault)
+        return works
+
+    def _entry(self, batch: Batch, i: int, blocks: list[int]) -> Work:
+        request = self.requests.get(batch.ids[i])
+        if request is None:
+            raise RequestFault(f"request {batch.ids[i]} is not known to the worker")
+        if blocks and max(blocks) >= self.runner.cache.num_blocks:
+            raise RequestFault(
+                f"block {max(blocks)} of {self.runner.cache.num_blocks} does not exist"
+            )
+        request.set_table(batch.table_at[i], blocks, batch.starts[i])
+        size = self.runner.cache.block_size
+        return Work(request, request.span(batch.starts[i], batch.counts[i], size))
+
+    def _compute(self, batch: Batch, works: list[Work], failed: dict[int, str]) -> dict[int, int]:
+        """Copies, forward pass and sampling; returns the token of each request that got one."""
+        try:
+            self.runner.cache.copy(batch.copy_from, batch.copy_to)
+            if not works:
+                return {}
+            logits = self.runner.forward([work.span for work in works])
+            chosen = [works[i].request for i in logits.order]
+            tokens = sample(logits.rows, [request.draw() for request in chosen]) if chosen else []
+        except Exception as error:  # whatever a model can raise: its batch fails, not the server
+            self._survive(error)
+            failed.update((work.request.id, first_line(error)) for work in works)
+            return {}
+        self._failures = 0
+        for work in works:
+            work.request.computed = work.span.end
+        return self._accept(chosen, tokens, failed)
+
+    def _accept(
+        self, requests: list[Request], tokens: list[int | None], failed: dict[int, str]
+    ) -> dict[int, int]:
+        sampled: dict[int, int] = {}
+        for request, token in zip(requests, tokens, strict=True):
+            if token is None:
+                failed[request.id] = "the model's logits are not finite numbers"
+                self.runner.cache.scrub(request.table)
+            else:
+                request.append(token)
+                sampled[request.id] = token
+        return sampled
+
+    def _survive(self, error: Exception) -> None:
+        self._failures += 1
+        device_lost = self.runner.loaded.device.type == "cuda" and not isinstance(
+            error, torch.OutOfMemoryError
+        )
+        if device_lost and "CUDA error" in str(error):
+            raise FatalError(f"the CUDA device failed: {first_line(error)}") from error
+        if self._failures >= MAX_FAILURES:
+            raise FatalError(
+                f"{self._failures} iterations in a row failed, last: {first_line(error)}"
+            ) from error
+
+    def _count(self, works: list[Work], wait_s: float, run_s: float) -> None:
+        self.steps += 1
+        self.tokens_processed += sum(len(work.span.tokens) for work in works)
+        self.wait_s += wait_s
+        self.run_s += run_s
+
+
+def _common(old: list[int], new: list[int]) -> int:
+    """Length of the common beginning, at most all but the last token of `new` (one must be left to process)."""
+    limit = min(len(old), len(new) - 1)
+    if old[:limit] == new[:limit]:
+        return limit
+    return next(i for i in range(limit) if old[i] != new[i])

@@ -1,0 +1,87 @@
+"""Everything between a configuration and a worker that can serve: load, check, size, allocate, time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import psutil
+
+from accelgen.proto.config import Config
+from accelgen.proto.messages import Facts, Sample
+from accelgen.worker.attention_torch import TorchPass
+from accelgen.worker.core import WorkerCore
+from accelgen.worker.kvcache import KvCache
+from accelgen.worker.linears import pack_linears
+from accelgen.worker.memory import KvSize, name_of, size_kv
+from accelgen.worker.model import Loaded, load_model
+from accelgen.worker.runner import MakePass, Runner
+from accelgen.worker.selfcheck import self_check
+from accelgen.worker.timing import measure
+
+ROUGH_FIT_S = 3.0
+OVERHEAD_BYTES = 600 << 20  # the budget: resident memory beyond weights and KV cache
+
+Announce = Callable[[str, float], None]  # phase name, seconds it may stay silent
+
+
+@dataclass(frozen=True)
+class Engine:
+    """A worker ready to serve, and what others need to know of it."""
+
+    core: WorkerCore
+    facts: Facts
+    kv: KvSize
+    check_error: float
+
+
+def start_engine(
+    config: Config,
+    announce: Announce = lambda _, __: None,
+    progress: Callable[[float], None] = lambda _: None,
+) -> Engine:
+    """Raises LoadError with one clear line when the model cannot be served."""
+    announce("loading weights", 600.0)
+    loaded = load_model(config, progress)
+    backend, make_pass = choose_backend(loaded)
+    extra = pack_linears(loaded.model) if loaded.device.type == "cpu" else 0
+    announce("self-check", 120.0)
+    error = self_check(loaded, make_pass)
+    kv = size_kv(
+        config,
+        loaded.block_bytes(config.block_size),
+        loaded.checkpoint.max_positions,
+        loaded.device,
+    )
+    cache = KvCache(loaded.shapes, kv.num_blocks, config.block_size, loaded.dtype, loaded.device)
+    runner = Runner(loaded, cache, make_pass)
+    samples: list[Sample] = []
+    if not config.profile_file:
+        announce("timing", 60.0)
+        samples = measure(runner, ROUGH_FIT_S, kv.max_model_len)
+    facts = Facts(
+        model=str(loaded.checkpoint.path),
+        architecture=loaded.architecture,
+        device=str(loaded.device),
+        dtype=name_of(loaded.dtype),
+        backend=backend,
+        max_model_len=kv.max_model_len,
+        vocab_size=loaded.vocab_size,
+        block_size=config.block_size,
+        num_blocks=kv.num_blocks,
+        weights_bytes=loaded.weights_bytes + extra,
+        kv_bytes=cache.total_bytes,
+        samples=samples,
+    )
+    return Engine(WorkerCore(runner), facts, kv, error)
+
+
+def choose_backend(loaded: Loaded) -> tuple[str, MakePass]:
+    """xformers on CUDA where it is installed and covers the model, torch otherwise."""
+    return "torch", TorchPass
+
+
+def overhead_bytes(facts: Facts) -> int:
+    """Resident memory beyond weights and KV cache, if all of the cache were in use."""
+    resident = int(psutil.Process().memory_info().rss)
+    return resident - (facts.weights_bytes if facts.device == "cpu" else 0)

@@ -1,0 +1,25 @@
+"""The two ways a worker gives up: before it serves (LoadError) and for good while serving (FatalError)."""
+
+from __future__ import annotations
+
+
+class LoadError(Exception):
+    """The model cannot be served. The text is one line for people: the cause, with the numbers."""
+
+
+class FatalError(Exception):
+    """The device or the process is beyond repair: the worker says this line and ends."""
+
+
+MIB = 1 << 20
+
+
+def mib(count: float) -> str:
+    """Bytes as whole MiB, for messages."""
+    return f"{count / MIB:,.0f} MiB"
+
+
+def first_line(error: BaseException, limit: int = 300) -> str:
+    """The first line of an exception's text, with its type; long texts are cut."""
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0] if text else 'no message'}"[:limit]

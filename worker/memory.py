@@ -1,0 +1,117 @@
+"""Memory arithmetic: what is free, what the weights need, and how many KV blocks that leaves."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import torch
+
+from accelgen.proto.config import Config
+from accelgen.worker.faults import LoadError, mib
+
+CPU_SHARE = 0.25  # of the memory free after loading: others live on this machine, too
+TOKENS_PER_SEQ = 512  # enough for max_num_seqs conversations of this length, on CPU
+LONGEST_REQUESTS = 4  # or for this many of the longest allowed
+CPU_RESERVE = 600 << 20  # interpreter, libraries, activations
+
+
+@dataclass(frozen=True)
+class KvSize:
+    """How large the KV cache becomes, and the longest request it admits."""
+
+    num_blocks: int
+    block_bytes: int
+    max_model_len: int
+    note: str = ""
+
+    @property
+    def total_bytes(self) -> int:
+        return self.num_blocks * self.block_bytes
+
+
+def available_bytes(device: torch.device) -> int:
+    """Bytes this process may still take: of the GPU, or of the machine and the control group it runs in."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    free = int(psutil.virtual_memory().available)
+    limit = _cgroup_number("memory.max")
+    used = _cgroup_number("memory.current")
+    return free if limit is None or used is None else max(0, min(free, limit - used))
+
+
+def _cgroup_number(name: str) -> int | None:
+    try:
+        text = (Path("/sys/fs/cgroup") / name).read_text().strip()
+    except OSError:
+        return None
+    return int(text) if text.isdigit() else None
+
+
+def check_weights_fit(
+    parameters: int, dtype: torch.dtype, device: torch.device, model: str
+) -> None:
+    """Raises LoadError with both numbers when the weights are larger than what is free."""
+    reserve = CPU_RESERVE if device.type == "cpu" else 0
+    needed = parameters * dtype.itemsize + reserve
+    free = available_bytes(device)
+    if needed > free:
+        raise LoadError(
+            f"model {model}: not enough memory: {mib(needed)} needed"
+            f" ({parameters:,} parameters in {name_of(dtype)}), {mib(free)} free on {device.type}"
+        )
+
+
+def name_of(dtype: torch.dtype) -> str:
+    """ "float32" of torch.float32."""
+    return str(dtype).removeprefix("torch.")
+
+
+def size_kv(config: Config, block_bytes: int, max_positions: int, device: torch.device) -> KvSize:
+    """Number of KV blocks and the longest request. Raises LoadError when one longest request does not fit."""
+    free = available_bytes(device)
+    wanted_len = config.max_model_len or max_positions
+    if wanted_len > max_positions:
+        raise LoadError(
+            f"max_model_len: {wanted_len} is more than the {max_positions} positions the model is exact for"
+        )
+    if config.kv_blocks:
+        blocks = config.kv_blocks
+        if blocks * block_bytes > free:
+            raise LoadError(
+                f"kv_blocks: {blocks} blocks need {mib(blocks * block_bytes)}, {mib(free)} free on {device.type}"
+            )
+    else:
+        blocks = _automatic_bytes(config, block_bytes, wanted_len, free, device) // block_bytes
+    return _with_length(config, blocks, block_bytes, wanted_len)
+
+
+def _automatic_bytes(
+    config: Config, block_bytes: int, max_len: int, free: int, device: torch.device
+) -> int:
+    if device.type == "cuda":
+        total = int(torch.cuda.mem_get_info(device)[1])
+        budget = int(total * config.gpu_memory_utilization) - (total - free)
+        budget -= CPU_RESERVE  # activations of one step
+    else:
+        tokens = max(config.max_num_seqs * TOKENS_PER_SEQ, LONGEST_REQUESTS * max_len)
+        enough = -(-tokens // config.block_size) * block_bytes
+        budget = min(enough, int(free * CPU_SHARE))
+    if config.kv_memory_bytes:
+        budget = min(budget, config.kv_memory_bytes)
+    return max(0, budget)
+
+
+def _with_length(config: Config, blocks: int, block_bytes: int, wanted_len: int) -> KvSize:
+    needed = -(-wanted_len // config.block_size)
+    if blocks >= needed:
+        return KvSize(blocks, block_bytes, wanted_len)
+    if config.max_model_len or blocks < 1:
+        raise LoadError(
+            f"KV cache: one request of {wanted_len} tokens needs {needed} blocks ({mib(needed * block_bytes)}),"
+            f" there is room for {blocks} ({mib(blocks * block_bytes)}); lower max_model_len or raise kv_blocks"
+        )
+    fits = blocks * config.block_size
+    note = f"max_model_len lowered from {wanted_len} to {fits}: the KV cache has {blocks} blocks"
+    return KvSize(blocks, block_bytes, fits, note)

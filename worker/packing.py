@@ -1,0 +1,155 @@
+"""From the spans of one iteration to one packed row: which token lies where, and who attends to what.
+
+A span is the part of one request that this iteration processes. Spans are laid out as: decodes (one token each) by
+growing context, then prefill chunks by growing length, so that every attention group is a contiguous slice of rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+PAD_SHARE = 0.25  # a decode group may be padded by this share of its blocks
+PAD_FREE_BLOCKS = 16  # and by this many blocks whatever its size: one more kernel call costs more
+
+
+@dataclass(frozen=True)
+class Span:
+    """Tokens [start, start + len(tokens)) of one request, and the block table that covers them."""
+
+    tokens: Sequence[int]
+    start: int
+    table: Sequence[int]
+    samples: bool = True
+
+    @property
+    def end(self) -> int:
+        return self.start + len(self.tokens)
+
+
+@dataclass(frozen=True)
+class DecodeGroup:
+    """Rows [lo, hi) of the packed row, one token of one request each; `ends` are context lengths."""
+
+    lo: int
+    hi: int
+    ends: tuple[int, ...]
+    tables: tuple[Sequence[int], ...]
+
+
+@dataclass(frozen=True)
+class ChunkGroup:
+    """`members` prefill chunks of `count` tokens each in rows [lo, lo + members * count).
+
+    Chunks at start 0 are grouped by equal length; a chunk with a past (start > 0) is a group of its own."""
+
+    lo: int
+    members: int
+    count: int
+    start: int
+    table: Sequence[int]
+
+    @property
+    def hi(self) -> int:
+        return self.lo + self.members * self.count
+
+
+@dataclass(frozen=True)
+class Packed:
+    """One iteration, ready for the model: all tensors on the model's device.
+
+    `ids`, `positions`, `slots` are int64 [T]; `sample_rows` int64 [S] are the rows whose logits are needed, and
+    `sample_order[j]` is the index of the span that row j belongs to."""
+
+    ids: Tensor
+    positions: Tensor
+    slots: Tensor
+    sample_rows: Tensor
+    sample_order: tuple[int, ...]
+    decodes: tuple[DecodeGroup, ...]
+    chunks: tuple[ChunkGroup, ...]
+    spans: tuple[Span, ...] = field(repr=False)  # in the order of the rows
+
+    @property
+    def num_tokens(self) -> int:
+        return int(self.ids.shape[0])
+
+
+def pack(spans: Sequence[Span], block_size: int, device: torch.device) -> Packed:
+    """Lays out `spans` (at least one, none empty)."""
+    assert spans and all(len(span.tokens) > 0 for span in spans)
+    order = sorted(range(len(spans)), key=lambda i: _layout_key(spans[i]))
+    ordered = tuple(spans[i] for i in order)
+    ids = np.concatenate([np.asarray(span.tokens, dtype=np.int64) for span in ordered])
+    positions = np.concatenate([np.arange(span.start, span.end) for span in ordered])
+    slots = np.concatenate([_slots(span, block_size) for span in ordered])
+    last_rows = np.cumsum([len(span.tokens) for span in ordered]) - 1
+    sampling = [at for at, span in enumerate(ordered) if span.samples]
+    decode_count = sum(1 for span in ordered if len(span.tokens) == 1)
+    return Packed(
+        torch.from_numpy(ids).to(device),
+        torch.from_numpy(positions).to(device),
+        torch.from_numpy(slots).to(device),
+        torch.from_numpy(last_rows[sampling].astype(np.int64)).to(device),
+        tuple(order[at] for at in sampling),
+        tuple(_group_decodes(ordered[:decode_count], block_size)),
+        tuple(_group_chunks(ordered[decode_count:], decode_count)),
+        ordered,
+    )
+
+
+def _layout_key(span: Span) -> tuple[bool, int, bool]:
+    """Decodes first, by context; then chunks by length, those without a past together."""
+    decode = len(span.tokens) == 1
+    return (not decode, span.end if decode else len(span.tokens), span.start > 0)
+
+
+def _slots(span: Span, block_size: int) -> np.ndarray:
+    first = span.start // block_size
+    table = np.asarray(span.table[first : -(-span.end // block_size)], dtype=np.int64)
+    positions = np.arange(span.start, span.end)
+    slots: np.ndarray = table[positions // block_size - first] * block_size + positions % block_size
+    return slots
+
+
+def _group_decodes(spans: Sequence[Span], block_size: int) -> list[DecodeGroup]:
+    """Cuts decodes, sorted by context, from the longest down, so that padding stays small."""
+    blocks = [-(-span.end // block_size) for span in spans]
+    groups: list[DecodeGroup] = []
+    hi = len(spans)
+    while hi > 0:
+        lo, total = hi - 1, blocks[hi - 1]
+        while lo > 0:
+            padding = blocks[hi - 1] * (hi - lo + 1) - (total + blocks[lo - 1])
+            if padding > max(PAD_FREE_BLOCKS, PAD_SHARE * total):
+                break
+            lo, total = lo - 1, total + blocks[lo - 1]
+        members = spans[lo:hi]
+        groups.append(
+            DecodeGroup(
+                lo,
+                hi,
+                tuple(span.end for span in members),
+                tuple(span.table for span in members),
+            )
+        )
+        hi = lo
+    return groups[::-1]
+
+
+def _group_chunks(spans: Sequence[Span], first_row: int) -> list[ChunkGroup]:
+    groups: list[ChunkGroup] = []
+    row = first_row
+    for span in spans:
+        count = len(span.tokens)
+        last = groups[-1] if groups else None
+        if last and span.start == last.start == 0 and last.count == count:
+            groups[-1] = ChunkGroup(last.lo, last.members + 1, count, 0, ())
+        else:
+            groups.append(ChunkGroup(row, 1, count, span.start, span.table))
+        row += count
+    return groups

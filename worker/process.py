@@ -1,0 +1,146 @@
+"""The small loop that moves messages between the worker's socket and its core."""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from dataclasses import dataclass
+
+import structlog
+import torch
+import zmq
+
+from accelgen.proto.child import HEARTBEAT_S, Child
+from accelgen.proto.frame import Header
+from accelgen.proto.messages import Activate, Batch, Body
+from accelgen.proto.sockets import Router
+from accelgen.worker.core import WorkerCore
+from accelgen.worker.engine import OVERHEAD_BYTES, Engine, overhead_bytes, start_engine
+from accelgen.worker.faults import FatalError, LoadError, mib
+
+IDLE_BOUND_S = 5.0
+
+log = structlog.get_logger()
+
+
+def run(child: Child) -> None:
+    """Loads the model and serves; returns when told to stop. Fatal faults end the process with one line."""
+    try:
+        engine = start_engine(child.config, child.phase, lambda share: _progress(child, share))
+    except LoadError as error:
+        child.fail(str(error))
+        return
+    _report(engine)
+    loop = Loop(child, engine)
+    child.phase("ready", IDLE_BOUND_S, engine.facts)
+    try:
+        loop.serve()
+    except FatalError as error:
+        child.fail(str(error))
+    finally:
+        loop.router.close()
+
+
+def _progress(child: Child, share: float) -> None:
+    child.gauges["accelgen:worker_load_progress"] = share
+    child.beat(600.0)
+
+
+def _report(engine: Engine) -> None:
+    """Memory at start: weights, cache, and what the process takes beyond (budget: 600 MiB)."""
+    facts, overhead = engine.facts, overhead_bytes(engine.facts)
+    if engine.kv.note:
+        log.warning(engine.kv.note)
+    log.info(
+        "worker memory",
+        weights=mib(facts.weights_bytes),
+        kv_cache=mib(facts.kv_bytes),
+        kv_blocks=facts.num_blocks,
+        max_model_len=facts.max_model_len,
+        overhead=mib(overhead),
+    )
+    if overhead > OVERHEAD_BYTES:
+        log.warning(
+            "overhead is above its budget", overhead=mib(overhead), budget=mib(OVERHEAD_BYTES)
+        )
+    log.info(
+        "self-check passed",
+        error=float(f"{engine.check_error:.3g}"),
+        threads=torch.get_num_threads(),
+    )
+
+
+@dataclass(frozen=True)
+class Queued:
+    """A Batch that waits for its turn, with the epoch it came in."""
+
+    batch: Batch
+    epoch: int
+
+
+class Loop:
+    """Polls, obeys the highest activated epoch, runs batches in order."""
+
+    def __init__(self, child: Child, engine: Engine) -> None:
+        self.child, self.facts = child, engine.facts
+        self.core: WorkerCore = engine.core
+        self.router = Router(child.endpoint, child.incarnation)
+        self.queue: deque[Queued] = deque()
+        self.epoch, self.scheduler = 0, b""
+        self.counters: Counter[str] = Counter()
+        self._poller = zmq.Poller()
+        self._poller.register(self.router.socket, zmq.POLLIN)
+        self._poller.register(child.link.socket, zmq.POLLIN)
+
+    def serve(self) -> None:
+        """Until Stop."""
+        while not self.child.stopping:
+            self._receive()
+            if self.queue:
+                self._execute(self.queue.popleft())
+            else:
+                self.child.beat(IDLE_BOUND_S)
+                self._poller.poll(int(HEARTBEAT_S * 1000))
+
+    def _receive(self) -> None:
+        while (message := self.router.recv()) is not None:
+            self._take(*message)
+
+    def _take(self, peer: bytes, header: Header, body: Body) -> None:
+        if header.epoch < self.epoch:
+            self.counters["stale"] += 1
+            return
+        match body:
+            case Activate():
+                self._activate(peer, header.epoch)
+            case Batch() if header.epoch == self.epoch:
+                self.queue.append(Queued(body, header.epoch))
+            case _:
+                self.counters["unexpected"] += 1
+                log.warning("unexpected message", kind=type(body).__name__, epoch=header.epoch)
+
+    def _activate(self, peer: bytes, epoch: int) -> None:
+        """A scheduler takes over (or repeats itself): work of older epochs is discarded, the cache is reported."""
+        discarded = [item for item in self.queue if item.epoch < epoch]
+        self.counters["discarded"] += len(discarded)
+        self.queue = deque(item for item in self.queue if item.epoch >= epoch)
+        self.epoch, self.scheduler = epoch, peer
+        log.info("activated", epoch=epoch, discarded=len(discarded))
+        self.router.send(peer, self.core.inventory(), epoch)
+
+    def _execute(self, item: Queued) -> None:
+        self.child.beat(max(item.batch.bound_s, IDLE_BOUND_S))
+        result = self.core.execute(item.batch)
+        self.router.send(self.scheduler, result, item.epoch)
+        for id, cause in zip(result.failed, result.causes, strict=True):
+            log.warning("request failed", id=id, step=result.step, cause=cause)
+        self._gauge(result.run_s)
+
+    def _gauge(self, step_s: float) -> None:
+        label = f'{{replica="{self.child.index}"}}'
+        core, gauges = self.core, self.child.gauges
+        gauges[f"accelgen:worker_steps_total{label}"] = core.steps
+        gauges[f"accelgen:worker_step_seconds{label}"] = step_s
+        gauges[f"accelgen:worker_run_seconds_total{label}"] = core.run_s
+        gauges[f"accelgen:worker_idle_seconds_total{label}"] = core.wait_s
+        gauges[f"accelgen:worker_tokens_total{label}"] = core.tokens_processed
+        gauges[f"accelgen:worker_stale_messages_total{label}"] = self.counters["stale"]
