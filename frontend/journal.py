@@ -1,0 +1,306 @@
+"""The journal: every live request of this frontend, from receipt to its one end. No sockets, no clock.
+
+It is the truth about a request: its prompt, the tokens generated so far, and what of their text has been shown. A
+*call* is one HTTP request, a *choice* one generation within it (prompt times `n`). Messages of the scheduler go in,
+events for the calls and ids to abort come out. Each choice ends exactly once: Ended or Refused; whatever arrives for
+it later is dropped and counted.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import msgspec
+from msgspec import Struct
+from tokenizers import Tokenizer
+
+from accelgen.frontend.detokenize import Detokenizer, StopStrings
+from accelgen.proto.ids import RequestIds
+from accelgen.proto.messages import (
+    Admitted,
+    Body,
+    End,
+    Finished,
+    Objective,
+    Prompt,
+    Reason,
+    Sampling,
+    Submit,
+    Tokens,
+)
+
+
+class Demand(Struct, frozen=True):
+    """What a call asks for: `prompts` (token ids), each `n` times. `max_tokens` per prompt.
+
+    `continues`: the answer goes on where the prompt ends, in the middle of a text (completions)."""
+
+    prompts: list[list[int]]
+    n: int
+    max_tokens: list[int]
+    sampling: Sampling
+    stop_ids: tuple[int, ...]
+    stops: tuple[str, ...]
+    objective: Objective
+    slo_class: str
+    salt: bytes
+    continues: bool
+    received_s: float
+
+
+class Outcome(Struct, frozen=True):
+    """The figures of a choice that ended. Times in seconds since the receipt of the call; None: undefined."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int
+    preemptions: int
+    queue_s: float | None
+    ttft_s: float | None
+    tpot_s: float | None
+    e2e_s: float
+
+
+class Admission(Struct, frozen=True):
+    """The choice entered the scheduler's queue."""
+
+    call: int
+    choice: int
+    predicted_ttft_s: float
+    cached_tokens: int
+
+
+class Text(Struct, frozen=True):
+    """New text of a choice ("" while a character or a possible stop string is incomplete). `tokens`: so far.
+    `gap_s`: since its previous tokens; None for the first, then `ttft_s` is set."""
+
+    call: int
+    choice: int
+    text: str
+    tokens: int
+    gap_s: float | None
+    ttft_s: float | None
+
+
+class Ended(Struct, frozen=True):
+    """The choice is complete. `text` is what had been held back. `reason`: stop or length."""
+
+    call: int
+    choice: int
+    text: str
+    reason: str
+    outcome: Outcome
+
+
+class Refused(Struct, frozen=True):
+    """The choice ended without success."""
+
+    call: int
+    choice: int
+    end: End
+
+
+Event = Admission | Text | Ended | Refused
+
+
+@dataclass(slots=True)
+class Turn:
+    """What one message led to."""
+
+    events: list[Event] = field(default_factory=list)
+    aborts: list[int] = field(default_factory=list)
+
+
+@dataclass(slots=True, eq=False)
+class Choice:
+    """A live generation."""
+
+    id: int
+    call: int
+    index: int
+    prompt: list[int]
+    max_tokens: int
+    seed: int
+    demand: Demand
+    detokenizer: Detokenizer
+    stops: StopStrings
+    tokens: list[int] = field(default_factory=list)
+    first_s: float | None = None
+    last_s: float | None = None
+    cached_tokens: int = 0
+
+    def push(self, tokens: Sequence[int]) -> tuple[str, bool]:
+        """Takes tokens up to the one that completes a stop string: the text to show, and whether there was one."""
+        shown: list[str] = []
+        for token in tokens:
+            self.tokens.append(token)
+            if token in self.demand.stop_ids:  # counted, never shown; Finished follows
+                continue
+            text, found = self.stops.feed(self.detokenizer.push(token))
+            shown.append(text)
+            if found:
+                return "".join(shown), True
+        return "".join(shown), False
+
+    def rest(self) -> tuple[str, bool]:
+        """At the end: the text held back, and whether it completed a stop string."""
+        text, found = self.stops.feed(self.detokenizer.flush())
+        return (text, True) if found else (text + self.stops.flush(), False)
+
+    def outcome(self, now_s: float, end: End | None) -> Outcome:
+        """`end`: what the scheduler said, None when the frontend itself ended the choice."""
+        received_s, count = self.demand.received_s, len(self.tokens)
+        tpot_s = None
+        if count > 1 and self.first_s is not None and self.last_s is not None:
+            tpot_s = (self.last_s - self.first_s) / (count - 1)
+        return Outcome(
+            prompt_tokens=len(self.prompt),
+            completion_tokens=count,
+            cached_tokens=end.cached_tokens if end else self.cached_tokens,
+            preemptions=end.preemptions if end else 0,
+            queue_s=end.queue_s if end else None,
+            ttft_s=None if self.first_s is None else self.first_s - received_s,
+            tpot_s=tpot_s,
+            e2e_s=(now_s if self.last_s is None else self.last_s) - received_s,
+        )
+
+
+class Journal:
+    """All live choices. `counters`: late (tokens or ends of what had ended already)."""
+
+    def __init__(self, tokenizer: Tokenizer, incarnation: int) -> None:
+        self._tokenizer = tokenizer
+        self._ids = RequestIds(incarnation)
+        self._live: dict[int, Choice] = {}
+        self._calls: dict[int, list[int]] = {}
+        self.counters: Counter[str] = Counter()
+
+    @property
+    def open_choices(self) -> int:
+        return len(self._live)
+
+    @property
+    def open_calls(self) -> int:
+        return len(self._calls)
+
+    def open(self, call: int, demand: Demand, now_s: float) -> list[Submit]:
+        """Enters the choices of a call; what to send to the scheduler, one message per prompt."""
+        assert call not in self._calls
+        self._calls[call] = []
+        submits = []
+        for position, prompt in enumerate(demand.prompts):
+            ids = self._ids.take(demand.n)
+            for offset, id in enumerate(ids):
+                self._live[id] = Choice(
+                    id=id,
+                    call=call,
+                    index=position * demand.n + offset,
+                    prompt=prompt,
+                    max_tokens=demand.max_tokens[position],
+                    seed=demand.sampling.seed + offset,
+                    demand=demand,
+                    detokenizer=Detokenizer(self._tokenizer, prompt if demand.continues else ()),
+                    stops=StopStrings(demand.stops),
+                )
+            self._calls[call] += ids
+            submits.append(_submit(self._live[ids[0]], now_s, siblings=ids[1:]))
+        return submits
+
+    def close(self, call: int) -> list[int]:
+        """Forgets a call; the ids of its choices that are still live and must be aborted."""
+        ids = [id for id in self._calls.pop(call, ()) if id in self._live]
+        for id in ids:
+            del self._live[id]
+        return ids
+
+    def replay(self, now_s: float) -> list[Submit]:
+        """Everything that is live, for a new scheduler: each choice by itself, with the tokens it already has."""
+        return [_submit(choice, now_s, siblings=[]) for choice in self._live.values()]
+
+    def take(self, message: Body, now_s: float) -> Turn:
+        """What a message of the scheduler means for the calls."""
+        turn = Turn()
+        match message:
+            case Tokens():
+                self._take_tokens(message, now_s, turn)
+            case Admitted():
+                self._take_admitted(message, turn)
+            case Finished():
+                for end in message.ends:
+                    self._take_end(end, now_s, turn)
+            case _:
+                self.counters["unexpected"] += 1
+        return turn
+
+    def _take_admitted(self, message: Admitted, turn: Turn) -> None:
+        choice = self._live.get(message.id)
+        if choice is None:
+            return
+        choice.cached_tokens = message.cached_tokens
+        turn.events.append(
+            Admission(choice.call, choice.index, message.predicted_ttft_s, message.cached_tokens)
+        )
+
+    def _take_tokens(self, message: Tokens, now_s: float, turn: Turn) -> None:
+        at = 0
+        for id, count in zip(message.ids, message.counts, strict=False):
+            tokens = message.tokens[at : at + count]
+            at += count
+            choice = self._live.get(id)
+            if choice is None or not tokens:
+                self.counters["late"] += choice is None
+                continue
+            gap_s = None if choice.last_s is None else now_s - choice.last_s
+            ttft_s = None
+            if choice.first_s is None:
+                choice.first_s = now_s
+                ttft_s = now_s - choice.demand.received_s
+            choice.last_s = now_s
+            text, found = choice.push(tokens)
+            turn.events.append(
+                Text(choice.call, choice.index, text, len(choice.tokens), gap_s, ttft_s)
+            )
+            if found:
+                turn.aborts.append(id)
+                self._end(choice, "", "stop", None, now_s, turn)
+
+    def _take_end(self, end: End, now_s: float, turn: Turn) -> None:
+        choice = self._live.get(end.id)
+        if choice is None:
+            self.counters["late"] += end.reason is not Reason.ABORTED  # that one we asked for
+            return
+        if end.reason is Reason.STOP or end.reason is Reason.LENGTH:
+            text, found = choice.rest()
+            reason = "length" if end.reason is Reason.LENGTH and not found else "stop"
+            self._end(choice, text, reason, end, now_s, turn)
+        else:
+            del self._live[choice.id]
+            turn.events.append(Refused(choice.call, choice.index, end))
+
+    def _end(
+        self, choice: Choice, text: str, reason: str, end: End | None, now_s: float, turn: Turn
+    ) -> None:
+        del self._live[choice.id]
+        outcome = choice.outcome(now_s, end)
+        turn.events.append(Ended(choice.call, choice.index, text, reason, outcome))
+
+
+def _submit(choice: Choice, now_s: float, siblings: list[int]) -> Submit:
+    demand = choice.demand
+    return Submit(
+        prompt=Prompt(
+            id=choice.id,
+            tokens=choice.prompt + choice.tokens,
+            sampling=msgspec.structs.replace(demand.sampling, seed=choice.seed),
+            generated=len(choice.tokens),
+            salt=demand.salt,
+        ),
+        max_tokens=choice.max_tokens,
+        stop_token_ids=list(demand.stop_ids),
+        objective=demand.objective,
+        slo_class=demand.slo_class,
+        waited_s=max(0.0, now_s - demand.received_s),
+        siblings=siblings,
+    )

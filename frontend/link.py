@@ -1,0 +1,194 @@
+"""The frontend's end of the link to the scheduler: epochs, credits, and the way of events to the waiting calls.
+
+The Router of `accelgen.proto.sockets` is synchronous; the event loop watches its descriptor. ZeroMQ signals that
+descriptor only when something *becomes* readable, so everything is read after each wake-up and after each send.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+
+import structlog
+
+from accelgen.frontend.errors import busy, draining, not_activated
+from accelgen.frontend.journal import Admission, Demand, Ended, Event, Journal, Refused, Text
+from accelgen.frontend.metrics import Metrics
+from accelgen.proto.clocks import now_s
+from accelgen.proto.frame import Header
+from accelgen.proto.messages import Abort, Activate, Body, End, Reason
+from accelgen.proto.sockets import Router
+
+ACTIVATION_WAIT_S = 1.0  # how long a request waits for a scheduler before it is told to come back
+
+log = structlog.get_logger()
+
+
+class Mailbox:
+    """Events of one call, for the one coroutine that serves it. `gone` when the client has left."""
+
+    def __init__(self) -> None:
+        self.gone = False
+        self._events: list[Event] = []
+        self._waiter: asyncio.Future[None] | None = None
+
+    def put(self, event: Event) -> None:
+        self._events.append(event)
+        self._wake()
+
+    def leave(self) -> None:
+        """The client has left."""
+        self.gone = True
+        self._wake()
+
+    async def take(self) -> list[Event]:
+        """All events that wait, at least one unless the client is gone."""
+        if not self._events and not self.gone:
+            self._waiter = asyncio.get_running_loop().create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+        events, self._events = self._events, []
+        return events
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+
+class Link:
+    """`counters`: stale (of an older epoch, or from a scheduler that is not the active one). `draining` refuses
+    every new call."""
+
+    def __init__(self, router: Router, journal: Journal, metrics: Metrics) -> None:
+        self.router, self.journal, self.metrics = router, journal, metrics
+        self.counters: Counter[str] = Counter()
+        self.draining = False
+        self.credits = 0
+        self.epoch = 0
+        self._peer: bytes | None = None
+        self._activated = asyncio.Event()
+        self._mailboxes: dict[int, Mailbox] = {}
+        self._next_call = 1
+
+    @property
+    def active(self) -> bool:
+        return self._peer is not None
+
+    def start(self) -> None:
+        """Begins to watch the socket; call it inside the running loop."""
+        asyncio.get_running_loop().add_reader(self.router.socket.fileno(), self.drain)
+
+    def stop(self) -> None:
+        asyncio.get_running_loop().remove_reader(self.router.socket.fileno())
+        self.router.close()
+
+    async def open(self, demand: Demand) -> tuple[int, Mailbox]:
+        """Sends a call to the scheduler. Raises ApiError: 503 without a scheduler or while draining, 429 when the
+        credits are used up."""
+        await self._wait_for_scheduler()
+        wanted = len(demand.prompts) * demand.n
+        if self.journal.open_choices + wanted > self.credits:
+            message = (
+                f"{self.journal.open_choices} requests are open and {wanted} more do not fit"
+                f" the limit of {self.credits}"
+            )
+            raise busy(429, "saturated", message, 1.0)
+        call, mailbox = self._next_call, Mailbox()
+        self._next_call += 1
+        self._mailboxes[call] = mailbox
+        for submit in self.journal.open(call, demand, now_s()):
+            if not self._send(submit):
+                self.close(call)
+                raise not_activated()
+        self.drain()
+        return call, mailbox
+
+    def close(self, call: int) -> None:
+        """The call is over, whether or not its choices are: what still runs is aborted."""
+        self._mailboxes.pop(call, None)
+        aborted = self.journal.close(call)
+        if aborted:
+            self.metrics.count("request_success_total", len(aborted), finished_reason="abort")
+            self._send(Abort(aborted))
+            self.drain()
+
+    def fail_all(self, reason: Reason) -> None:
+        """Tells every open call that it will not be completed."""
+        for call, mailbox in self._mailboxes.items():
+            mailbox.put(Refused(call, 0, End(id=0, reason=reason)))
+
+    def drain(self) -> None:
+        """Reads and handles all messages that have arrived."""
+        while (message := self.router.recv()) is not None:
+            self._take(*message)
+
+    async def _wait_for_scheduler(self) -> None:
+        if self.draining:
+            raise draining()
+        if self.active:
+            return
+        try:
+            async with asyncio.timeout(ACTIVATION_WAIT_S):
+                await self._activated.wait()
+        except TimeoutError:
+            raise not_activated() from None
+
+    def _send(self, body: Body) -> bool:
+        return self._peer is not None and self.router.send(self._peer, body, self.epoch)
+
+    def _take(self, peer: bytes, header: Header, body: Body) -> None:
+        if isinstance(body, Activate):
+            self._activate(peer, header, body)
+            return
+        if peer != self._peer or header.epoch < self.epoch:
+            self.counters["stale"] += 1
+            return
+        turn = self.journal.take(body, now_s())
+        for event in turn.events:
+            self._deliver(event)
+        if turn.aborts:
+            self._send(Abort(turn.aborts))
+
+    def _activate(self, peer: bytes, header: Header, body: Activate) -> None:
+        repeated = header.epoch == self.epoch and peer == self._peer
+        if self.active and header.epoch <= self.epoch and not repeated:
+            self.counters["stale"] += 1
+            return
+        renewed = header.epoch > self.epoch and self.active
+        self.epoch, self._peer, self.credits = header.epoch, peer, body.credits
+        self._activated.set()
+        log.info("scheduler activated", epoch=self.epoch, credits=self.credits)
+        if renewed:  # a new scheduler knows nothing: tell it what is live
+            for submit in self.journal.replay(now_s()):
+                self._send(submit)
+
+    def _deliver(self, event: Event) -> None:
+        self._observe(event)
+        mailbox = self._mailboxes.get(event.call)
+        if mailbox is not None and not (isinstance(event, Text) and not event.text):
+            mailbox.put(event)
+
+    def _observe(self, event: Event) -> None:
+        metrics = self.metrics
+        match event:
+            case Text(gap_s=gap_s, ttft_s=ttft_s):
+                if ttft_s is not None:
+                    metrics.ttft.observe(ttft_s)
+                if gap_s is not None:
+                    metrics.itl.observe(gap_s)
+            case Ended(outcome=outcome, reason=reason):
+                metrics.e2e.observe(outcome.e2e_s)
+                if outcome.tpot_s is not None:
+                    metrics.tpot.observe(outcome.tpot_s)
+                if outcome.queue_s is not None:
+                    metrics.queue.observe(outcome.queue_s)
+                metrics.count("prompt_tokens_total", outcome.prompt_tokens)
+                metrics.count("prompt_tokens_cached_total", outcome.cached_tokens)
+                metrics.count("generation_tokens_total", outcome.completion_tokens)
+                metrics.count("request_success_total", finished_reason=reason)
+            case Refused():
+                metrics.count("request_success_total", finished_reason="error")
+            case Admission():
+                pass

@@ -1,0 +1,150 @@
+"""Service-level objectives of one request: who may state them where, within which bounds, and the verdict at the end.
+
+Precedence: header over `accelgen.slo` in the body over the numbers of the class; the class itself comes from the
+header, else the body, else the configuration's default. Milliseconds outside, seconds inside.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+
+from msgspec import Struct
+
+from accelgen.frontend.errors import ApiError, quoted
+from accelgen.frontend.journal import Outcome
+from accelgen.frontend.schema import Extension
+from accelgen.proto.config import SloClass
+from accelgen.proto.messages import Objective
+
+CLASS_HEADER = "x-accelgen-slo-class"
+NUMBER_HEADERS: dict[str, tuple[str, ...]] = {
+    "ttft_ms": ("x-slo-ttft-ms", "x-llm-d-slo-ttft-ms"),
+    "tpot_ms": ("x-slo-tpot-ms", "x-llm-d-slo-tpot-ms"),
+}
+_NUMBER = re.compile(r"[+-]?[0-9]{1,20}(\.[0-9]{1,10})?", re.ASCII)
+
+RawHeaders = Iterable[tuple[bytes, bytes]]
+
+
+class Stated(Struct, frozen=True):
+    """What holds for a request: its class, and objectives in seconds."""
+
+    slo_class: str
+    objective: Objective
+
+
+def resolve(
+    classes: Mapping[str, SloClass],
+    default_class: str,
+    headers: RawHeaders,
+    extension: Extension | None,
+) -> Stated:
+    """Raises ApiError 400 that names header or field and the limits."""
+    given = _values(headers)
+    named, param = _one(given, (CLASS_HEADER,)), CLASS_HEADER
+    if named is None and extension is not None:
+        named, param = extension.slo_class, "accelgen.slo_class"
+    name = default_class if named is None else named
+    slo_class = classes.get(name)
+    if slo_class is None:
+        known = ", ".join(sorted(classes))
+        raise ApiError(
+            400, f"{param}: {quoted(name)} is not one of {known}", param, "invalid_value"
+        )
+    slo = extension.slo if extension is not None else None
+    seconds = {}
+    for field in ("ttft_ms", "tpot_ms", "e2e_ms"):
+        stated_ms = _bounded(getattr(slo, field, None), f"accelgen.slo.{field}", slo_class)
+        if (text := _one(given, names := NUMBER_HEADERS.get(field, ()))) is not None:
+            stated_ms = _bounded(_number(text, names[0]), names[0], slo_class)
+        value_ms = getattr(slo_class, field) if stated_ms is None else stated_ms
+        seconds[field.replace("_ms", "_s")] = None if value_ms is None else value_ms / 1000
+    return Stated(name, Objective(**seconds))
+
+
+def _values(headers: RawHeaders) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for raw, value in headers:
+        if b"-slo-" in raw:
+            found.setdefault(raw.decode("latin-1"), []).append(value.decode("latin-1").strip())
+    return found
+
+
+def _one(given: Mapping[str, list[str]], names: Sequence[str]) -> str | None:
+    """The value under any of the names; the same thing said twice in different words is refused."""
+    values = [value for name in names for value in given.get(name, ())]
+    if len(set(values)) > 1:
+        message = f"{names[0]} is given {len(values)} times with different values"
+        raise ApiError(400, message, names[0], "invalid_value")
+    return values[0] if values else None
+
+
+def _number(text: str, param: str) -> float:
+    if _NUMBER.fullmatch(text) is None:
+        message = f"{param}: {quoted(text)} is not a number of milliseconds"
+        raise ApiError(400, message, param, "invalid_value")
+    return float(text)
+
+
+def _bounded(value_ms: float | None, param: str, slo_class: SloClass) -> float | None:
+    low_ms, high_ms = slo_class.bounds_ms
+    if value_ms is not None and not low_ms <= value_ms <= high_ms:
+        message = f"{param}: {value_ms:g} ms is outside of {low_ms:g}..{high_ms:g} ms"
+        raise ApiError(400, message, param, "invalid_value")
+    return value_ms
+
+
+class Met(Struct, frozen=True):
+    """Per objective: kept, missed, or None where none was stated."""
+
+    ttft: bool | None
+    tpot: bool | None
+    e2e: bool | None
+
+
+class Verdict(Struct, frozen=True):
+    """The `accelgen` object at the end of a response. Milliseconds, measured at the frontend from the receipt of
+    the request; with several choices the worst one counts, and counts are sums. None: not known or not defined (a
+    single token has no time per output token)."""
+
+    slo_class: str
+    queue_ms: float | None
+    ttft_ms: float | None
+    tpot_ms: float | None
+    e2e_ms: float | None
+    cached_tokens: int
+    preemptions: int
+    slo_met: Met
+
+
+def judge(stated: Stated, outcomes: Sequence[Outcome]) -> Verdict:
+    """The verdict over all choices of a call. The boundary counts as kept (peers.md E.4)."""
+    ttft_s = _worst([one.ttft_s for one in outcomes])
+    tpot_s = _worst([one.tpot_s for one in outcomes])
+    e2e_s = _worst([one.e2e_s for one in outcomes])
+    aim = stated.objective
+    return Verdict(
+        slo_class=stated.slo_class,
+        queue_ms=_ms(_worst([one.queue_s for one in outcomes])),
+        ttft_ms=_ms(ttft_s),
+        tpot_ms=_ms(tpot_s),
+        e2e_ms=_ms(e2e_s),
+        cached_tokens=sum(one.cached_tokens for one in outcomes),
+        preemptions=sum(one.preemptions for one in outcomes),
+        slo_met=Met(
+            ttft=None if aim.ttft_s is None else ttft_s is not None and ttft_s <= aim.ttft_s,
+            # One token or none leaves no gap that could be too long.
+            tpot=None if aim.tpot_s is None else tpot_s is None or tpot_s <= aim.tpot_s,
+            e2e=None if aim.e2e_s is None else e2e_s is not None and e2e_s <= aim.e2e_s,
+        ),
+    )
+
+
+def _worst(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return max(known) if known else None
+
+
+def _ms(value_s: float | None) -> float | None:
+    return None if value_s is None else round(value_s * 1000, 3)
