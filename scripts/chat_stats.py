@@ -43,6 +43,9 @@ def describe_verdict(verdict: dict[str, Any]) -> str:
         value = verdict.get(f"{name}_ms")
         if isinstance(value, int | float):
             parts.append(f"{name} {value:.1f} ms")
+    cached = verdict.get("cached_tokens")
+    if isinstance(cached, int) and cached > 0:
+        parts.append(f"{cached} prompt tokens cached")
     met = verdict.get("slo_met")
     if isinstance(met, dict):
         judged = [f"{clean_line(str(name), 20)} {_word(kept)}" for name, kept in met.items()]

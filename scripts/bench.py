@@ -1,0 +1,195 @@
+"""`accelgen bench`: measure a running server. Options that mean the same as in vLLM's `bench serve` have its names."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from accelgen.scripts.bench_params import (
+    MixParam,
+    NumbersParam,
+    ObjectParam,
+    PairParam,
+    RateParam,
+)
+
+COUNT = click.IntRange(1, 10_000_000)
+NATURAL = click.IntRange(0, 10_000_000)
+SCALE = click.FloatRange(0, 1e9, min_open=True)
+
+
+@click.group(name="bench")
+def command() -> None:
+    """Measure a running server."""
+
+
+@command.command("serve")
+@click.option(
+    "--base-url",
+    "--url",
+    "url",
+    envvar="ACCELGEN_URL",
+    help="Server; the one running here if not given.",
+)
+@click.option("--model", help="Model; the server's first if not given.")
+@click.option(
+    "--api-key",
+    envvar=["ACCELGEN_API_KEY", "OPENAI_API_KEY"],
+    help="Key; better given in ACCELGEN_API_KEY.",
+)
+@click.option(
+    "--header",
+    "headers",
+    multiple=True,
+    type=PairParam(),
+    metavar="K=V",
+    help="Header; repeatable.",
+)
+@click.option(
+    "--extra-body", type=ObjectParam(), metavar="JSON", help="Fields added to every request."
+)
+@click.option(
+    "--ready-check-timeout-sec",
+    type=click.FloatRange(0),
+    default=0.0,
+    help="Wait so long for the server.",
+)
+@click.option(
+    "--dataset-name",
+    type=click.Choice(["random", "trace"]),
+    help="Lengths; by --trace if not given.",
+)
+@click.option("--num-prompts", type=COUNT, help="Requests to send. [1000; a trace: all]")
+@click.option("--random-input-len", type=COUNT, default=1024, show_default=True, help="Tokens in.")
+@click.option("--random-output-len", type=COUNT, default=128, show_default=True, help="Tokens out.")
+@click.option(
+    "--random-range-ratio",
+    type=click.FloatRange(0, 1),
+    default=0.0,
+    help="Lengths vary by this part.",
+)
+@click.option(
+    "--random-prefix-len", type=NATURAL, default=0, help="Leading tokens that all prompts share."
+)
+@click.option(
+    "--mix",
+    type=MixParam(),
+    metavar="MIX",
+    help="label=share:in:out,...: short=0.65:64:128,long=0.35:2048:64",
+)
+@click.option(
+    "--trace",
+    metavar="FILE",
+    help="CSV(.gz): prompt_tokens, output_tokens, arrived_at (s); or its name in ACCELGEN_TRACES.",
+)
+@click.option(
+    "--trace-scale", type=SCALE, default=1.0, help="Replay the trace this many times as fast."
+)
+@click.option(
+    "--trace-length-scale", type=SCALE, default=1.0, help="Multiply the trace's lengths by this."
+)
+@click.option(
+    "--max-model-len", type=COUNT, help="Pass over longer rows of a trace. [what the server says]"
+)
+@click.option(
+    "--request-rate",
+    type=RateParam(),
+    default=None,
+    help="Requests per second, or inf: all at once. [inf]",
+)
+@click.option(
+    "--burstiness",
+    type=SCALE,
+    default=1.0,
+    show_default=True,
+    help="1: Poisson arrivals; below: burstier.",
+)
+@click.option("--max-concurrency", type=COUNT, help="Hold requests back beyond so many at a time.")
+@click.option("--num-warmups", type=NATURAL, default=0, help="Requests sent before, not measured.")
+@click.option(
+    "--ignore-eos/--no-ignore-eos",
+    default=True,
+    show_default=True,
+    help="Generate exactly the tokens asked for.",
+)
+@click.option(
+    "--temperature", type=click.FloatRange(0, 2), default=0.0, help="0 takes the likeliest token."
+)
+@click.option(
+    "--vocab-size",
+    type=click.IntRange(2, 2**31),
+    help="Prompts are random ids below this. [what the server says, or 1000]",
+)
+@click.option(
+    "--seed",
+    type=click.IntRange(0, 2**63 - 1),
+    default=0,
+    help="Same seed, same requests at the same times.",
+)
+@click.option(
+    "--request-timeout", type=SCALE, default=600.0, help="Seconds until a request counts as failed."
+)
+@click.option(
+    "--slo",
+    "slos",
+    multiple=True,
+    metavar="[LABEL:]OBJECTIVE",
+    help="Sent with requests: ttft=300,tpot=40,e2e=9000 (ms).",
+)
+@click.option(
+    "--slo-class",
+    "classes",
+    multiple=True,
+    metavar="[LABEL:]CLASS",
+    help="Class sent with requests.",
+)
+@click.option(
+    "--goodput",
+    multiple=True,
+    metavar="ttft:MS tpot:MS e2el:MS",
+    help="Count a request as good within these; not sent.",
+)
+@click.option(
+    "--percentile-metrics",
+    default="ttft,tpot,itl,e2el",
+    show_default=True,
+    help="Sections of the table.",
+)
+@click.option(
+    "--metric-percentiles",
+    type=NumbersParam(),
+    default="99",
+    show_default=True,
+    help="For example 50,90,99.",
+)
+@click.option("--label", default="", help="Name of this run in the result.")
+@click.option(
+    "--metadata",
+    multiple=True,
+    type=PairParam(),
+    metavar="K=V",
+    help="Kept in the result; repeatable.",
+)
+@click.option("--save-result", is_flag=True, help="Write the result as JSON.")
+@click.option(
+    "--save-detailed", is_flag=True, help="And the times of every token of every request."
+)
+@click.option(
+    "--result-dir", type=click.Path(file_okay=False), default=".", help="Where to write it."
+)
+@click.option("--result-filename", help="Name of the file; from date, model and rate if not given.")
+@click.option("--disable-tqdm", "quiet", is_flag=True, help="No progress bar.")
+@click.argument("more_goodput", nargs=-1, metavar="")
+def serve(goodput: tuple[str, ...], more_goodput: tuple[str, ...], **given: Any) -> int:
+    """Send requests to a server at their times, whether or not it keeps up, and report how it answered.
+
+    Requests are token ids of exact length to /v1/completions. Without --request-rate all are sent at once; a trace with
+    arrival times is replayed. Attainment is judged by three rules and divided by the requests sent."""
+    from accelgen.scripts.bench_params import parse_goodput
+    from accelgen.scripts.bench_serve import Options, run_serve
+
+    if more_goodput and not goodput:
+        raise click.UsageError(f"unexpected argument: {more_goodput[0]}")
+    limits = parse_goodput((*goodput, *more_goodput))
+    return run_serve(Options(goodput=limits, **given))
