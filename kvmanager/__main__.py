@@ -104,7 +104,7 @@ class KvProcess:
         if gaps != self._gaps:
             self._gaps = gaps
             log.error("messages of the scheduler were lost", gaps=gaps)
-            self.core.distrust()
+            self.core.on_gap()
 
     def _obey(self, body: Body) -> None:
         match body:

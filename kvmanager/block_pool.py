@@ -19,6 +19,8 @@ class BlockPool:
     def __init__(self, num_blocks: int, index: PrefixIndex) -> None:
         self.num_blocks = num_blocks
         self.owners = [0] * num_blocks
+        self.pins = [0] * num_blocks  # owners that are only waiting requests
+        self.pinned = 0  # used blocks that nobody but waiting requests owns
         self.evictions = 0
         self._index = index
         self._free = list(range(num_blocks - 1, -1, -1))  # a stack: low numbers go first
@@ -70,7 +72,23 @@ class BlockPool:
         for block in blocks:
             if not owners[block]:
                 del self._cached[block]
+            elif owners[block] == self.pins[block]:
+                self.pinned -= 1
             owners[block] += 1
+
+    def pin(self, blocks: Iterable[int]) -> None:
+        """One more owner for each of `blocks`: a waiting request, from which they can be taken away."""
+        blocks = list(blocks)
+        self.share(blocks)
+        for block in blocks:
+            self.pins[block] += 1
+            self.pinned += self.pins[block] == self.owners[block]
+
+    def unpin(self, blocks: Iterable[int]) -> None:
+        """The waiting request that pinned `blocks` now owns them like any other."""
+        for block in blocks:
+            self.pinned -= self.pins[block] == self.owners[block]
+            self.pins[block] -= 1
 
     def give_back(self, blocks: Iterable[int]) -> None:
         """One owner less for each of `blocks`; of those that become cached, the first named is evicted first."""
@@ -78,6 +96,7 @@ class BlockPool:
         for block in blocks:
             owners[block] -= 1
             if owners[block]:
+                self.pinned += owners[block] == self.pins[block]
                 continue
             if block in self._index:
                 self._cached[block] = None
@@ -94,6 +113,8 @@ class BlockPool:
         """What is wrong with the pool, given the true number of owners of each used block: nothing, one hopes."""
         faults = []
         used = {block: count for block, count in enumerate(self.owners) if count}
+        if self.pinned != sum(self.pins[block] == count for block, count in used.items()):
+            faults.append("the number of blocks held by pins alone is wrong")
         if used != owners:
             faults.append("reference counts differ from the block tables")
         if len(self._free) + len(used) + len(self._cached) != self.num_blocks:

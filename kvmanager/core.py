@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 from accelgen.kvmanager.block_pool import BlockPool
 from accelgen.kvmanager.prefix_index import PrefixIndex, extend_chain, root_key
-from accelgen.kvmanager.request import NEVER, Request
+from accelgen.kvmanager.request import Request
 from accelgen.proto.messages import Batch, Fork, Held, Inventory, KvReport, Lookup, Plan, Prompt
 
 
@@ -74,16 +74,15 @@ class KvCore:
                 self._pin(request)
             hit_ids.append(prompt.id)
             hit_tokens.append(request.computed)
-        return KvReport(-1, self.pool.free, self.pool.cached, [], hit_ids, hit_tokens, [])
+        return self._report(-1, hit_ids=hit_ids, hit_tokens=hit_tokens)
 
     def on_plan(self, plan: Plan) -> tuple[Batch, KvReport]:
         """Applies a plan; returns what the worker must do and what the scheduler must know."""
         self._step = plan.step
         work = _Work()
         self._confirm(plan)
-        for fork in plan.forks:
-            if not self._fork(fork):
-                work.unpinned.append(fork.child)
+        outcome = {fork.child: self._fork(fork) for fork in plan.forks}  # of a child's last fork
+        work.unpinned += [child for child, forked in outcome.items() if not forked]
         release = self._release(plan.release)
         for id in plan.preempt:
             if id in self._requests:
@@ -97,22 +96,33 @@ class KvCore:
             work.table_at, work.table_counts, work.table_blocks, work.copy_from, work.copy_to,
             release, plan.predicted_s, plan.bound_s,
         )  # fmt: skip
-        report = KvReport(
-            plan.step, self.pool.free, self.pool.cached, dropped, [], [], work.unpinned
-        )
-        return batch, report
+        return batch, self._report(plan.step, dropped, unpinned=work.unpinned)
+
+    def _report(
+        self,
+        step: int,
+        dropped: list[int] | None = None,
+        hit_ids: list[int] | None = None,
+        hit_tokens: list[int] | None = None,
+        unpinned: list[int] | None = None,
+    ) -> KvReport:
+        pool = self.pool
+        return KvReport(
+            step, pool.free, pool.cached, pool.pinned,
+            dropped or [], hit_ids or [], hit_tokens or [], unpinned or [],
+        )  # fmt: skip
 
     def on_activate(self) -> Inventory:
         """What a new scheduler finds here: every known request, also those that hold nothing."""
         held = [Held(r.id, r.computed, list(r.table)) for r in self._requests.values()]
         return Inventory(self._step, held, self.pool.free, self.pool.cached)
 
-    def distrust(self) -> None:
-        """A message of the scheduler was lost: confirmed tokens may be missing, so no block that the requests the
-        worker knows complete from now on can enter the prefix index."""
+    def on_gap(self) -> None:
+        """A message of the scheduler was lost, and confirmed tokens with it: what is confirmed later would land at
+        wrong positions, so requests that the worker may have sampled for keep the tokens they have."""
         for request in self._requests.values():
             if request.prompt is None:
-                self._distrust(request)
+                request.follows = False
 
     def check(self) -> list[str]:
         """The invariants that do not hold, in words: none, unless the core has a bug. Time grows with the pool."""
@@ -136,19 +146,19 @@ class KvCore:
         """Appends confirmed tokens. If the columns do not fit together, nobody knows whose tokens were lost."""
         ids, counts, tokens = plan.confirmed_ids, plan.confirmed_counts, plan.confirmed_tokens
         if len(ids) != len(counts) or sum(counts) != len(tokens):
-            self.distrust()
+            self.on_gap()
             return
         find = self._requests.get
         at = 0
         for id, count in zip(ids, counts, strict=True):
             request = find(id)
-            if request is not None:
+            if request is not None and request.follows:
                 known = len(request.tokens) + count
                 if request.prompt is not None:
                     request.length = known  # the worker will hear of them when it is introduced
-                elif known > request.length:  # more than the worker can have sampled
-                    self._distrust(request)
-                request.tokens.extend(tokens[at : at + count])
+                request.follows = known <= request.length  # the worker cannot have sampled more
+                if request.follows:
+                    request.tokens.extend(tokens[at : at + count])
             at += count
 
     def _fork(self, fork: Fork) -> bool:
@@ -167,7 +177,7 @@ class KvCore:
         child.table = parent.table[: -(-computed // self.block_size)]
         child.chain = parent.chain[: computed // self.block_size]
         child.computed = computed
-        self.pool.share(child.table)
+        self.pool.pin(child.table)
         self._pinned[child.id] = child
         self._set_indexed(child, computed // self.block_size)
         if computed % self.block_size:
@@ -234,7 +244,6 @@ class KvCore:
 
     def _start(self, request: Request, work: _Work) -> None:
         request.running = True
-        self._pinned.pop(request.id, None)
         prompt = request.prompt
         if prompt is None:
             return
@@ -259,9 +268,12 @@ class KvCore:
             copies = pool.owners[request.table[at]] > 1
             if not self._make_room(needed + copies, request, work):
                 return False
+            self._unpin(request)
             self._own_tail(request, at, work)
         elif needed > pool.available and not self._make_room(needed, request, work):
             return False
+        elif not request.running:
+            self._unpin(request)
         if needed > 0:
             request.table += pool.take(needed)
         if not request.running:
@@ -302,11 +314,16 @@ class KvCore:
                 block
             )  # its former owner filled it; from here on it may hold other tokens
 
+    def _unpin(self, request: Request) -> None:
+        """What a request was found or given before it ran is now its own, or about to be given back."""
+        if self._pinned.pop(request.id, None) is not None:
+            self.pool.unpin(request.table)
+
     def _drop_kv(self, request: Request) -> None:
         """Gives back all blocks; the full confirmed ones stay in the prefix index, the last evicted first."""
         self._index_full_blocks(request)
+        self._unpin(request)
         self.pool.give_back(reversed(request.table))
-        self._pinned.pop(request.id, None)
         request.table = []
         request.computed = request.sent = 0
         request.capacity = 0
@@ -326,7 +343,7 @@ class KvCore:
         """Takes hold of the longest cached prefix, of whole blocks, short of the last token (which must be computed
         for the next one to be sampled)."""
         self._drop_kv(request)
-        if not (self.prefix_caching and request.trusted):
+        if not self.prefix_caching:
             return
         limit = max(len(request.tokens) - 1, 0) // self.block_size
         blocks: list[int] = []
@@ -337,7 +354,7 @@ class KvCore:
                 break
             blocks.append(block)
         if blocks:
-            self.pool.share(blocks)
+            self.pool.pin(blocks)
             request.table = blocks
             request.computed = len(blocks) * self.block_size
             self._pinned[request.id] = request
@@ -363,22 +380,14 @@ class KvCore:
 
     def _set_indexed(self, request: Request, blocks: int) -> None:
         request.indexed = blocks
-        if request.trusted and self.prefix_caching:
+        if self.prefix_caching:
             request.index_at = (blocks + 1) * self.block_size
-        else:
-            request.index_at = NEVER
-
-    def _distrust(self, request: Request) -> None:
-        request.trusted = False
-        request.index_at = NEVER
 
 
 def _can_fork(child: Request, parent: Request, computed: int) -> bool:
     """Whether the first `computed` tokens of both are the same, known, and computed for the parent."""
     return (
         computed <= min(parent.computed, len(parent.tokens), child.length - 1)
-        and parent.trusted
-        and child.trusted
         and parent.root == child.root
         and parent.tokens[:computed] == child.tokens[:computed]
     )

@@ -35,4 +35,4 @@ class Request:
     capacity: int = 0  # it may run up to this token without a change of its table; 0 when that must be looked at
     running: bool = False  # the worker has run it with the present table
     shares_tail: bool = False  # the block it writes next may have other owners (after a fork)
-    trusted: bool = True  # `tokens` is known to be exact, so full blocks may be indexed
+    follows: bool = True  # no confirmed token has been missed, so the next one can be appended

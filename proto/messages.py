@@ -248,7 +248,8 @@ class Plan(Body, frozen=True):
 class KvReport(Body, frozen=True):
     """kvmanager -> scheduler. `step` is the plan it answers, -1 when it only answers a Lookup.
 
-    `free` can be handed out at once, `cached` after evicting prefix-cache blocks nobody uses.
+    `free` can be handed out at once, `cached` after evicting prefix-cache blocks nobody uses, `pinned` after withdrawing
+    the pins of requests that have not started.
     `dropped`: entries of the plan that did not fit (dropped whole, nothing computed).
     `hits`: for looked-up requests, the number of leading tokens whose KV is pinned.
     `unpinned`: requests whose pin was withdrawn: they have no computed tokens any more."""
@@ -256,6 +257,7 @@ class KvReport(Body, frozen=True):
     step: Annotated[int, Meta(ge=-1)]
     free: Count
     cached: Count
+    pinned: Count
     dropped: list[Id]
     hit_ids: list[Id]
     hit_tokens: list[Count]

@@ -167,7 +167,7 @@ class Frontends:
     def follow(self, directory: Directory, now: float) -> None:
         """Call with every new Directory."""
         members = [m for m in directory.members if m.role is Role.FRONTEND]
-        serving = {m.index: m.incarnation for m in members if m.phase in ("serving", "ready")}
+        serving = {m.index: m.incarnation for m in members if m.phase != "dead" and m.incarnation}
         for index in [i for i in self._alive if serving.get(i) != self._alive[i]]:
             log.warning("frontend lost", index=index)
             self._core.on_frontend_lost(index, now)

@@ -37,7 +37,10 @@ class View:
     """One replica, projected past the iteration in flight. A policy reads it and changes nothing."""
 
     table: RequestTable
-    free_blocks: int  # that an allocation may take, cached but unused ones included
+    free_blocks: int  # that an allocation can take, the cached and the pinned ones included
+    pinned_blocks: (
+        int  # held only by prefix hits of waiting requests, and taken from them if need be
+    )
     total_blocks: int
     limits: Limits
     cost: CostModel

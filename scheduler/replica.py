@@ -85,7 +85,7 @@ class Replica:
         depth: int,
     ) -> None:
         self.policy, self.limits, self.cost = policy, limits, cost
-        self.total_blocks, self.free_blocks = blocks, blocks
+        self.total_blocks, self.free_blocks, self.pinned_blocks = blocks, blocks, 0
         self.table = RequestTable(block_size)
         self.state: Any = policy.initial()
         self.depth = depth
@@ -99,7 +99,15 @@ class Replica:
         self._ripe: list[Request] = []  # whole prompt planned: its siblings can fork
 
     def view(self) -> View:
-        return View(self.table, self.free_blocks, self.total_blocks, self.limits, self.cost)
+        """What the policy sees."""
+        return View(
+            self.table,
+            self.free_blocks,
+            self.pinned_blocks,
+            self.total_blocks,
+            self.limits,
+            self.cost,
+        )
 
     def enqueue(self, slot: int) -> None:
         """A looked-up request becomes visible to the policy."""
@@ -259,7 +267,8 @@ class Replica:
     def on_report(self, report: KvReport, now_s: float) -> list[int]:
         """Takes in a KvReport; returns slots whose Lookup was answered (not yet queued)."""
         self._stalled_s = None
-        self.free_blocks = report.free + report.cached
+        self.free_blocks = report.free + report.cached + report.pinned
+        self.pinned_blocks = report.pinned
         table = self.table
         flight = next((f for f in self.flights if f.step == report.step), None)
         if flight is not None:

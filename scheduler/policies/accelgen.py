@@ -12,7 +12,9 @@ Reconstructed, where the sources are silent (1.5): the distance is normalised by
 SLO_min is the tightest TPOT objective if any candidate decodes, else the tightest time per remaining chunk; S_b is at
 least the number of decodes, and one block; within the urgent set decodes come before prompts (they take one token
 each, and the floor of S_b counts them); the pivot is where the fitted cost model reaches 85 % of its throughput; a
-prompt is long if it exceeds S_b; a batch that would stay empty for want of blocks preempts the largest T_r.
+prompt is long if it exceeds S_b; a request starts only if there are blocks for all its pending tokens besides those
+promised to running ones (AccelGen keeps vLLM's block manager, which does so); a batch that would stay empty for want
+of blocks preempts the largest T_r.
 """
 
 from __future__ import annotations
@@ -181,19 +183,17 @@ def _take_urgent(batch: Batch, found: Candidates, longest_s: float) -> None:
         others[np.argsort(found.remaining_s[others])]
     ].tolist()  # largest T_r last
     for i in order.tolist():
-        slot, pending = int(found.slots[i]), int(found.pending[i])
+        slot, newcomer = int(found.slots[i]), not found.running[i]
         if batch.tokens < 1:
             return
-        wanted = min(pending, batch.tokens)
-        newcomer = 0 if found.running[i] else 1
+        wanted = min(batch.pending(slot), batch.tokens)
         while victims and (
-            batch.block_demand(slot, wanted) > batch.blocks or batch.seats < newcomer
+            not batch.admits(slot) if newcomer else batch.block_demand(slot, wanted) > batch.blocks
         ):
             batch.preempt(victims.pop())
-        chunk = batch.largest_chunk(slot, pending)
-        if chunk and batch.seats >= newcomer:
+        chunk = batch.largest_chunk(slot, wanted)
+        if chunk and (not newcomer or batch.admits(slot)):
             batch.take(slot, chunk)
-            batch.seats -= newcomer
 
 
 def _make_room(batch: Batch, found: Candidates) -> None:

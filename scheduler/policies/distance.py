@@ -22,12 +22,12 @@ class Contest(Struct, frozen=True):
     tokens_unit: float
     blocks_unit: float
 
-    def distances(self, tokens_left: int, blocks_left: int, seats: int) -> Floats:
+    def distances(self, batch: Batch, tokens_left: int, blocks_left: int) -> Floats:
         """Squared distances of the demands from what is left, infinite for what does not fit, [n]. Demands of `cut`
         requests are not judged here."""
         fits = (self.pending <= tokens_left) & (self.blocks <= blocks_left) & ~self.cut
-        if seats < 1:
-            fits &= self.running
+        admitted = (self.blocks <= batch.room) & (batch.seats > 0)
+        fits &= self.running | admitted
         squares = ((tokens_left - self.pending) / self.tokens_unit) ** 2
         squares += ((blocks_left - self.blocks) / self.blocks_unit) ** 2
         return np.where(fits, squares, np.inf)
@@ -38,7 +38,7 @@ def take_nearest(batch: Batch, contest: Contest) -> None:
     long prompt does not begin (exclusive allocation)."""
     alive = np.ones(len(contest.slots), dtype=bool)
     while batch.tokens > 0 and alive.any():
-        squares = contest.distances(batch.tokens, batch.blocks, batch.seats)
+        squares = contest.distances(batch, batch.tokens, batch.blocks)
         squares[~alive] = np.inf
         chunks = _judge_cut(batch, contest, alive, squares)
         nearest = int(squares.argmin())
@@ -48,13 +48,11 @@ def take_nearest(batch: Batch, contest: Contest) -> None:
             batch.take(int(contest.slots[nearest]), chunks[nearest])
             alive[nearest] = False
             if not contest.running[nearest]:
-                batch.seats -= 1
                 alive &= ~contest.cut | contest.running
         elif contest.running[nearest]:
             alive[_take_alike(batch, contest, alive, nearest)] = False
         else:
             batch.take(int(contest.slots[nearest]), int(contest.pending[nearest]))
-            batch.seats -= 1
             alive[nearest] = False
 
 
@@ -62,9 +60,9 @@ def _judge_cut(batch: Batch, contest: Contest, alive: Bools, squares: Floats) ->
     """Chunk of each request that may be cut: as long as tokens and blocks allow; fills in its distance."""
     chunks: dict[int, int] = {}
     for i in np.flatnonzero(alive & contest.cut).tolist():
-        if not contest.running[i] and batch.seats < 1:
-            continue
         slot = int(contest.slots[i])
+        if not contest.running[i] and not batch.admits(slot):
+            continue
         chunk = batch.largest_chunk(slot, int(contest.pending[i]))
         if chunk:
             chunks[i] = chunk
@@ -89,7 +87,7 @@ def _take_alike(batch: Batch, contest: Contest, alive: Bools, nearest: int) -> I
     while most > 1:
         tokens_left = batch.tokens - (most - 1) * pending
         blocks_left = batch.blocks - (most - 1) * blocks
-        squares = contest.distances(tokens_left, blocks_left, batch.seats)
+        squares = contest.distances(batch, tokens_left, blocks_left)
         squares[~alive] = np.inf
         if squares[nearest] <= squares.min():
             break

@@ -14,7 +14,6 @@ from accelgen.scheduler.policies.shared import (
     Batch,
     latest_first,
     least_load,
-    promised_blocks,
     take_decodes,
     waiting_slots,
 )
@@ -48,11 +47,13 @@ class Sarathi:
         batch = Batch(view, max(budget, int(decode.sum())))  # decodes never wait
         take_decodes(batch, ready[decode], latest_first(view))
         for slot in ready[~decode].tolist():
-            chunk = batch.largest_chunk(slot, int(table.length[slot] - table.computed[slot]))
+            chunk = batch.largest_chunk(slot, batch.pending(slot))
             if chunk and slot not in batch.preempted:
                 batch.take(slot, chunk)
         self._take_new(batch)
-        if not batch.slots and len(ready):  # nothing fits: the latest arrival makes room
+        if (
+            not batch.slots and not batch.preempted and len(ready)
+        ):  # nothing fits: the latest arrival makes room
             batch.preempt(int(latest_first(view)[0]))
         return batch.decision(), None
 
@@ -60,15 +61,9 @@ class Sarathi:
         return None
 
     def _take_new(self, batch: Batch) -> None:
-        table = batch.view.table
         if batch.preempted:  # memory is short: nobody new
             return
-        free = batch.view.free_blocks - promised_blocks(batch.view)
         for slot in waiting_slots(batch.view):
-            whole = int(table.length[slot] - table.computed[slot])
-            free -= batch.block_demand(slot, whole)
-            chunk = min(whole, batch.tokens)
-            if batch.seats < 1 or free < 0 or chunk < 1:
+            if not batch.admits(slot):
                 return
-            batch.take(slot, chunk)
-            batch.seats -= 1
+            batch.take(slot, min(batch.pending(slot), batch.tokens))

@@ -9,18 +9,23 @@ import numpy as np
 from accelgen.scheduler.cost_model import Work
 from accelgen.scheduler.policy import Decision, Verdict, View
 from accelgen.scheduler.request import Request
-from accelgen.scheduler.table import Ints
+from accelgen.scheduler.table import Ints, State
 
 
 class Batch:
     """The iteration being put together: what is taken, and what is left of tokens, blocks and sequences.
 
-    `take` and `fits` count in the same way as the table projects; blocks of victims come back at once."""
+    Counts in the same way as the table projects; blocks of victims come back at once. `promised` blocks are those that
+    running requests still need for tokens they already have: a newcomer must leave them alone (vLLM's block manager
+    admits a prompt only if it can have the blocks of the whole of it)."""
 
     def __init__(self, view: View, tokens: int) -> None:
         self.view = view
         self.tokens = tokens
         self.blocks = view.free_blocks
+        self.promised = promised_blocks(view)
+        # Pins give way to running requests, not to newcomers, unless only pins are in the way.
+        self.reserved = view.pinned_blocks if len(view.table.running) else 0
         self.seats = view.limits.max_num_seqs - len(view.table.running)
         self.slots: list[int] = []
         self.counts: list[int] = []
@@ -31,6 +36,20 @@ class Batch:
         table = self.view.table
         needed = -(-(int(table.computed[slot]) + count) // table.block_size)
         return max(0, needed - int(table.blocks[slot]))
+
+    def pending(self, slot: int) -> int:
+        """Tokens of `slot` that wait to be processed."""
+        return int(self.view.table.length[slot] - self.view.table.computed[slot])
+
+    @property
+    def room(self) -> int:
+        """Blocks that a request which has not started may count on."""
+        return self.blocks - self.promised - self.reserved
+
+    def admits(self, slot: int) -> bool:
+        """Whether a waiting request may start: a free seat, and blocks for all its pending tokens."""
+        whole = self.block_demand(slot, self.pending(slot))
+        return self.seats > 0 and self.tokens > 0 and whole <= self.room
 
     def largest_chunk(self, slot: int, remaining: int) -> int:
         """The most tokens of `slot`, at most `remaining`, that the tokens and blocks left allow."""
@@ -44,23 +63,29 @@ class Batch:
         """Adds an entry that fits."""
         demand = self.block_demand(slot, count)
         assert count > 0 and count <= self.tokens and demand <= self.blocks, (count, demand)
+        if self.view.table.state[slot] == State.WAITING:
+            self.seats -= 1
+            self.promised += self.block_demand(slot, self.pending(slot))
         self.slots.append(slot)
         self.counts.append(count)
         self.tokens -= count
         self.blocks -= demand
+        self.promised -= demand
 
     def take_all(self, slots: Ints, counts: Ints, demands: Ints) -> None:
-        """Adds entries that fit together (vectorised `take`)."""
+        """Adds entries of running requests that fit together (vectorised `take`)."""
         self.slots.extend(slots.tolist())
         self.counts.extend(counts.tolist())
         self.tokens -= int(counts.sum())
         self.blocks -= int(demands.sum())
+        self.promised -= int(demands.sum())
         assert self.tokens >= 0 and self.blocks >= 0
 
     def preempt(self, slot: int) -> None:
         """Drops the KV of a running request that is not in the batch."""
         self.preempted.append(slot)
         self.blocks += int(self.view.table.blocks[slot])
+        self.promised -= self.block_demand(slot, self.pending(slot))
         self.seats += 1
 
     def decision(self) -> Decision:
@@ -94,7 +119,7 @@ def take_decodes(batch: Batch, slots: Ints, latest_first: Ints) -> None:
 
 
 def promised_blocks(view: View) -> int:
-    """Blocks that prompts already begun will still need: a new prompt must leave them alone."""
+    """Blocks that running requests still need for the tokens they have."""
     table = view.table
     running = table.running
     return int(table.block_demand(running, table.length[running] - table.computed[running]).sum())

@@ -17,7 +17,6 @@ from accelgen.scheduler.policies.shared import (
     Batch,
     latest_first,
     least_load,
-    promised_blocks,
     take_decodes,
     waiting_slots,
 )
@@ -46,7 +45,9 @@ class Vllm:
             running = view.table.running
             ready = running[view.table.remaining(running) > 0]
             take_decodes(batch, ready[is_decode(view.table, ready)], latest_first(view))
-            if not batch.slots and len(ready):  # only cut prompts, and no block for them
+            if (
+                not batch.slots and not batch.preempted and len(ready)
+            ):  # only cut prompts, and no block for them
                 batch.preempt(int(latest_first(view)[0]))
         return batch.decision(), None
 
@@ -57,19 +58,15 @@ class Vllm:
         """Prompts cut by the engine's limit first, then new ones until one does not fit."""
         table = batch.view.table
         running = table.running
-        free = batch.view.free_blocks - promised_blocks(batch.view)
-        if len(running):
-            free -= int(np.ceil(WATERMARK * batch.view.total_blocks))
         cut = running[(table.remaining(running) > 0) & ~is_decode(table, running)]
         for slot in cut.tolist():
-            chunk = batch.largest_chunk(slot, int(table.length[slot] - table.computed[slot]))
+            chunk = batch.largest_chunk(slot, batch.pending(slot))
             if chunk:
                 batch.take(slot, chunk)
+        if len(running):
+            batch.promised += int(np.ceil(WATERMARK * batch.view.total_blocks))
         for slot in waiting_slots(batch.view):
-            whole = int(table.length[slot] - table.computed[slot])
-            count = min(whole, batch.view.limits.max_num_batched_tokens)
-            free -= batch.block_demand(slot, whole)
-            if free < 0 or count > batch.tokens or batch.seats < 1:
+            count = min(batch.pending(slot), batch.view.limits.max_num_batched_tokens)
+            if not batch.admits(slot) or count > batch.tokens:
                 return
             batch.take(slot, count)
-            batch.seats -= 1

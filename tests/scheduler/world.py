@@ -1,0 +1,235 @@
+"""A whole server under a virtual clock: the real scheduler and KV cores, a worker that follows the protocol to the letter.
+
+The worker keeps its own token lists and *content-checked* KV memory: every slot records which token prefix was written
+there, and every entry verifies that it reads exactly its own prefix. Its "model" is a hash of the prefix, so that a
+replay gives the same tokens whatever the batches were.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import defaultdict
+from dataclasses import dataclass, field
+from itertools import count
+
+from accelgen.kvmanager.core import KvCore
+from accelgen.proto.config import Config
+from accelgen.proto.messages import (
+    Abort,
+    Admitted,
+    Batch,
+    Body,
+    Finished,
+    KvReport,
+    Lookup,
+    Objective,
+    Plan,
+    Prompt,
+    Reason,
+    Role,
+    Sampling,
+    StepResult,
+    Submit,
+    Tokens,
+)
+from accelgen.scheduler.core import ReplicaSpec, SchedulerCore
+from accelgen.scheduler.policy import load_policy
+
+VOCAB = 97
+HOP_S = 0.0002
+
+
+def next_token(prefix: tuple[int, ...], seed: int) -> int:
+    """The deterministic model: a token in 1..VOCAB-1."""
+    return 1 + hash((prefix[-8:], len(prefix), seed)) % (VOCAB - 1)
+
+
+@dataclass
+class FakeWorker:
+    """Executes Batches as the contract says; asserts everything the contract promises."""
+
+    block_size: int
+    tokens: dict[int, list[int]] = field(default_factory=dict)
+    seeds: dict[int, int] = field(default_factory=dict)
+    tables: dict[int, list[int]] = field(default_factory=lambda: defaultdict(list))
+    memory: dict[tuple[int, int], tuple[int, ...]] = field(default_factory=dict)
+    processed: int = 0
+
+    def run(self, batch: Batch) -> StepResult:
+        for prompt in batch.new:
+            assert prompt.id not in self.tokens
+            self.tokens[prompt.id] = list(prompt.tokens)
+            self.seeds[prompt.id] = prompt.sampling.seed
+        for source, target in zip(batch.copy_from, batch.copy_to, strict=True):
+            for offset in range(self.block_size):
+                if (source, offset) in self.memory:
+                    self.memory[target, offset] = self.memory[source, offset]
+        sampled, ids, at = [], [], 0
+        for i, id in enumerate(batch.ids):
+            blocks = batch.table_blocks[at : at + batch.table_counts[i]]
+            at += batch.table_counts[i]
+            table = self.tables[id]
+            if blocks or batch.table_at[i] < len(table):
+                del table[batch.table_at[i] :]
+                table.extend(blocks)
+            sampled.append(self._compute(id, batch.starts[i], batch.counts[i]))
+            ids.append(id)
+        for id in batch.release:
+            self.tokens.pop(id), self.tables.pop(id, None)
+        counts = [len(tokens) for tokens in sampled]
+        flat = [token for tokens in sampled for token in tokens]
+        return StepResult(batch.step, ids, counts, flat, [], [], [], 0.0, self.seconds(batch))
+
+    def seconds(self, batch: Batch) -> float:
+        return 0.004 + 0.0001 * sum(batch.counts)
+
+    def _compute(self, id: int, start: int, count: int) -> list[int]:
+        tokens, table = self.tokens[id], self.tables[id]
+        assert count > 0 and start + count <= len(tokens), (id, start, count, len(tokens))
+        for position in range(start + count):
+            slot = (table[position // self.block_size], position % self.block_size)
+            prefix = tuple(tokens[: position + 1])
+            if position >= start:
+                self.memory[slot] = prefix
+                self.processed += 1
+            else:
+                assert self.memory.get(slot) == prefix, (
+                    f"request {id} reads foreign KV at {position}"
+                )
+        if start + count < len(tokens):
+            return []
+        token = next_token(tuple(tokens), self.seeds[id])
+        tokens.append(token)
+        return [token]
+
+
+class World:
+    """Submit requests, run, look at what the frontend received."""
+
+    def __init__(
+        self, policy: str = "accelgen", blocks: int = 64, block_size: int = 4, replicas: int = 1,
+        params: dict[str, float] | None = None, **config: object,
+    ) -> None:  # fmt: skip
+        self.config = Config(policy=policy, replicas=replicas, **config)  # type: ignore[arg-type]
+        specs = [ReplicaSpec(blocks, block_size)] * replicas
+        self.core = SchedulerCore(self.config, load_policy(policy, params or {}), specs)
+        self.kvs = [KvCore(blocks, block_size) for _ in range(replicas)]
+        self.workers = [FakeWorker(block_size) for _ in range(replicas)]
+        self.busy_until_s = [0.0] * replicas
+        self.now_s = 0.0
+        self.delivered: dict[int, list[int]] = defaultdict(list)
+        self.token_times_s: dict[int, list[float]] = defaultdict(list)
+        self.ended: dict[int, Reason] = {}
+        self.admitted: dict[int, Admitted] = {}
+        self.plans: list[Plan] = []
+        self._events: list[tuple[float, int, object]] = []
+        self._order = count()
+
+    def submit(
+        self, id: int, prompt: list[int], max_tokens: int = 8, at_s: float | None = None,
+        siblings: list[int] | None = None, objective: Objective | None = None, seed: int = 0,
+        stop: list[int] | None = None, slo_class: str = "standard",
+    ) -> None:  # fmt: skip
+        message = Submit(
+            Prompt(id, prompt, Sampling(seed=seed)), max_tokens, stop or [],
+            objective or Objective(5.0, 0.25), slo_class, 0.0, siblings or [],
+        )  # fmt: skip
+        self._at(self.now_s if at_s is None else at_s, ("submit", message))
+
+    def abort(self, ids: list[int], at_s: float | None = None) -> None:
+        self._at(self.now_s if at_s is None else at_s, ("abort", Abort(ids)))
+
+    def run(self, until_s: float = 1e6, most_events: int = 20_000) -> None:
+        """Until nothing is left to do (or `until_s`)."""
+        for _ in range(most_events):
+            tick_s = max(self.now_s, self.core.next_s(self.now_s))
+            event_s = self._events[0][0] if self._events else float("inf")
+            if min(tick_s, event_s) > until_s or (event_s == float("inf") and not self._alive()):
+                return
+            if event_s <= tick_s:
+                self.now_s, _, event = heapq.heappop(self._events)
+                self._handle(event)
+            else:
+                self.now_s = tick_s
+                self.core.tick(tick_s)
+            self._flush()
+        raise AssertionError(f"no end after {most_events} events: {self._alive()} requests alive")
+
+    def check_idle(self) -> None:
+        """After the end: nothing is held anywhere."""
+        for kv, worker, replica in zip(self.kvs, self.workers, self.core.replicas, strict=True):
+            kv.settle()
+            assert kv.check() == []
+            assert kv.pool.used == 0, f"{kv.pool.used} blocks leaked"
+            assert not worker.tokens and len(replica.table) == 0 and not replica.flights
+            assert replica.table.waiting_tokens == 0
+
+    def _alive(self) -> int:
+        return sum(len(r.table) + len(r.flights) + len(r._release) for r in self.core.replicas)
+
+    def _at(self, at_s: float, event: object) -> None:
+        heapq.heappush(self._events, (at_s, next(self._order), event))
+
+    def _handle(self, event: object) -> None:
+        kind, *rest = event  # type: ignore[misc]
+        if kind == "submit":
+            self.core.on_submit(rest[0], 0, self.now_s)
+        elif kind == "abort":
+            self.core.on_abort(rest[0], self.now_s)
+        elif kind == "kv":
+            self._to_kv(rest[0], rest[1])
+        elif kind == "report":
+            self.core.on_report(rest[1], rest[0], self.now_s)
+        elif kind == "result":
+            self.core.on_result(rest[1], rest[0], self.now_s)
+
+    def _to_kv(self, index: int, body: Body) -> None:
+        if isinstance(body, Lookup):
+            self._at(self.now_s + HOP_S, ("report", index, self.kvs[index].on_lookup(body)))
+            return
+        assert isinstance(body, Plan)
+        self.plans.append(body)
+        batch, report = self.kvs[index].on_plan(body)
+        self.kvs[index].settle()
+        assert isinstance(report, KvReport) and report.step == body.step
+        self._at(self.now_s + HOP_S, ("report", index, report))
+        result = self.workers[index].run(batch)
+        begin_s = max(self.now_s + HOP_S, self.busy_until_s[index])
+        self.busy_until_s[index] = begin_s + result.run_s
+        self._at(self.busy_until_s[index] + HOP_S, ("result", index, result))
+
+    def _flush(self) -> None:
+        for role, index, body in self.core.outbox:
+            if role is Role.KVMANAGER:
+                self._at(self.now_s + HOP_S, ("kv", index, body))
+            else:
+                self._receive(body)
+        self.core.outbox.clear()
+
+    def _receive(self, body: Body) -> None:
+        match body:
+            case Tokens():
+                at = 0
+                for id, n in zip(body.ids, body.counts, strict=True):
+                    assert id not in self.ended, f"token for {id} after its end"
+                    self.delivered[id].extend(body.tokens[at : at + n])
+                    self.token_times_s[id].extend([self.now_s] * n)
+                    at += n
+            case Finished():
+                for end in body.ends:
+                    assert end.id not in self.ended, f"request {end.id} ended twice"
+                    self.ended[end.id] = end.reason
+            case Admitted():
+                self.admitted[body.id] = body
+
+
+def expected(
+    prompt: list[int], max_tokens: int, seed: int = 0, stop: list[int] | None = None
+) -> list[int]:
+    """What the model generates for a prompt, computed without any server."""
+    tokens = list(prompt)
+    while len(tokens) < len(prompt) + max_tokens:
+        tokens.append(next_token(tuple(tokens), seed))
+        if tokens[-1] in (stop or []):
+            break
+    return tokens[len(prompt) :]
