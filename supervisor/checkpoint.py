@@ -65,16 +65,17 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     config = _read_json(folder, "config.json")
     index = folder / "model.safetensors.index.json"
     if index.exists():
-        shards = sorted(set(_read_json(folder, index.name).get("weight_map", {}).values()))
+        weight_map = _read_json(folder, index.name).get("weight_map")
+        shards = sorted(set(map(str, weight_map.values()))) if isinstance(weight_map, dict) else []
     else:
-        shards = sorted(path.name for path in folder.glob("*.safetensors"))
+        shards = ["model.safetensors"]
     if not shards:
-        raise StartError(
-            f"model {folder} has no *.safetensors weights (other formats are not loaded)"
-        )
+        raise StartError(f"model {folder}: {index.name} names no weights")
     missing = [name for name in shards if not (folder / name).is_file()]
     if missing:
-        raise StartError(f"model {folder} is incomplete: {', '.join(missing)} is missing")
+        raise StartError(
+            f"model {folder} has no {', '.join(missing)} (only safetensors weights are loaded)"
+        )
     if not (folder / "tokenizer.json").is_file():
         raise StartError(f"model {folder} has no tokenizer.json")
     stored: dict[str, int] = {}
@@ -88,8 +89,9 @@ def _from_hub(name: str) -> Path:
     from huggingface_hub import snapshot_download  # lazy: a local model needs none of it
 
     try:
-        return Path(snapshot_download(name, allow_patterns=_DOWNLOADED, local_files_only=True))
-    except OSError:  # not in the cache (LocalEntryNotFoundError is one)
+        cached = Path(snapshot_download(name, allow_patterns=_DOWNLOADED, local_files_only=True))
+        return open_checkpoint(cached).folder
+    except (OSError, StartError):  # not in the cache (LocalEntryNotFoundError), or not whole
         pass
     try:
         return Path(snapshot_download(name, allow_patterns=_DOWNLOADED))
@@ -123,8 +125,8 @@ def _tensor_sizes(path: Path) -> list[tuple[str, int]]:
             header = json.loads(file.read(length))
         tensors = [tensor for name, tensor in header.items() if name != "__metadata__"]
         end = max((tensor["data_offsets"][1] for tensor in tensors), default=0)
-        if path.stat().st_size != 8 + length + end:
-            raise ValueError(f"{path.stat().st_size} bytes, should be {8 + length + end}")
+        if path.stat().st_size < 8 + length + end:
+            raise ValueError(f"{path.stat().st_size} bytes of {8 + length + end}")
         return [(tensor["dtype"], _product(tensor["shape"])) for tensor in tensors]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise StartError(f"model file {path} is damaged: {error}") from error

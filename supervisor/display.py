@@ -10,7 +10,7 @@ from typing import TextIO
 from accelgen.proto.messages import Directory, Facts, Member
 from accelgen.supervisor.members import Seat
 
-LOAD_GAUGE = "load_fraction"  # a worker's gauge, 0..1, while it loads weights
+LOAD_GAUGE = "accelgen:worker_load_progress"  # a worker's gauge, 0..1, while it loads weights
 
 
 class LineDisplay:

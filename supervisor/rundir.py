@@ -15,7 +15,7 @@ import shutil
 import stat
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from accelgen.proto.sockets import IPC_PATH_LIMIT
@@ -81,7 +81,8 @@ def private_root() -> Path:
         root = Path(runtime) / "accelgen"
     else:
         root = Path(tempfile.gettempdir()) / f"accelgen-{os.getuid()}"
-    root.mkdir(mode=0o700, exist_ok=True)
+    with suppress(FileExistsError):
+        root.mkdir(mode=0o700)
     _check_private(root)
     return root
 

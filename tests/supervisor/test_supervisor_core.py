@@ -1,0 +1,353 @@
+"""The supervisor's decisions, driven by hand: no process, no socket, no clock."""
+
+from __future__ import annotations
+
+from signal import SIGKILL, SIGTERM
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from accelgen.proto.frame import Header
+from accelgen.proto.messages import (
+    Abort,
+    Directory,
+    Facts,
+    Failure,
+    Heartbeat,
+    Hello,
+    Query,
+    Role,
+    Stop,
+)
+from accelgen.supervisor.actions import Action, Drain, Finish, Send, Signal, Spawn
+from accelgen.supervisor.core import BROADCAST_S, FAILURE_GRACE_S, SILENCE_MARGIN_S, SupervisorCore
+from accelgen.supervisor.members import Seat, all_seats
+
+WORKER, KV = Seat(Role.WORKER, 0), Seat(Role.KVMANAGER, 0)
+SCHEDULER, FRONTEND = Seat(Role.SCHEDULER, 0), Seat(Role.FRONTEND, 0)
+SEATS = [WORKER, KV, SCHEDULER, FRONTEND]
+FACTS = Facts("m", "MForCausalLM", "cpu", "float32", "torch", 128, 1000, 16, 64, 2**20, 2**21)
+
+
+class Bench:
+    """A core with its surroundings: processes that live, a clock that is set, everything that was sent."""
+
+    def __init__(self, frontends: int = 1, replicas: int = 1) -> None:
+        self.now_s = 100.0
+        self.seats = all_seats(frontends, replicas)
+        self.core = SupervisorCore(self.seats, pid=1, started_s=100.0, drain_s=5.0)
+        self.sent: list[Send] = []
+        self.signals: list[tuple[Seat, int]] = []
+        self.drained = False
+        self.finish: Finish | None = None
+        self.do(self.core.start(self.now_s))
+
+    def do(self, actions: list[Action]) -> None:
+        for action in actions:
+            match action:
+                case Spawn(seat, epoch):
+                    self.core.spawned(seat, epoch, self.pid(seat), self.now_s)
+                case Send():
+                    self.sent.append(action)
+                case Signal(seat, signum):
+                    self.signals.append((seat, signum))
+                case Drain():
+                    self.drained = True
+                case Finish():
+                    assert self.finish is None
+                    self.finish = action
+
+    def pid(self, seat: Seat) -> int:
+        return 1000 + self.seats.index(seat)
+
+    def peer(self, seat: Seat) -> bytes:
+        return seat.name.encode()
+
+    def says(self, seat: Seat, body: object, peer: bytes | None = None) -> None:
+        header = Header(1, 0, 1, 77, 0)
+        self.do(self.core.heard(peer or self.peer(seat), header, body, self.now_s))  # type: ignore
+
+    def hello(self, seat: Seat, phase: str = "starting", facts: Facts | None = None) -> None:
+        self.says(seat, Hello(seat.role, seat.index, self.pid(seat), "ipc://x", phase, facts))
+
+    def beat(self, seat: Seat, phase: str = "ready", bound_s: float = 5.0) -> None:
+        self.says(seat, Heartbeat(3, phase, bound_s, 2**20, {}))
+
+    def tick(self, later_s: float = 0.0) -> None:
+        self.now_s += later_s
+        self.do(self.core.tick(self.now_s))
+
+    def exit(self, seat: Seat, status: int, words: str = "") -> None:
+        self.core.exited(seat, status, words, self.now_s)
+        self.tick()
+
+    def get_ready(self) -> None:
+        for seat in self.seats:
+            self.hello(seat, "ready", FACTS if seat.role is Role.WORKER else None)
+        self.tick()
+
+    def stops(self) -> list[bytes]:
+        return [send.peer for send in self.sent if isinstance(send.body, Stop)]
+
+    def last_directory(self) -> Directory:
+        return next(s.body for s in reversed(self.sent) if isinstance(s.body, Directory))
+
+
+def test_ready_when_everybody_is() -> None:
+    bench = Bench()
+    for seat in SEATS:
+        assert not bench.core.ready
+        bench.hello(seat, "ready")
+        bench.tick()
+    directory = bench.last_directory()
+    assert directory.ready and bench.core.ready_s == 100.0
+    assert [member.role for member in directory.members] == [
+        Role.SUPERVISOR, Role.WORKER, Role.KVMANAGER, Role.SCHEDULER, Role.FRONTEND,
+    ]  # fmt: skip
+
+
+def test_directory_goes_out_at_every_change_and_once_a_second() -> None:
+    bench = Bench()
+    bench.get_ready()
+    bench.sent.clear()
+    bench.beat(WORKER)
+    bench.tick(0.1)
+    assert not bench.sent  # progress alone is no change
+    bench.tick(BROADCAST_S)
+    assert {send.peer for send in bench.sent} == {bench.peer(seat) for seat in SEATS}
+    assert bench.last_directory().members[1].progress == 3
+    assert bench.last_directory().members[1].facts == FACTS
+    bench.sent.clear()
+    bench.beat(WORKER, "compiling")
+    bench.tick(0.1)
+    assert len(bench.sent) == 4 and not bench.last_directory().ready
+
+
+def test_a_query_is_answered_at_once() -> None:
+    bench = Bench()
+    bench.says(WORKER, Query(), peer=b"client")
+    assert bench.sent[-1].peer == b"client" and isinstance(bench.sent[-1].body, Directory)
+
+
+def test_strangers_and_nonsense_change_nothing() -> None:
+    bench = Bench()
+    bench.get_ready()
+    before = bench.core.directory(bench.now_s)
+    bench.says(WORKER, Hello(Role.WORKER, 0, 4711, "ipc://elsewhere", "dead"), peer=b"old life")
+    bench.says(WORKER, Hello(Role.WORKER, 9, 1, "ipc://elsewhere", "dead"), peer=b"nobody")
+    bench.says(WORKER, Heartbeat(9, "dead", 1.0, 1), peer=b"old life")
+    bench.says(WORKER, Failure("no"), peer=b"old life")
+    bench.says(WORKER, Abort([1]))
+    assert bench.core.directory(bench.now_s) == before
+
+
+@pytest.mark.parametrize("seat", SEATS)
+def test_a_death_is_fatal(seat: Seat) -> None:
+    bench = Bench()
+    bench.get_ready()
+    bench.exit(seat, -SIGKILL)
+    assert bench.drained and bench.core.draining and not bench.core.ready
+    for other in SEATS:
+        if other != seat:
+            bench.exit(other, 0)
+    assert bench.finish is not None and bench.finish.status == 1
+    assert bench.finish.line.startswith(
+        f"{seat.name} (pid {bench.pid(seat)}) was killed by SIGKILL"
+    )
+
+
+def test_the_childs_own_word_is_the_last_line() -> None:
+    bench = Bench()
+    bench.hello(WORKER)
+    bench.exit(WORKER, 1, "whatever the log says")
+    bench.tick(FAILURE_GRACE_S / 2)
+    assert bench.core.shutdown is None  # a last word may be on its way
+    bench.says(WORKER, Failure("no such model"))
+    bench.tick()
+    assert bench.core.shutdown is not None
+    assert bench.core.shutdown.line == "worker-0: no such model"
+
+
+def test_without_a_word_the_log_is_quoted() -> None:
+    bench = Bench()
+    bench.exit(KV, 3, "ImportError: x")
+    assert bench.core.next_look_s() <= bench.now_s + FAILURE_GRACE_S
+    bench.tick(FAILURE_GRACE_S)
+    assert bench.core.shutdown is not None
+    line = bench.core.shutdown.line
+    assert line == (
+        "kvmanager-0 (pid 1001) ended by itself with status 3 in phase 'starting': ImportError: x"
+    )
+
+
+def test_the_first_death_is_the_cause() -> None:
+    bench = Bench()
+    bench.get_ready()
+    bench.core.exited(FRONTEND, -SIGKILL, "", bench.now_s)
+    bench.core.exited(WORKER, -SIGTERM, "", bench.now_s + 0.01)
+    bench.tick(0.02)
+    assert bench.core.shutdown is not None and "frontend-0" in bench.core.shutdown.line
+
+
+def test_the_out_of_memory_killer_is_named() -> None:
+    bench = Bench()
+    bench.get_ready()
+    bench.beat(WORKER)
+    bench.core.oom_kills = 1
+    bench.exit(WORKER, -SIGKILL)
+    assert bench.core.shutdown is not None
+    assert "out-of-memory killer struck" in bench.core.shutdown.line
+    assert "1 MiB resident" in bench.core.shutdown.line
+
+
+def test_silence_beyond_the_announced_bound_is_a_hang() -> None:
+    bench = Bench()
+    bench.get_ready()
+    due_s = 0.0
+    while due_s < 20:  # within its bound, however long that is
+        for seat in SEATS:
+            if seat != SCHEDULER:
+                bench.beat(seat)
+            elif due_s == 0:
+                bench.beat(seat, bound_s=20.0)
+        bench.tick(1.0)
+        due_s += 1.0
+    assert not bench.signals
+    for seat in (WORKER, KV, FRONTEND):
+        bench.beat(seat)
+    bench.tick(SILENCE_MARGIN_S + 0.1)
+    assert bench.signals == [(SCHEDULER, SIGKILL)]
+    bench.exit(SCHEDULER, -SIGKILL)
+    assert bench.core.shutdown is not None
+    assert "silent for 21.6 s in phase 'ready'" in bench.core.shutdown.line
+
+
+def test_our_own_sleep_is_nobodys_silence() -> None:
+    bench = Bench()
+    bench.get_ready()
+    bench.tick(3600.0)  # the terminal's Ctrl-Z, then fg
+    assert not bench.signals
+    bench.tick(0.5)
+    assert not bench.signals
+
+
+def test_an_orderly_end_goes_stage_by_stage() -> None:
+    bench = Bench(frontends=2)
+    bench.get_ready()
+    bench.do(bench.core.signalled("SIGINT", bench.now_s))
+    bench.tick()
+    assert bench.drained and bench.stops() == [b"frontend-0", b"frontend-1"]
+    bench.exit(Seat(Role.FRONTEND, 0), 0)
+    assert len(bench.stops()) == 2
+    bench.exit(Seat(Role.FRONTEND, 1), 0)
+    assert bench.stops()[2:] == [b"scheduler-0"]
+    bench.exit(SCHEDULER, 0)
+    assert bench.stops()[3:] == [b"kvmanager-0"]
+    bench.exit(KV, 0)
+    assert bench.stops()[4:] == [b"worker-0"]
+    assert bench.finish is None
+    bench.exit(WORKER, 0)
+    assert bench.finish == Finish(0, "stopped (SIGINT)") and not bench.signals
+
+
+def test_who_does_not_stop_is_made_to() -> None:
+    bench = Bench()
+    bench.get_ready()
+    bench.do(bench.core.signalled("SIGTERM", bench.now_s))
+    bench.tick()
+    while FRONTEND not in [seat for seat, _ in bench.signals]:
+        bench.tick(0.25)
+    assert bench.signals == [(FRONTEND, SIGTERM)] and 105 <= bench.now_s <= 106
+    while len(bench.signals) == 1:
+        bench.tick(0.25)
+    assert bench.signals[1] == (FRONTEND, SIGKILL) and bench.now_s <= 107
+    bench.tick(1.0)
+    assert len(bench.signals) == 2
+
+
+def test_a_second_signal_kills_and_keeps_the_status() -> None:
+    bench = Bench()
+    bench.get_ready()
+    bench.exit(WORKER, -SIGKILL)
+    bench.do(bench.core.signalled("SIGINT", bench.now_s))
+    assert bench.signals == [(seat, SIGKILL) for seat in (KV, SCHEDULER, FRONTEND)]
+    for seat in (KV, SCHEDULER, FRONTEND):
+        bench.exit(seat, -SIGKILL)
+    assert bench.finish is not None and bench.finish.status == 1
+    assert bench.finish.line.startswith("worker-0")
+
+
+def test_down_asked_again_only_shortens() -> None:
+    bench = Bench()
+    bench.get_ready()
+    bench.says(WORKER, Stop(3600.0, "down"), peer=b"client")
+    bench.tick()
+    bench.says(WORKER, Stop(7200.0, "down"), peer=b"client")
+    bench.says(WORKER, Stop(1.0, "down"), peer=b"client")
+    for _ in range(3):
+        bench.tick(0.5)
+    assert bench.signals == [(FRONTEND, SIGTERM)]
+
+
+def test_who_has_not_said_hello_cannot_be_told_to_stop() -> None:
+    bench = Bench()
+    bench.hello(WORKER)
+    bench.do(bench.core.signalled("SIGINT", bench.now_s))
+    bench.tick()
+    assert bench.stops() == [b"worker-0"]
+    assert bench.signals == [(seat, SIGTERM) for seat in (KV, SCHEDULER, FRONTEND)]
+
+
+EVENTS = st.lists(
+    st.tuples(
+        st.sampled_from(["hello", "ready", "beat", "exit", "fail", "signal", "down", "wait"]),
+        st.sampled_from(SEATS),
+        st.sampled_from([0, 1, -9]),
+    ),
+    max_size=40,
+)
+
+
+@given(EVENTS)
+def test_whatever_happens_it_ends_once_and_tells_the_truth(
+    events: list[tuple[str, Seat, int]],
+) -> None:
+    """Any order of events: ready only with everybody ready; one Finish; status 0 only if the operator asked; after
+    a bounded time nobody is left who was not sent a SIGKILL or has not ended."""
+    bench = Bench()
+    alive, asked = set(SEATS), False
+    for what, seat, status in events:
+        if bench.finish is not None:
+            break
+        if what in ("signal", "down"):
+            asked = True
+        match what:
+            case "signal":
+                bench.do(bench.core.signalled("SIGINT", bench.now_s))
+            case "down":
+                bench.says(seat, Stop(2.0), peer=b"client")
+            case "exit" if seat in alive:
+                alive.discard(seat)
+                bench.core.exited(seat, status, "", bench.now_s)
+            case "hello" | "ready" if seat in alive:
+                bench.hello(seat, what)
+            case "beat" if seat in alive:
+                bench.beat(seat)
+            case "fail":
+                bench.says(seat, Failure("because"))
+        bench.tick(0.05)
+        assert not bench.core.ready or alive == set(SEATS)
+        assert bench.core.next_look_s() < bench.now_s + 2
+    if bench.finish is None and bench.core.shutdown is None:
+        asked = True
+        bench.do(bench.core.signalled("SIGTERM", bench.now_s))
+    for _ in range(200):
+        if bench.finish is not None:
+            break
+        bench.tick(0.1)
+        for seat in {s for s, signum in bench.signals if signum == SIGKILL and s in alive}:
+            alive.discard(seat)
+            bench.exit(seat, -SIGKILL)
+    assert bench.finish is not None and not alive
+    assert bench.finish.status == 1 or asked
