@@ -13,7 +13,7 @@ from starlette.responses import Response
 import accelgen
 from accelgen.frontend.body import ClientDisconnect
 from accelgen.frontend.edge import Edge
-from accelgen.frontend.errors import ApiError
+from accelgen.frontend.errors import ApiError, internal_error
 from accelgen.frontend.keys import ApiKeys
 from accelgen.frontend.responses import error_response, json_response
 from accelgen.frontend.service import Service
@@ -24,15 +24,20 @@ _GET = ["GET", "HEAD"]
 
 def make_app(service: Service, keys: ApiKeys) -> Edge:
     """The ASGI application: the routes inside the edge."""
+    return Edge(make_routes(service), keys, service.metrics)
+
+
+def make_routes(service: Service) -> FastAPI:
     app = FastAPI(title="AccelGen", docs_url=None, redoc_url=None, openapi_url=None)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _validation_error)
     app.add_exception_handler(ApiError, _api_error)
+    app.add_exception_handler(Exception, _internal_error)  # the edge writes the log line
     app.add_exception_handler(ClientDisconnect, _nobody)
     _add_generation(app, service)
     _add_models(app, service)
     _add_operation(app, service)
-    return Edge(app, keys, service.metrics)
+    return app
 
 
 def _add_generation(app: FastAPI, service: Service) -> None:
@@ -114,6 +119,10 @@ async def _validation_error(_: Request, __: Exception) -> Response:
 async def _api_error(_: Request, error: Exception) -> Response:
     assert isinstance(error, ApiError)
     return error_response(error)
+
+
+async def _internal_error(_: Request, __: Exception) -> Response:
+    return error_response(internal_error())
 
 
 async def _nobody(_: Request, __: Exception) -> Response:

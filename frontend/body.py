@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
+from collections.abc import Iterable
 from typing import Any, NoReturn
 
 from starlette.requests import ClientDisconnect, Request
@@ -11,6 +13,7 @@ from starlette.requests import ClientDisconnect, Request
 from accelgen.frontend.errors import ApiError, busy, quoted
 
 UPLOAD_TIMEOUT_S = 60.0
+_SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
 HELD_BYTES_LIMIT = 64 * 1024 * 1024  # of all bodies being read and parsed at a time
 
 
@@ -77,6 +80,7 @@ def parse_object(body: bytes) -> dict[str, Any]:
         raise ApiError(400, f"body is not valid UTF-8 at byte {error.start}") from None
     try:
         value = json.loads(text, object_pairs_hook=_unique_keys, parse_constant=_refuse_constant)
+        surrogate = _find_surrogate(value) if _SURROGATE_ESCAPE.search(text) else None
     except json.JSONDecodeError as error:
         raise ApiError(
             400, f"body is not valid JSON: {error.msg} at character {error.pos}"
@@ -85,7 +89,29 @@ def parse_object(body: bytes) -> dict[str, Any]:
         raise ApiError(400, "body is not valid JSON: a number or the nesting is too long") from None
     if not isinstance(value, dict):
         raise ApiError(400, "body must be a JSON object")
+    if surrogate is not None:
+        message = f"{quoted(surrogate)}: half of a surrogate pair is not a character"
+        raise ApiError(400, message, surrogate[:200], "invalid_value")
     return value
+
+
+def _find_surrogate(value: Any, path: str = "") -> str | None:
+    """Where in a JSON value a text stands that has no UTF-8 form; None if there is none."""
+    parts: Iterable[tuple[Any, Any]] = ()
+    match value:
+        case str():
+            return path if any("\ud800" <= char <= "\udfff" for char in value) else None
+        case list():
+            parts = enumerate(value)
+        case dict():
+            if any(_find_surrogate(key) is not None for key in value):
+                return path or "body"
+            parts = value.items()
+    for name, inner in parts:
+        found = _find_surrogate(inner, f"{path}.{name}" if path else str(name))
+        if found is not None:
+            return found
+    return None
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 import structlog
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from accelgen.frontend.errors import ApiError
+from accelgen.frontend.errors import ApiError, internal_error
 from accelgen.frontend.keys import ApiKeys
 from accelgen.frontend.metrics import Metrics
 from accelgen.frontend.responses import error_response
@@ -37,14 +37,16 @@ class Edge:
         request_id = _request_id(headers.get(b"x-request-id"))
         scope["state"]["received_s"] = now_s()
         scope["state"]["request_id"] = request_id
-        started = False
+        started = ended = False
 
         async def send_marked(message: MutableMapping[str, Any]) -> None:
-            nonlocal started
+            nonlocal started, ended
             if message["type"] == "http.response.start":
                 started = True
                 message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode())]
                 self._metrics.count("http_requests_total", status=str(message["status"]))
+            else:
+                ended = not message.get("more_body", False)
             await send(message)
 
         try:
@@ -58,10 +60,10 @@ class Edge:
             log.error(
                 "request failed", request_id=request_id, kind=type(error).__name__, at=_where(error)
             )
-            if started:
-                raise
-            failure = ApiError(500, "internal error", code="internal_error")
-            await error_response(failure)(scope, receive, send_marked)
+            if not started:
+                await error_response(internal_error())(scope, receive, send_marked)
+            elif not ended:
+                raise  # the server closes the connection, so that nobody takes this for a whole answer
 
 
 def _request_id(given: bytes | None) -> str:

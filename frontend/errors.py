@@ -60,6 +60,10 @@ def not_activated() -> ApiError:
     return busy(503, "no_workers", "the server is starting: no scheduler is active yet", 1.0)
 
 
+def internal_error() -> ApiError:
+    return ApiError(500, "internal error", code="internal_error")
+
+
 def draining() -> ApiError:
     return busy(503, "draining", "the server is shutting down", 5.0)
 

@@ -161,19 +161,28 @@ class Service:
             messages = [message.model_dump() for message in body.messages]
             for message in messages:  # newer name of the same thing; templates know the older one
                 message["role"] = message["role"].replace("developer", "system")
-            prompts = [self.codec.encode_chat(messages, context)]
+            prompts = [self._known(self.codec.encode_chat(messages, context), "messages")]
             wanted = body.max_completion_tokens or body.max_tokens
             param = "messages"
         else:
             given = split_prompts(body.prompt, self.vocab_size)
             prompts = [
-                self.codec.encode_text(one, context) if isinstance(one, str) else one
+                self._known(self.codec.encode_text(one, context), "prompt")
+                if isinstance(one, str)
+                else one
                 for one in given
             ]
             wanted = body.max_tokens or _COMPLETION_MAX_TOKENS
             param = "prompt"
         explicit = body.max_tokens is not None or isinstance(body, ChatBody) and wanted is not None
         return prompts, [_limit(len(one), wanted, explicit, context, param) for one in prompts]
+
+    def _known(self, ids: list[int], param: str) -> list[int]:
+        """Raises ApiError for tokens that the tokenizer knows and the model does not."""
+        if ids and max(ids) >= self.vocab_size:
+            message = f"{param}: the model has no token {max(ids)}, only 0..{self.vocab_size - 1}"
+            raise ApiError(400, message, param, "invalid_value")
+        return ids
 
     def _sampling(self, body: Body) -> Sampling:
         """Request, else the recommendation of the model's makers, else OpenAI's defaults."""

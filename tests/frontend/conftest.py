@@ -17,7 +17,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
+from msgspec import structs
 from openai import OpenAI
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -36,7 +38,6 @@ from accelgen.proto.messages import (
     Member,
     Reason,
     Role,
-    Stop,
     Submit,
     Tokens,
 )
@@ -225,11 +226,11 @@ def make_facts(vocab_size: int, max_model_len: int = CONTEXT) -> Facts:
 
 
 def make_member(role: Role, index: int = 0, **changes: Any) -> Member:
-    settings: dict[str, Any] = dict(
+    member = Member(
         role=role, index=index, pid=1, endpoint="", incarnation=1, epoch=1, phase="ready", progress=1,
         uptime_s=1.0, heard_s=0.0, rss_bytes=1, facts=None, gauges={},
     )  # fmt: skip
-    return Member(**{**settings, **changes})
+    return structs.replace(member, **changes)
 
 
 class Stage:
@@ -238,6 +239,7 @@ class Stage:
     def __init__(self, supervisor: FakeSupervisor, scheduler: FakeScheduler, tokenizer: Tokenizer):
         self.supervisor, self.scheduler, self.tokenizer = supervisor, scheduler, tokenizer
         self.url = supervisor.url
+        self.http = httpx.Client(base_url=self.url, timeout=10)
         self.client = OpenAI(base_url=self.url + "/v1", api_key="none", max_retries=0, timeout=10)
 
     def says(self, *texts: str, reason: Reason = Reason.STOP, per_token: bool = True) -> None:
@@ -323,6 +325,3 @@ def stage(shared_stage: Stage) -> Iterator[Stage]:
 @pytest.fixture(scope="session")
 def wait() -> Callable[..., Any]:
     return wait_for
-
-
-__all__ = ["Stop"]
