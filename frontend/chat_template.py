@@ -2,7 +2,7 @@
 
 The environment offers what transformers offers (trim_blocks, lstrip_blocks, loop controls, `tojson`, `strftime_now`,
 `raise_exception`, the `generation` tag), since templates are written against it. Templates come from the model
-folder, never from a request.
+folder, never from a request: the sandbox keeps them from running code, the bounds keep mistakes from costing much.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 from jinja2 import TemplateError, nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.sandbox import MAX_RANGE, ImmutableSandboxedEnvironment
 
 from accelgen.proto.clocks import now_s
 
@@ -29,7 +29,7 @@ class RenderError(ValueError):
 
 
 class _Deadline:
-    """Time limit of one rendering. Checked wherever a template can loop: `range`, and each piece of output."""
+    """Time limit of one rendering. Checked wherever a template can loop long: `range`, each piece of output."""
 
     def __init__(self) -> None:
         self.end_s = now_s() + RENDER_TIMEOUT_S
@@ -38,9 +38,27 @@ class _Deadline:
         if now_s() > self.end_s:
             raise RenderError(f"the chat template took longer than {RENDER_TIMEOUT_S:.0f} s")
 
-    def range(self, *bounds: int) -> Iterator[int]:
-        for number in range(*bounds):
-            self.check()
+    def range(self, *bounds: int) -> _Range:
+        return _Range(range(*bounds), self)
+
+
+class _Range(Sequence[int]):
+    """A range that a template may count through, as long as it is short and there is time."""
+
+    def __init__(self, numbers: range, deadline: _Deadline) -> None:
+        if len(numbers) > MAX_RANGE:
+            raise RenderError(f"the chat template counts further than {MAX_RANGE}")
+        self._numbers, self._deadline = numbers, deadline
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._numbers[index]
+
+    def __iter__(self) -> Iterator[int]:
+        for number in self._numbers:
+            self._deadline.check()
             yield number
 
 
