@@ -22,11 +22,12 @@ class Talk:
 
     def __init__(self, client: Client, model: str, options: ClientOptions) -> None:
         self.client, self.model, self.options = client, model, options
-        self._notes = Console(stderr=True, highlight=False, soft_wrap=True)
+        self._notes = Console(stderr=True, highlight=False)
 
     def say(self, text: str, style: str = "dim") -> None:
         if text:
-            self._notes.print(Text(text, style=style))
+            terminal = self._notes.is_terminal
+            self._notes.print(Text(text, style=style), soft_wrap=not terminal)
 
     def status(self, chat: Chat) -> str:
         """Model and objective, for the line below the prompt."""

@@ -12,13 +12,15 @@ from accelgen.scripts.chat_stats import describe
 
 COMMANDS = {
     "/help": "this list",
-    "/reset": "forget the conversation (the system prompt and the objective stay)",
+    "/reset": "forget the conversation; system prompt and objective stay",
     "/system [TEXT|off]": "show, set or remove the system prompt",
-    "/slo [OBJECTIVE|off]": "show, set or remove the objective: /slo ttft=300 tpot=40 e2e=5000 (ms), /slo chat",
-    "/stats [on|off]": "times and verdict after every answer; turning it on shows those of the last one",
+    "/slo [OBJECTIVE|off]": "the objective, in ms or as a class: /slo ttft=300 tpot=40, /slo chat",
+    "/stats [on|off]": "times and verdict after every answer, and of the last one",
     "/exit": "end (also Ctrl-D)",
 }
-KEYS = "Enter sends; Alt-Enter or a backslash at the end of a line goes on with a new one; Ctrl-C stops an answer."
+KEYS = """\
+Enter sends; Alt-Enter, or a backslash at the end, begins a new line.
+Ctrl-C stops an answer. Tab completes a command."""
 
 
 @dataclass(frozen=True)

@@ -107,12 +107,17 @@ class FakeServer:
         self, script: Script, body: dict[str, Any], choice: Callable[[str], dict[str, Any]]
     ) -> AsyncIterator[bytes]:
         pieces = script.pieces
-        if isinstance(body.get("prompt"), list):  # the benchmark's token ids: as many tokens as asked
+        if isinstance(
+            body.get("prompt"), list
+        ):  # the benchmark's token ids: as many tokens as asked
             pieces = ["x"] * (body["max_tokens"] // script.tokens_per_chunk)
         prompt = len(body.get("prompt", "")) or 7
         try:
             for number, text in enumerate(pieces, 1):
-                usage = {"prompt_tokens": prompt, "completion_tokens": number * script.tokens_per_chunk}
+                usage = {
+                    "prompt_tokens": prompt,
+                    "completion_tokens": number * script.tokens_per_chunk,
+                }
                 yield _event(
                     choices=[{"index": 0, "finish_reason": None, **choice(text)}],
                     usage=usage if script.counted else None,
