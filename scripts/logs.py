@@ -6,6 +6,7 @@ import heapq
 import json
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -32,14 +33,15 @@ def command(process: str, follow: bool, count: int, run_dir: str) -> int:
         files = chosen_files(find_logs(run_dir), process)
     except StartError as error:
         raise click.ClickException(str(error)) from error
-    tails = {path: Tail(path) for path in files}
-    first = list(merge([tail.new_lines() for tail in tails.values()]))
+    tails = [Tail(path) for path in files]
+    first = list(merge([tail.new_lines() for tail in tails]))
     for line in first[max(0, len(first) - count) :]:
         click.echo(pretty(line))
-    while follow:
-        time.sleep(_FOLLOW_S)
-        for line in merge([tail.new_lines() for tail in tails.values()]):
-            click.echo(pretty(line))
+    with suppress(KeyboardInterrupt):
+        while follow and files[0].parent.is_dir():  # a server that ends well takes its folder away
+            time.sleep(_FOLLOW_S)
+            for line in merge([tail.new_lines() for tail in tails]):
+                click.echo(pretty(line))
     return 0
 
 

@@ -214,7 +214,7 @@ class SupervisorCore:
         return [
             Send(occupant.peer, directory, self._epoch)
             for occupant in self._living()
-            if occupant.peer is not None
+            if occupant.peer is not None and not occupant.told  # who is told hangs up when it likes
         ]
 
     # --- judgements --------------------------------------------------------------------------------------------
@@ -297,6 +297,7 @@ class SupervisorCore:
         plan.term_s = now_s + stage.timeout_s + shutdown.TERM_AFTER_S
         actions: list[Action] = []
         for occupant in left:
+            occupant.told = True
             if occupant.peer is None:  # not born yet: there is nobody to listen to a Stop
                 actions.append(Signal(occupant.seat, SIGTERM))
             else:

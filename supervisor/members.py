@@ -39,6 +39,7 @@ class Occupant:
     facts: Facts | None = None
     gauges: dict[str, float] = field(default_factory=dict)
     failure: str = ""  # its own last line, if it could still say one
+    told: bool = False  # to stop
     killed_for: str = ""  # why we killed it ourselves
     exit_status: int | None = None  # as in subprocess: negative is a signal
     exited_s: float = 0.0

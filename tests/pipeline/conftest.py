@@ -1,0 +1,120 @@
+"""A whole server of real processes with the bundled model, started and stopped by its own commands."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from accelgen.proto.messages import Directory
+from accelgen.supervisor import rundir
+from accelgen.supervisor.client import ask_directory
+from accelgen.supervisor.errors import StartError
+
+CLI = [sys.executable, "-P", "-m", "accelgen.scripts.cli"]
+READY_S = 90.0  # it takes a tenth of that on an idle machine
+# float32, so that greedy answers can be compared; room for 64 requests of up to 4,000 tokens
+OPTIONS = ["--port", "0", "--dtype", "float32", "--kv-blocks", "4096"]
+
+
+class Server:
+    """`accelgen up` as a process. `url` ends without a path; `pids` are the components', by name."""
+
+    def __init__(self, folder: Path, *options: str) -> None:
+        self.folder = folder
+        self.output = folder / "output"
+        self.environment = {**os.environ, "XDG_RUNTIME_DIR": str(folder)}
+        with self.output.open("wb") as stream:
+            self.process = subprocess.Popen(
+                [*CLI, "up", *OPTIONS, *options],
+                stdin=subprocess.DEVNULL,
+                stdout=stream,
+                stderr=stream,
+                env=self.environment,
+                start_new_session=True,
+            )
+        directory = self._wait_ready()
+        self.url: str = directory.config["url"]
+        self.model: str = directory.config["model"]
+        self.pids = {
+            f"{member.role.name.lower()}-{member.index}": member.pid for member in directory.members
+        }
+
+    def directory(self) -> Directory:
+        """What its supervisor says now."""
+        return ask_directory(self.run_dir)
+
+    def call(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """A verb of the command line against this server, its run directory given."""
+        command = [*CLI, *arguments, "--run-dir", str(self.run_dir)]
+        return subprocess.run(
+            command, env=self.environment, capture_output=True, text=True, timeout=60
+        )
+
+    def down(self) -> None:
+        """Ends it; asserts exit status 0 and that nothing is left of it: no process, no file."""
+        processes = [psutil.Process(pid) for pid in self.pids.values() if psutil.pid_exists(pid)]
+        done = self.call("down")
+        assert done.returncode == 0, done.stderr + self.output.read_text()
+        assert self.process.wait(10) == 0, self.output.read_text()
+        _, left = psutil.wait_procs(processes, timeout=2)
+        assert not left, f"orphans: {left}"
+        assert not self.run_dir.exists()
+
+    def _wait_ready(self) -> Directory:
+        until_s = time.monotonic() + READY_S
+        while time.monotonic() < until_s:
+            assert self.process.poll() is None, self.output.read_text()
+            if found := self._found():
+                self.run_dir = found
+                try:
+                    directory = self.directory()
+                except (StartError, OSError):  # its socket is not there yet
+                    continue
+                if directory.ready:
+                    return directory
+            time.sleep(0.05)
+        raise AssertionError(f"not ready after {READY_S} s: {self.output.read_text()}")
+
+    def _found(self) -> Path | None:
+        folders = (self.folder / "accelgen").glob("[!.]*")
+        return next((path for path in folders if rundir.is_live(path)), None)
+
+
+@pytest.fixture(scope="session")
+def launch_server() -> Iterator[Callable[..., Server]]:
+    """Starts servers with further options of `accelgen up`. All that still run are ended at the end of the session,
+    with the checks of `down`; end yours with `down()` as soon as you are through."""
+    servers: list[Server] = []
+
+    def start(*options: str) -> Server:
+        # a short name: the sockets' paths have a limit
+        server = Server(Path(tempfile.mkdtemp(prefix="ag-")), *options)
+        servers.append(server)
+        return server
+
+    yield start
+    try:
+        for server in servers:
+            if server.process.poll() is None:
+                server.down()
+    finally:
+        for server in servers:
+            if server.process.poll() is None:
+                server.process.kill()
+                server.process.wait()
+            shutil.rmtree(server.folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def server(launch_server: Callable[..., Server]) -> Server:
+    """The one server that most tests share; leave it as it was."""
+    return launch_server()

@@ -1,0 +1,66 @@
+"""The operator's view of a real server: status, memory, logs, death of the launcher."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import psutil
+
+LEAN_BYTES = 150 * 2**20  # frontend, scheduler, KV manager: resident, each
+OVERHEAD_BYTES = 600 * 2**20  # worker: on top of weights and KV cache
+
+
+def test_status_shows_five_processes(server: Any) -> None:
+    done = server.call("status")
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert server.url in lines[0] and "ready" in lines[0] and "accelgen-demo" in lines[0]
+    names = ["supervisor-0", "worker-0", "kvmanager-0", "scheduler-0", "frontend-0"]
+    assert [line.split()[0] for line in lines[3:]] == names
+    for line in lines[3:]:
+        name, pid, epoch, phase = line.split()[:4]
+        assert (int(pid), epoch, phase) == (server.pids[name], "1", "ready")
+
+
+def test_progress_goes_on_without_requests(server: Any) -> None:
+    before = json.loads(server.call("status", "--json").stdout)
+    after = before
+    for _ in range(20):
+        after = json.loads(server.call("status", "--json").stdout)
+        if all(
+            new["progress"] > old["progress"]
+            for new, old in zip(after["members"], before["members"], strict=True)
+        ):
+            return
+    raise AssertionError(f"no progress: {before} {after}")
+
+
+def test_memory_of_each_process(server: Any) -> None:
+    members = {member.role.name: member for member in server.directory().members}
+    for role in ("FRONTEND", "SCHEDULER", "KVMANAGER", "SUPERVISOR"):
+        assert members[role].rss_bytes < LEAN_BYTES, role
+    worker = members["WORKER"]
+    allowed = worker.facts.weights_bytes + worker.facts.kv_bytes + OVERHEAD_BYTES
+    assert worker.rss_bytes < allowed
+    for name in ("frontend-0", "scheduler-0", "kvmanager-0"):
+        maps = {mapped.path for mapped in psutil.Process(server.pids[name]).memory_maps()}
+        assert not any("libtorch" in path for path in maps), name
+
+
+def test_logs_of_every_process(server: Any) -> None:
+    done = server.call("logs", "-n", "1000")
+    assert done.returncode == 0
+    for name in server.pids:
+        assert name.removesuffix("-0") in done.stdout, name
+
+
+def test_killing_the_launcher_leaves_nothing(launch_server: Callable[..., Any]) -> None:
+    server = launch_server("--kv-blocks", "64", "--max-model-len", "512")
+    processes = [psutil.Process(pid) for pid in server.pids.values()]
+    assert len(processes) == 5
+    server.process.kill()
+    server.process.wait()
+    _, left = psutil.wait_procs(processes[1:], timeout=2)
+    assert not left
