@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from accelgen.worker.faults import LoadError, first_line
+from accelgen.worker.faults import LoadError, one_line
 
 DEMO_MODEL = "accelgen-demo"
 HUB_PATTERNS = ["*.json", "*.safetensors", "*.jinja", "*.txt", "tokenizer.model"]
@@ -63,7 +63,7 @@ def _download(name: str) -> Path:
         return Path(snapshot_download(name, allow_patterns=HUB_PATTERNS))
     except Exception as error:  # the hub's errors share no base class
         raise LoadError(
-            f"model {name}: no such folder, and the hub has not given it: {first_line(error)}"
+            f"model {name}: no such folder, and the hub has not given it: {one_line(error)}"
         ) from error
 
 
@@ -84,7 +84,7 @@ def _read_json(file: Path, path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise LoadError(f"model {path}: has no {file.name}") from None
     except (OSError, ValueError) as error:
-        raise LoadError(f"model {path}: {file.name} cannot be read: {first_line(error)}") from error
+        raise LoadError(f"model {path}: {file.name} cannot be read: {one_line(error)}") from error
     if not isinstance(found, dict):
         raise LoadError(f"model {path}: {file.name} is not a JSON object")
     return found
@@ -122,7 +122,7 @@ def _load_config(path: Path) -> Any:
         Exception
     ) as error:  # whatever a broken or foreign configuration makes transformers raise
         raise LoadError(
-            f"model {path}: transformers refuses its configuration: {first_line(error)}"
+            f"model {path}: transformers refuses its configuration: {one_line(error)}"
         ) from error
 
 
@@ -201,7 +201,7 @@ def _header(file: Path, path: Path) -> dict[str, Any]:
         ]
     except (OSError, ValueError, struct.error, KeyError, TypeError, AttributeError) as error:
         raise LoadError(
-            f"model {path}: {file.name} is not a whole safetensors file: {first_line(error)}"
+            f"model {path}: {file.name} is not a whole safetensors file: {one_line(error)}"
         ) from error
     needed, size = 8 + length + max(ends, default=0), file.stat().st_size
     if size < needed:

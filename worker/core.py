@@ -13,7 +13,7 @@ import torch
 
 from accelgen.proto.clocks import now_s
 from accelgen.proto.messages import Batch, Held, Inventory, StepResult
-from accelgen.worker.faults import FatalError, first_line
+from accelgen.worker.faults import FatalError, one_line
 from accelgen.worker.packing import Span
 from accelgen.worker.request import Request, RequestFault
 from accelgen.worker.runner import Runner
@@ -123,7 +123,7 @@ class WorkerCore:
             tokens = sample(logits.rows, [request.draw() for request in chosen]) if chosen else []
         except Exception as error:  # whatever a model can raise: its batch fails, not the server
             self._survive(error)
-            failed.update((work.request.id, first_line(error)) for work in works)
+            failed.update((work.request.id, one_line(error)) for work in works)
             return {}
         self._failures = 0
         for work in works:
@@ -149,10 +149,10 @@ class WorkerCore:
             error, torch.OutOfMemoryError
         )
         if device_lost and "CUDA error" in str(error):
-            raise FatalError(f"the CUDA device failed: {first_line(error)}") from error
+            raise FatalError(f"the CUDA device failed: {one_line(error)}") from error
         if self._failures >= MAX_FAILURES:
             raise FatalError(
-                f"{self._failures} iterations in a row failed, last: {first_line(error)}"
+                f"{self._failures} iterations in a row failed, last: {one_line(error)}"
             ) from error
 
     def _count(self, works: list[Work], wait_s: float, run_s: float) -> None:

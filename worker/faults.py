@@ -19,7 +19,7 @@ def mib(count: float) -> str:
     return f"{count / MIB:,.0f} MiB"
 
 
-def first_line(error: BaseException, limit: int = 300) -> str:
-    """The first line of an exception's text, with its type; long texts are cut."""
-    text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0] if text else 'no message'}"[:limit]
+def one_line(error: BaseException, limit: int = 300) -> str:
+    """An exception's type and text in one line; long texts are cut."""
+    text = " ".join(str(error).split()) or "no message"
+    return f"{type(error).__name__}: {text}"[:limit]

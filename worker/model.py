@@ -12,7 +12,7 @@ import torch
 from accelgen.proto.config import Config
 from accelgen.worker.attention import NAME, register
 from accelgen.worker.checkpoint import Checkpoint, find_model, inspect_checkpoint
-from accelgen.worker.faults import LoadError, first_line
+from accelgen.worker.faults import LoadError, one_line
 from accelgen.worker.kvcache import LayerShape
 from accelgen.worker.memory import check_weights_fit, name_of
 from accelgen.worker.probe import probe_layers
@@ -94,22 +94,23 @@ def _read_weights(
     checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device, progress: Progress
 ) -> Any:
     progress(0.0)
-    _report_progress(progress)
+    _quiet_with_progress(progress)
     try:
         model, found = checkpoint.model_class.from_pretrained(
             checkpoint.path,
             config=checkpoint.config,
             dtype=dtype,
             use_safetensors=True,
+            ignore_mismatched_sizes=True,  # reported below, with names
             local_files_only=True,
             output_loading_info=True,
         )
     except Exception as error:  # transformers raises many kinds for damaged weights
         raise LoadError(
-            f"model {checkpoint.path}: weights cannot be loaded as {name_of(dtype)}: {first_line(error)}"
+            f"model {checkpoint.path}: weights cannot be loaded as {name_of(dtype)}: {one_line(error)}"
         ) from error
     missing = sorted(found.get("missing_keys") or ())
-    wrong = sorted(str(key) for key in found.get("mismatched_keys") or ())
+    wrong = sorted(str(key[0]) for key in found.get("mismatched_keys") or ())
     if missing or wrong:
         raise LoadError(
             f"model {checkpoint.path}: {len(missing)} weights are missing and {len(wrong)} have another shape"
@@ -119,10 +120,11 @@ def _read_weights(
     return model.eval().requires_grad_(False).to(device)
 
 
-def _report_progress(progress: Progress) -> None:
-    """Turns transformers' progress bar over the weights into calls of `progress`."""
+def _quiet_with_progress(progress: Progress) -> None:
+    """Silences transformers, and turns its progress bar over the weights into calls of `progress`."""
     from transformers.utils import logging
 
+    logging.set_verbosity_error()  # its load report: we say it in one line
     logging.disable_progress_bar()
     if not hasattr(logging, "set_tqdm_hook"):
         return

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from accelgen.worker.attention import Call, UnsupportedAttention, running
-from accelgen.worker.faults import LoadError, first_line
+from accelgen.worker.faults import LoadError, one_line
 from accelgen.worker.kvcache import LayerShape
 
 
@@ -47,9 +47,7 @@ def probe_layers(model: Any, name: str) -> tuple[list[LayerShape], bool]:
         with torch.inference_mode(), running(probe):
             model(input_ids=ids, position_ids=positions, use_cache=False)
     except Exception as error:  # anything a foreign model's forward pass may raise
-        raise LoadError(
-            f"model {name}: does not run on a packed row: {first_line(error)}"
-        ) from error
+        raise LoadError(f"model {name}: does not run on a packed row: {one_line(error)}") from error
     layers = int(config.num_hidden_layers)
     if sorted(probe.shapes) != list(range(layers)):
         raise LoadError(

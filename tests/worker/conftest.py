@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from random import Random
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -14,6 +16,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 import pytest
 import torch
+
+from accelgen.proto.messages import Batch, Prompt, Sampling, StepResult
 
 VOCAB = 97
 ARCHITECTURES = ("llama", "qwen2", "qwen3", "mistral", "opt", "gemma2")
@@ -115,3 +119,206 @@ def bench(tiny: Callable[..., Path]) -> Callable[..., Bench]:
         return Bench(folder, engine.core, reference)
 
     return make
+
+
+GREEDY = Sampling(temperature=0.0)
+
+
+@dataclass
+class Live:
+    """One request as the driver sees it: what a scheduler and a KV manager would know."""
+
+    id: int
+    prompt: list[int]
+    want: int  # tokens to generate
+    sampling: Sampling = GREEDY
+    parent: int = 0
+    got: list[int] = field(default_factory=list)
+    table: list[int] = field(default_factory=list)
+    computed: int = 0
+    settled: int = 0  # of `computed`, what earlier steps have done: only that can be shared
+    met: bool = False
+    preemptions: int = 0
+
+    @property
+    def tokens(self) -> list[int]:
+        return self.prompt + self.got
+
+    @property
+    def done(self) -> bool:
+        return len(self.got) >= self.want
+
+
+class Driver:
+    """A scheduler and KV manager in miniature, that do whatever a random number tells them: chunks of any size, decodes
+    beside them, preemption by recompute, shared prefixes, forks with copy-on-write, blocks in any order.
+
+    `ledger` has (request, position) -> token and raises on a repeat; `logits` what the worker's model gave there."""
+
+    def __init__(self, core: Any, random: Random) -> None:
+        self.core, self.random = core, random
+        self.size = core.runner.cache.block_size
+        self.free = list(range(core.runner.cache.num_blocks))
+        random.shuffle(self.free)
+        self.owners: Counter[int] = Counter()
+        self.requests: dict[int, Live] = {}
+        self.ledger: dict[tuple[int, int], int] = {}
+        self.logits: dict[tuple[int, int], torch.Tensor] = {}
+        self.events: Counter[str] = Counter()
+        self._step = core.step
+        self._pending: list[Prompt] = []
+        self._release = list(core.requests)  # left by whoever used the core before
+
+    def add(self, request: Live) -> None:
+        self.requests[request.id] = request
+        self._pending.append(
+            Prompt(request.id, list(request.prompt), request.sampling, parent=request.parent)
+        )
+
+    def run(self, max_chunk: int = 11, preempt: float = 0.08) -> None:
+        """Until every request has what it wants."""
+        for _ in range(2000):
+            live = [request for request in self.requests.values() if not request.done]
+            if not live:
+                return
+            self.step(live, max_chunk, preempt)
+        raise AssertionError("requests do not end")
+
+    def step(self, live: list[Live], max_chunk: int, preempt: float) -> StepResult:
+        self.random.shuffle(live)
+        columns: list[tuple[int, int, int, int, list[int]]] = []
+        copies: list[tuple[int, int]] = []
+        for request in live:
+            if request.computed and request.preemptions < 3 and self.random.random() < preempt:
+                self._drop(request)
+                request.preemptions += 1
+                self.events["preempted"] += 1
+            if self.random.random() < 0.2:
+                continue
+            if not request.computed and not self._begin(request):
+                continue
+            left = len(request.tokens) - request.computed
+            count = self.random.randint(1, min(left, max_chunk))
+            at, blocks = self._allocate(request, request.computed + count, copies)
+            columns.append((request.id, request.computed, count, at, blocks))
+            request.computed += count
+        return self._send(columns, copies)
+
+    def _begin(self, request: Live) -> bool:
+        """A fresh start: from 0, from a shared prefix, or as a fork."""
+        if request.parent:
+            parent = self.requests[request.parent]
+            if not (request.got or parent.done) and parent.settled < len(request.prompt):
+                return False
+        best, length = None, 0
+        for other in self.requests.values():
+            common = os.path.commonprefix([other.tokens[: other.settled], request.tokens])
+            usable = min(len(common), len(request.tokens) - 1)
+            if request.parent != other.id or request.got:
+                usable -= usable % self.size  # only forks share a block that is not full
+            if other is not request and usable > length:
+                best, length = other, usable
+        if best is not None:
+            shared = best.table[: -(-length // self.size)]
+            self.owners.update(shared)
+            request.table = list(shared)
+            self.events["forked" if length % self.size else "prefix hit"] += 1
+        request.computed = request.settled = length
+        request.met = False  # its table has not been sent
+        return True
+
+    def _allocate(
+        self, request: Live, end: int, copies: list[tuple[int, int]]
+    ) -> tuple[int, list[int]]:
+        first = request.computed // self.size
+        old = len(request.table)
+        changed = old
+        for at in range(first, old):
+            if self.owners[request.table[at]] > 1:
+                fresh = self._take()
+                copies.append((request.table[at], fresh))
+                self.owners[request.table[at]] -= 1
+                request.table[at] = fresh
+                changed = min(changed, at)
+                self.events["copied"] += 1
+        while len(request.table) * self.size < end:
+            request.table.append(self._take())
+        at = changed if request.met else 0
+        request.met = True
+        return at, request.table[at:]
+
+    def _take(self) -> int:
+        block = self.free.pop(self.random.randrange(len(self.free)))
+        self.owners[block] += 1
+        return block
+
+    def _drop(self, request: Live) -> None:
+        for block in request.table:
+            self.owners[block] -= 1
+            if not self.owners[block]:
+                self.free.append(block)
+        request.table, request.computed, request.settled = [], 0, 0
+
+    def _send(
+        self, columns: list[tuple[int, int, int, int, list[int]]], copies: list[tuple[int, int]]
+    ) -> StepResult:
+        self._step += 1
+        batch = Batch(
+            self._step,
+            self._pending,
+            [column[0] for column in columns],
+            [column[1] for column in columns],
+            [column[2] for column in columns],
+            [column[3] for column in columns],
+            [len(column[4]) for column in columns],
+            [block for column in columns for block in column[4]],
+            [source for source, _ in copies],
+            [target for _, target in copies],
+            self._release,
+            0.01,
+            1.0,
+        )
+        self._pending, self._release = [], []
+        captured: list[Any] = []
+        forward = self.core.runner.forward
+
+        def capture(spans: Any) -> Any:
+            out = forward(spans)
+            captured.append((out.rows.clone(), out.order))
+            return out
+
+        self.core.runner.forward = capture
+        try:
+            result: StepResult = self.core.execute(batch)
+        finally:
+            del self.core.runner.forward
+        self._settle(result, columns, captured)
+        return result
+
+    def _settle(self, result: StepResult, columns: list[Any], captured: list[Any]) -> None:
+        assert not result.failed, result.causes
+        assert result.step == self._step and result.ids == [column[0] for column in columns]
+        rows = {}
+        for values, order in captured:
+            rows = {columns[at][0]: values[row] for row, at in enumerate(order)}
+        tokens = iter(result.tokens)
+        for id, count in zip(result.ids, result.counts, strict=True):
+            request = self.requests[id]
+            request.settled = request.computed
+            assert count == (request.computed == len(request.tokens))
+            if count:
+                where = (id, len(request.tokens))
+                assert where not in self.ledger
+                self.ledger[where] = next(tokens)
+                self.logits[where] = rows[id]
+                request.got.append(self.ledger[where])
+                if request.done:
+                    self._drop(request)
+                    self._release.append(id)
+        assert next(tokens, None) is None
+
+
+@pytest.fixture(scope="session")
+def drive() -> tuple[type[Driver], type[Live]]:
+    """The driver and the request class, for the tests (tests are no package)."""
+    return Driver, Live

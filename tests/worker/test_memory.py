@@ -1,0 +1,54 @@
+"""How large the KV cache becomes, and what is refused."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from accelgen.proto.config import Config
+from accelgen.worker import memory
+from accelgen.worker.faults import LoadError
+from accelgen.worker.memory import size_kv
+
+CPU = torch.device("cpu")
+BLOCK = 16 * 1024  # bytes: 16 tokens of 1 KiB
+
+
+@pytest.fixture(autouse=True)
+def one_gib_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "available_bytes", lambda _: 1 << 30)
+
+
+def test_automatic_size_is_bounded_by_use_and_by_a_share_of_what_is_free() -> None:
+    size = size_kv(Config(max_num_seqs=4), BLOCK, 2048, CPU)
+    assert (size.num_blocks, size.max_model_len, size.note) == (4 * 2048 // 16, 2048, "")
+    assert size_kv(Config(max_num_seqs=64), BLOCK, 2048, CPU).num_blocks == 64 * 512 // 16
+    large = size_kv(Config(max_num_seqs=10_000), BLOCK, 2048, CPU)
+    assert large.total_bytes == (1 << 30) // 4
+    capped = size_kv(Config(kv_memory_bytes=50 << 20), BLOCK, 2048, CPU)
+    assert capped.total_bytes == 50 << 20
+
+
+def test_what_is_asked_for_is_given_or_refused_with_numbers() -> None:
+    assert size_kv(Config(kv_blocks=200, max_model_len=64), BLOCK, 2048, CPU).num_blocks == 200
+    with pytest.raises(LoadError, match=r"kv_blocks: 100000 blocks need 1,562 MiB, 1,024 MiB free"):
+        size_kv(Config(kv_blocks=100_000), BLOCK, 2048, CPU)
+    with pytest.raises(LoadError, match="max_model_len: 4096 is more than the 2048 positions"):
+        size_kv(Config(max_model_len=4096), BLOCK, 2048, CPU)
+    with pytest.raises(
+        LoadError, match=r"one request of 1024 tokens needs 64 blocks .*room for 10 "
+    ):
+        size_kv(Config(kv_blocks=10, max_model_len=1024), BLOCK, 2048, CPU)
+
+
+def test_an_automatic_length_is_lowered_to_what_fits_and_says_so() -> None:
+    size = size_kv(Config(kv_blocks=10), BLOCK, 2048, CPU)
+    assert size.max_model_len == 160
+    assert size.note == "max_model_len lowered from 2048 to 160: the KV cache has 10 blocks"
+
+
+def test_the_limit_of_the_control_group_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    numbers = {"memory.max": 700 << 20, "memory.current": 200 << 20}
+    monkeypatch.setattr(memory, "_cgroup_number", numbers.get)
+    assert memory.available_bytes(CPU) <= 500 << 20
