@@ -181,7 +181,7 @@ def command() -> None:
 @click.option("--result-filename", help="Name of the file; from date, model and rate if not given.")
 @click.option("--disable-tqdm", "quiet", is_flag=True, help="No progress bar.")
 @click.argument("more_goodput", nargs=-1, metavar="")
-def serve(goodput: tuple[str, ...], more_goodput: tuple[str, ...], **given: Any) -> int:
+def serve(goodput: tuple[str, ...], more_goodput: tuple[str, ...], **given: Any) -> None:
     """Send requests to a server at their times, whether or not it keeps up, and report how it answered.
 
     Requests are token ids of exact length to /v1/completions. Without --request-rate all are sent at once; a trace with
@@ -192,4 +192,4 @@ def serve(goodput: tuple[str, ...], more_goodput: tuple[str, ...], **given: Any)
     if more_goodput and not goodput:
         raise click.UsageError(f"unexpected argument: {more_goodput[0]}")
     limits = parse_goodput((*goodput, *more_goodput))
-    return run_serve(Options(goodput=limits, **given))
+    click.get_current_context().exit(run_serve(Options(goodput=limits, **given)))
