@@ -28,7 +28,7 @@ from accelgen.scheduler.policy import (
     work_of_decision,
 )
 from accelgen.scheduler.request import Request
-from accelgen.scheduler.table import Bools, Ints, RequestTable, State
+from accelgen.scheduler.table import ARRIVING, RUNNING, WAITING, Bools, Ints, RequestTable
 
 SAFETY_S = 0.001
 RETRY_S = 0.02
@@ -96,7 +96,12 @@ class Replica:
         self._stalled_s: float | None = None  # nothing could be planned; cleared by news
         self._release: list[int] = []
         self._confirmed: list[tuple[int, list[int]]] = []
-        self._ripe: list[Request] = []  # whole prompt planned: its siblings can fork
+        self._parents: dict[
+            int, Request
+        ] = {}  # have siblings, and a prompt not yet planned to its end
+        self._ripe: dict[
+            int, Request
+        ] = {}  # whole prompt planned: its siblings fork in the next plan
 
     def view(self) -> View:
         """What the policy sees."""
@@ -112,6 +117,9 @@ class Replica:
     def enqueue(self, slot: int) -> None:
         """A looked-up request becomes visible to the policy."""
         self._stalled_s = None
+        request = self.table.request(slot)
+        if request.children:
+            self._parents[request.id] = request
         self.table.enqueue(slot, self.policy.order_key(self.view(), slot, self.state))
 
     def end(self, request: Request) -> bool:
@@ -120,7 +128,8 @@ class Replica:
         self._stalled_s = None
         self.table.remove(self.table.slot_of[request.id])
         self._release.append(request.id)
-        return bool(request.children) and request not in self._ripe
+        self._parents.pop(request.id, None)
+        return bool(request.children) and request.id not in self._ripe
 
     # --- planning ------------------------------------------------------------------------------------------------
 
@@ -166,19 +175,19 @@ class Replica:
         if len(slots) and not (
             slots.min() >= 0
             and slots.max() < len(self.table.requests)
-            and (self.table.state[slots] >= State.WAITING).all()
+            and (self.table.state[slots] >= WAITING).all()
             and (counts >= 1).all()
             and (counts <= self.table.remaining(slots)).all()
         ):
             raise BadDecision(f"{self.policy.name}: an entry that is not there to be processed")
-        if any(self.table.state[slot] != State.RUNNING for slot in decision.preempt):
+        if any(self.table.state[slot] != RUNNING for slot in decision.preempt):
             raise BadDecision(f"{self.policy.name}: preempts a request that does not run")
         return decision
 
     def _clip(self, decision: Decision) -> Decision:
         """Holds the decision to the limits of the server by cutting prompt chunks, the last ones first."""
         excess = sum(decision.counts) - self.limits.max_num_batched_tokens
-        for i in range(len(decision.counts) - 1, -1, -1):
+        for i in range(len(decision.counts) - 1, -1, -1) if excess > 0 else ():
             cut = min(max(excess, 0), decision.counts[i] - 1)
             decision.counts[i] -= cut
             excess -= cut
@@ -197,7 +206,7 @@ class Replica:
             self._preempt(slot)
         slots = np.array(decision.slots, dtype=np.int64)
         counts = np.array(decision.counts, dtype=np.int64)
-        started = {slot for slot in decision.slots if table.state[slot] == State.WAITING}
+        started = set(slots[table.state[slots] == WAITING].tolist())
         for slot in started:
             table.start(slot)
             request = table.request(slot)
@@ -240,26 +249,24 @@ class Replica:
 
     # --- siblings ------------------------------------------------------------------------------------------------
 
-    def _note_ripe(self, slots: Ints) -> None:
-        for slot in slots.tolist():
-            request = self.table.request(slot)
-            if request.children and request not in self._ripe:
-                self._ripe.append(request)
+    def _note_ripe(self, sampled: Ints) -> None:
+        for id in [id for id in self._parents if self.table.slot_of[id] in sampled]:
+            self._ripe[id] = self._parents.pop(id)
 
     def _take_forks(self) -> list[Fork]:
         """Siblings of planned prompts start with all but the last prompt token computed (copy-on-write)."""
         forks: list[Fork] = []
-        for parent in self._ripe:
+        for parent in self._ripe.values():
             computed = len(parent.prompt) - 1
             for child in parent.children:
                 slot = self.table.slot_of.get(child.id)
-                if slot is None or self.table.state[slot] != State.ARRIVING:
+                if slot is None or self.table.state[slot] != ARRIVING:
                     continue
                 self.table.hit(slot, computed)
                 self.table.start(slot)
                 forks.append(Fork(child.id, parent.id, computed))
             parent.children = []
-        self._ripe = []
+        self._ripe = {}
         return forks
 
     # --- what comes back -----------------------------------------------------------------------------------------
@@ -278,14 +285,14 @@ class Replica:
                 self._drop(flight, set(report.dropped))
         for id in report.unpinned:
             slot = table.slot_of.get(id)
-            if slot is not None and table.state[slot] == State.WAITING:
+            if slot is not None and table.state[slot] == WAITING:
                 table.hit(slot, 0)
-            elif slot is not None and table.state[slot] == State.RUNNING:
+            elif slot is not None and table.state[slot] == RUNNING:
                 self._preempt(slot)
         arrived = []
         for id, tokens in zip(report.hit_ids, report.hit_tokens, strict=True):
             slot = table.slot_of.get(id)
-            if slot is not None and table.state[slot] == State.ARRIVING:
+            if slot is not None and table.state[slot] == ARRIVING:
                 table.hit(slot, tokens)
                 table.request(slot).cached_tokens = tokens
                 arrived.append(slot)
@@ -300,7 +307,8 @@ class Replica:
             if id not in dropped or slot is None:
                 continue
             self.table.roll_back(slot, int(flight.counts[i]), bool(flight.sampled[i]))
-            self._ripe = [parent for parent in self._ripe if parent.id != id]
+            if id in self._ripe:
+                self._parents[id] = self._ripe.pop(id)
             if slot in flight.started:
                 self.enqueue(slot)
 

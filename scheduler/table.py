@@ -30,6 +30,9 @@ class State(IntEnum):
     RUNNING = 3  # holds KV blocks
 
 
+# Comparing with an enum member costs a microsecond each time in a loop; these are the same numbers.
+FREE, ARRIVING, WAITING, RUNNING = map(int, State)
+
 _COLUMNS: dict[str, type] = {
     "ids": np.int64,
     "state": np.int8,
@@ -97,7 +100,7 @@ class RequestTable:
         slot = self._free.pop()
         objective = request.objective
         self.ids[slot] = request.id
-        self.state[slot] = State.ARRIVING
+        self.state[slot] = ARRIVING
         self.length[slot] = len(request.prompt) + len(request.generated)
         self.computed[slot] = self.blocks[slot] = 0
         self.prompt_len[slot] = len(request.prompt)
@@ -114,9 +117,9 @@ class RequestTable:
 
     def enqueue(self, slot: int, key: float) -> None:
         """The request enters the waiting order (from ARRIVING, or from RUNNING by preemption)."""
-        assert self.state[slot] != State.WAITING
+        assert self.state[slot] != WAITING
         self._leave(slot)
-        self.state[slot] = State.WAITING
+        self.state[slot] = WAITING
         self.key[slot] = key
         self.waiting.add((key, slot))
         self.waiting_tokens += int(self.length[slot] - self.computed[slot])
@@ -124,20 +127,20 @@ class RequestTable:
     def start(self, slot: int) -> None:
         """The request leaves the queue and runs."""
         self._leave(slot)
-        self.state[slot] = State.RUNNING
+        self.state[slot] = RUNNING
         self._running[slot] = None
         self._running_array = None
 
     def hit(self, slot: int, tokens: int) -> None:
         """The first `tokens` of a waiting request are (or, with 0, are no longer) in the cache."""
-        assert self.state[slot] in (State.ARRIVING, State.WAITING)
+        assert self.state[slot] in (ARRIVING, WAITING)
         self.waiting_tokens -= tokens - int(self.computed[slot])
         self.computed[slot] = tokens
         self.blocks[slot] = tokens // self.block_size
 
     def preempt(self, slot: int, key: float) -> None:
         """Drops the computed tokens of a running request and queues it again."""
-        assert self.state[slot] == State.RUNNING
+        assert self.state[slot] == RUNNING
         self.computed[slot] = self.blocks[slot] = 0
         self.enqueue(slot, key)
 
@@ -146,7 +149,7 @@ class RequestTable:
         request = self.requests[slot]
         assert request is not None
         self._leave(slot)
-        self.state[slot] = State.FREE
+        self.state[slot] = FREE
         self.requests[slot] = None
         del self.slot_of[request.id]
         self._free.append(slot)
@@ -188,11 +191,11 @@ class RequestTable:
         self.blocks[slot] = -(-self.computed[slot] // self.block_size)
 
     def _leave(self, slot: int) -> None:
-        if self.state[slot] == State.WAITING:
+        if self.state[slot] == WAITING:
             self.waiting.remove((float(self.key[slot]), slot))
-        if self.state[slot] in (State.ARRIVING, State.WAITING):
+        if self.state[slot] in (ARRIVING, WAITING):
             self.waiting_tokens -= int(self.length[slot] - self.computed[slot])
-        if self.state[slot] == State.RUNNING:
+        if self.state[slot] == RUNNING:
             del self._running[slot]
             self._running_array = None
 

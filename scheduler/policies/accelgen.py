@@ -20,6 +20,7 @@ of blocks preempts the largest T_r.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import islice
 
 import numpy as np
 from msgspec import Struct, structs
@@ -29,9 +30,10 @@ from accelgen.scheduler.policies.shared import Batch, least_load
 from accelgen.scheduler.policies.slack import Pace, slack
 from accelgen.scheduler.policy import Decision, StepStats, Verdict, View, is_decode
 from accelgen.scheduler.request import Request
-from accelgen.scheduler.table import Bools, Floats, Ints
+from accelgen.scheduler.table import WAITING, Bools, Floats, Ints
 
 WINDOW = 200  # iterations over which the longest one is taken
+MOST_SEATS = 4  # waiting requests looked at, in multiples of max_num_seqs
 SMOOTH = 0.05  # weight of a new chunk, or iteration, in the moving averages
 
 
@@ -134,7 +136,8 @@ class AccelGen:
         return found, self._budget(view, tightest_s, int(decode.sum()))
 
     def _near_head(self, view: View, running: Ints, pace: Pace, start_s: float) -> Ints:
-        """Waiting slots that are urgent or whose T_r lies within gamma of the smallest T_r of all."""
+        """Waiting slots that are urgent or whose T_r lies within gamma of the smallest T_r of all; of very many, the
+        first ones: more than the seats of a batch, several times over, cannot be taken anyway."""
         order = view.table.waiting
         if not order:
             return np.empty(0, dtype=np.int64)
@@ -144,7 +147,8 @@ class AccelGen:
                 head, start_s + float(slack(view.table, running, start_s, pace).remaining_s.min())
             )
         last = max(head + self.gamma_s, start_s + pace.longest_s)
-        return np.array([slot for _, slot in order.irange(maximum=(last, 1 << 62))], dtype=np.int64)
+        near = islice(order.irange(maximum=(last, 1 << 62)), MOST_SEATS * view.limits.max_num_seqs)
+        return np.array([slot for _, slot in near], dtype=np.int64)
 
     def _budget(self, view: View, tightest_s: float, decodes: int) -> int:
         """S_b in tokens (papers.md 1.2)."""
@@ -176,16 +180,35 @@ class AccelGen:
 
 def _take_urgent(batch: Batch, found: Candidates, longest_s: float) -> None:
     """Requests that miss their objective unless they are in this iteration, ascending T_r, decodes first."""
-    urgent = np.flatnonzero(found.remaining_s < longest_s)
-    order = urgent[np.lexsort((found.remaining_s[urgent], ~found.decode[urgent]))]
-    others = np.flatnonzero(found.running & (found.remaining_s >= longest_s))
+    is_urgent = found.remaining_s < longest_s
+    others = np.flatnonzero(found.running & ~is_urgent)
     victims = found.slots[
         others[np.argsort(found.remaining_s[others])]
     ].tolist()  # largest T_r last
-    for i in order.tolist():
-        slot, newcomer = int(found.slots[i]), not found.running[i]
+    for part in (is_urgent & found.decode, is_urgent & ~found.decode):
+        which = np.flatnonzero(part)
+        slots = found.slots[which[np.argsort(found.remaining_s[which], kind="stable")]]
+        if not _take_together(batch, slots, found.decode[which]):
+            _take_singly(batch, slots.tolist(), victims)
+
+
+def _take_together(batch: Batch, slots: Ints, decode: Bools) -> bool:
+    """Takes decodes that all fit; False, and nothing taken, if they do not or are none."""
+    ones = np.ones(len(slots), dtype=np.int64)
+    demands = batch.view.table.block_demand(slots, ones)
+    if not decode.all() or len(slots) > batch.tokens or int(demands.sum()) > batch.blocks:
+        return False
+    batch.take_all(slots, ones, demands)
+    return True
+
+
+def _take_singly(batch: Batch, slots: list[int], victims: list[int]) -> None:
+    """Takes as much of each as fits; where one lacks blocks or a seat, the last of `victims` is preempted."""
+    table = batch.view.table
+    for slot in slots:
         if batch.tokens < 1:
             return
+        newcomer = table.state[slot] == WAITING
         wanted = min(batch.pending(slot), batch.tokens)
         while victims and (
             not batch.admits(slot) if newcomer else batch.block_demand(slot, wanted) > batch.blocks

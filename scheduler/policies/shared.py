@@ -9,7 +9,7 @@ import numpy as np
 from accelgen.scheduler.cost_model import Work
 from accelgen.scheduler.policy import Decision, Verdict, View
 from accelgen.scheduler.request import Request
-from accelgen.scheduler.table import Ints, State
+from accelgen.scheduler.table import WAITING, Ints
 
 
 class Batch:
@@ -63,7 +63,7 @@ class Batch:
         """Adds an entry that fits."""
         demand = self.block_demand(slot, count)
         assert count > 0 and count <= self.tokens and demand <= self.blocks, (count, demand)
-        if self.view.table.state[slot] == State.WAITING:
+        if self.view.table.state[slot] == WAITING:
             self.seats -= 1
             self.promised += self.block_demand(slot, self.pending(slot))
         self.slots.append(slot)

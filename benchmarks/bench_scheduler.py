@@ -1,0 +1,105 @@
+"""What a decision costs: one plan of 256 running requests with 0, 2,000 or 10,000 waiting (budget: DESIGN section 11).
+
+`pytest benchmarks/bench_scheduler.py` prints the distribution. Each round makes one decision, turns it into a Plan, and
+takes in the KvReport and the StepResult, as the live scheduler does; `decision` times the plan alone.
+"""
+
+from __future__ import annotations
+
+import gc
+import random
+from typing import Any
+
+import numpy as np
+import pytest
+
+from accelgen.proto.config import Config
+from accelgen.proto.messages import KvReport, Lookup, Objective, Plan, Prompt, StepResult, Submit
+from accelgen.scheduler.core import ReplicaSpec, SchedulerCore
+from accelgen.scheduler.cost_model import Coefficients
+from accelgen.scheduler.policy import is_decode, load_policy
+
+BLOCKS, BLOCK_SIZE, RUNNING = 200_000, 16, 256
+OPT_13B_A100 = Coefficients(19.036e-3, 0.029339e-3, 0.059412e-3, 0.0057e-3, 0.00071e-3, 4.24e-9, 96)
+ROUNDS = 400
+
+
+class Loop:
+    """A scheduler core whose KV manager and worker answer at once, with everything that was planned."""
+
+    def __init__(self, policy: str, waiting: int) -> None:
+        config = Config(
+            policy=policy, max_num_seqs=RUNNING, max_queued_requests=50_000,
+            max_queued_tokens=1_000_000_000,
+        )  # fmt: skip
+        spec = ReplicaSpec(BLOCKS, BLOCK_SIZE, OPT_13B_A100)
+        self.core = SchedulerCore(config, load_policy(policy, {}), [spec])
+        self.now_s = 0.0
+        self.decisions_s: list[float] = []
+        draw = random.Random(0)
+        for id in range(1, RUNNING + waiting + 1):
+            length = draw.choice([64, 128, 256, 512]) if id <= RUNNING else draw.randrange(64, 4000)
+            slo = Objective(draw.uniform(1, 60), draw.uniform(0.1, 0.3))
+            submit = Submit(Prompt(id, [1] * length), 100_000, [], slo, "standard", 0.0)
+            self.core.on_submit(submit, 0, draw.uniform(0, 0.5))
+            if id == RUNNING:  # they start before anybody queues behind them
+                self._drain()
+                while not self._all_decode():
+                    self.round()
+        self._drain()
+        gc.collect()
+        gc.freeze()
+
+    def _all_decode(self) -> bool:
+        table = self.core.replicas[0].table
+        running = table.running
+        return len(running) == RUNNING and bool(is_decode(table, running).all())
+
+    def _drain(self) -> None:
+        for _, _, body in self.core.outbox:
+            if isinstance(body, Lookup):
+                ids = [prompt.id for prompt in body.prompts]
+                report = KvReport(-1, BLOCKS // 2, 0, 0, [], ids, [0] * len(ids), [])
+                self.core.on_report(report, 0, self.now_s)
+        self.core.outbox.clear()
+
+    def decide(self) -> Plan:
+        """The timed part: one decision and its Plan."""
+        replica = self.core.replicas[0]
+        plan = replica.plan(self.now_s)
+        assert plan is not None
+        return plan
+
+    def answer(self, plan: Plan) -> None:
+        """KvReport and StepResult of a plan."""
+        self.now_s += 0.05
+        self.core.on_report(KvReport(plan.step, BLOCKS // 2, 0, 0, [], [], [], []), 0, self.now_s)
+        flight = self.core.replicas[0].flights[0]
+        counts = flight.sampled.astype(int).tolist()
+        result = StepResult(plan.step, plan.ids, counts, [5] * sum(counts), [], [], [], 0.0, 0.05)
+        self.core.on_result(result, 0, self.now_s)
+        self.core.outbox.clear()
+
+    def round(self) -> None:
+        self.answer(self.decide())
+
+
+@pytest.mark.parametrize("waiting", [0, 2_000, 10_000])
+@pytest.mark.parametrize("policy", ["accelgen", "sarathi", "vllm"])
+def test_decision(benchmark: Any, policy: str, waiting: int) -> None:
+    loop = Loop(policy, waiting)
+    last: list[Plan] = []
+
+    def setup() -> None:
+        while last:
+            loop.answer(last.pop())
+
+    benchmark.pedantic(
+        lambda: last.append(loop.decide()), setup=setup, rounds=ROUNDS, warmup_rounds=20
+    )
+    times_ms = np.array(benchmark.stats.stats.data) * 1000
+    benchmark.extra_info["p50_ms"] = round(float(np.percentile(times_ms, 50)), 3)
+    benchmark.extra_info["p99_ms"] = round(float(np.percentile(times_ms, 99)), 3)
+    print(f"\n{policy}: {RUNNING} running + {waiting} waiting: "
+          f"p50 {np.percentile(times_ms, 50):.3f} ms, p99 {np.percentile(times_ms, 99):.3f} ms, "
+          f"tokens {sum(last[-1].counts)}")  # fmt: skip
