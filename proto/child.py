@@ -61,7 +61,7 @@ class Child:
         self.gauges: dict[str, float] = {}
         self._phase = "starting"
         self._progress = 0
-        self._bound_s = 60.0
+        self._bound_s = self._said_bound_s = 60.0
         self._next_beat_s = 0.0
         self._process = psutil.Process()
         self.link = Dealer(
@@ -101,7 +101,9 @@ class Child:
         self._progress += progress
         self._bound_s = bound_s
         now = now_s()
-        if now >= self._next_beat_s:
+        if (
+            now >= self._next_beat_s or bound_s > self._said_bound_s
+        ):  # a longer silence is announced first
             self._send_heartbeat(now)
         while (message := self.link.recv()) is not None:
             self._obey(message[1])
@@ -128,7 +130,7 @@ class Child:
         )
 
     def _send_heartbeat(self, now: float) -> None:
-        self._next_beat_s = now + HEARTBEAT_S
+        self._next_beat_s, self._said_bound_s = now + HEARTBEAT_S, self._bound_s
         rss_bytes = self._process.memory_info().rss
         self.link.send(
             Heartbeat(self._progress, self._phase, self._bound_s, rss_bytes, dict(self.gauges)),
