@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import sys
+
+import zmq
+
 from accelgen.proto.child import Child
 from accelgen.proto.messages import Role
 
@@ -13,6 +18,10 @@ def main() -> None:
     from accelgen.worker.process import run
 
     run(child)
+    child.link.close()
+    zmq.Context.instance().term()  # waits for the last words, LINGER_MS at most
+    sys.stderr.flush()
+    os._exit(0)  # taking torch and the weights apart one by one would take seconds
 
 
 if __name__ == "__main__":

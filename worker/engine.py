@@ -9,6 +9,7 @@ import psutil
 
 from accelgen.proto.config import Config
 from accelgen.proto.messages import Facts, Sample
+from accelgen.proto.profiles import profile_path
 from accelgen.worker.attention_torch import TorchPass
 from accelgen.worker.core import WorkerCore
 from accelgen.worker.kvcache import KvCache
@@ -56,7 +57,8 @@ def start_engine(
     cache = KvCache(loaded.shapes, kv.num_blocks, config.block_size, loaded.dtype, loaded.device)
     runner = Runner(loaded, cache, make_pass)
     samples: list[Sample] = []
-    if not config.profile_file:
+    profile = profile_path(str(loaded.checkpoint.path), str(loaded.device), name_of(loaded.dtype))
+    if not config.profile_file and not profile.exists():
         announce("timing", 60.0)
         samples = measure(runner, ROUGH_FIT_S, kv.max_model_len)
     facts = Facts(

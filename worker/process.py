@@ -97,8 +97,9 @@ class Loop:
             self._receive()
             if self.queue:
                 self._execute(self.queue.popleft())
-            else:
-                self.child.beat(IDLE_BOUND_S)
+                continue
+            self.child.beat(IDLE_BOUND_S)
+            if not self.child.stopping:
                 self._poller.poll(int(HEARTBEAT_S * 1000))
 
     def _receive(self) -> None:

@@ -1,0 +1,155 @@
+"""The worker as a process: phases, epochs, batches in order, a prompt stop, one clear last line."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from accelgen.proto.child import endpoint_of
+from accelgen.proto.clocks import now_s
+from accelgen.proto.config import Config, save_config
+from accelgen.proto.messages import (
+    Activate,
+    Batch,
+    Failure,
+    Heartbeat,
+    Hello,
+    Inventory,
+    Prompt,
+    Role,
+    Sampling,
+    StepResult,
+    Stop,
+)
+from accelgen.proto.sockets import Dealer, Router
+
+DEADLINE_S = 100.0
+
+
+class Launched:
+    """A worker process, and us in the place of its supervisor."""
+
+    def __init__(self, run_dir: Path, config: Config) -> None:
+        run_dir.chmod(0o700)
+        save_config(config, run_dir / "config.json")
+        self.run_dir = run_dir
+        self.supervisor = Router(endpoint_of(run_dir, Role.SUPERVISOR), 1)
+        self.peer = b""
+        self.heard: list[Any] = []
+        arguments = [
+            "--run-dir",
+            str(run_dir),
+            "--index",
+            "0",
+            "--epoch",
+            "1",
+            "--parent",
+            str(os.getpid()),
+        ]
+        self.process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "accelgen.worker", *arguments],
+            env={**os.environ, "OMP_NUM_THREADS": "1", "XDG_CACHE_HOME": str(run_dir)},
+            stderr=subprocess.PIPE,
+        )
+
+    def until(self, good: Callable[[Any], bool]) -> Any:
+        end_s = now_s() + DEADLINE_S
+        while now_s() < end_s:
+            if self.supervisor.socket.poll(50) and (message := self.supervisor.recv()) is not None:
+                self.peer = message[0]
+                self.heard.append(message[2])
+                if good(message[2]):
+                    return message[2]
+        raise AssertionError(f"not heard in time; last: {self.heard[-3:]}")
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        self.supervisor.close()
+
+
+@pytest.fixture
+def launch(tmp_path: Path) -> Iterator[Callable[[Config], Launched]]:
+    started: list[Launched] = []
+
+    def start(config: Config) -> Launched:
+        started.append(Launched(tmp_path, config))
+        return started[-1]
+
+    yield start
+    for one in started:
+        one.close()
+
+
+def answer(dealer: Dealer) -> Any:
+    end_s = now_s() + DEADLINE_S
+    while now_s() < end_s:
+        if dealer.socket.poll(50) and (message := dealer.recv()) is not None:
+            return message
+    raise AssertionError("no answer")
+
+
+def decode(step: int, start: int, new: list[Prompt], first: bool) -> Batch:
+    count = len(new[0].tokens) if first else 1
+    table = ([0], [1], [3]) if first else ([1], [0], [])
+    return Batch(step, new, [9], [start], [count], *table, [], [], [], 0.01, 1.0)
+
+
+def test_a_life(tiny: Any, launch: Any) -> None:
+    worker = launch(Config(model=str(tiny("llama")), kv_blocks=64, max_model_len=128))
+    ready = worker.until(lambda body: isinstance(body, Hello) and body.facts is not None)
+    facts = ready.facts
+    assert (facts.num_blocks, facts.max_model_len, facts.vocab_size) == (64, 128, 97)
+    assert (facts.backend, facts.dtype, facts.device) == ("torch", "float32", "cpu")
+    assert facts.architecture == "LlamaForCausalLM" and facts.model == str(tiny("llama"))
+    assert facts.kv_bytes == 64 * 16 * 2 * 2 * 2 * 8 * 4
+    assert len(facts.samples) >= 4 and all(sample.run_s > 0 for sample in facts.samples)
+    worker.until(lambda body: isinstance(body, Heartbeat) and body.phase == "ready")
+    phases = [body.phase for body in worker.heard if isinstance(body, Heartbeat)]
+    order = ["importing", "loading weights", "self-check", "timing", "ready"]
+    assert [phase for phase in dict.fromkeys(phases) if phase in order] == order
+
+    endpoint = endpoint_of(worker.run_dir, Role.WORKER)
+    old, new, manager = (
+        Dealer(endpoint, name, i) for i, name in enumerate(("old", "new", "kv"), 1)
+    )
+    old.send(Activate(), epoch=4)
+    assert answer(old)[1] == Inventory(-1, [])
+    prompt = Prompt(9, [1, 2, 3, 4, 5], Sampling(temperature=0.0))
+    manager.send(decode(0, 0, [prompt], True), epoch=4)
+    for step in range(1, 4):  # queued ahead: run in order
+        manager.send(decode(step, 4 + step, [], False), epoch=4)
+    results = [answer(old) for _ in range(4)]
+    assert [body.step for _, body in results] == [0, 1, 2, 3] and {h.epoch for h, _ in results} == {
+        4
+    }
+    assert all(isinstance(body, StepResult) and body.counts == [1] for _, body in results)
+
+    new.send(Activate(), epoch=6)
+    header, inventory = answer(new)
+    assert header.epoch == 6 and inventory.step == 3
+    assert [(held.id, held.computed, held.blocks) for held in inventory.held] == [(9, 8, [3])]
+    manager.send(decode(4, 8, [], False), epoch=4)  # of the old scheduler: dropped
+    manager.send(decode(5, 8, [], False), epoch=6)
+    header, body = answer(new)
+    assert (header.epoch, body.step) == (6, 5)
+    assert old.recv() is None
+
+    worker.supervisor.send(worker.peer, Stop(1.0))
+    begin_s = now_s()
+    assert worker.process.wait(20) == 0
+    assert now_s() - begin_s < 10
+
+
+def test_a_model_that_cannot_be_loaded_is_one_clear_last_line(launch: Any, tmp_path: Path) -> None:
+    worker = launch(Config(model=str(tmp_path / "none")))
+    failure = worker.until(lambda body: isinstance(body, Failure))
+    assert failure.line == f"model {tmp_path / 'none'}: no such folder"
+    assert worker.process.wait(30) == 1
+    assert b"Traceback" not in worker.process.stderr.read()
