@@ -55,6 +55,7 @@ class Generation(Response):
         self._tokens = [0] * count
         self._ends: dict[int, Ended] = {}
         self._predicted_s: float | None = None
+        self._failure: ApiError | None = None
         self._started = False
 
     async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
@@ -83,8 +84,8 @@ class Generation(Response):
 
     async def _whole(self, mailbox: Mailbox) -> bytes:
         while not self._complete:
-            for event in await _next(mailbox):
-                self._note(event)
+            await self._next(mailbox)
+            self._raise_failure()
         texts = ["".join(pieces) for pieces in self._texts]
         ends = [self._ends[index] for index in range(len(texts))]
         return self._answers.whole(texts, ends, self._usage(), self._judged())
@@ -101,27 +102,39 @@ class Generation(Response):
                 return
             if chunks:
                 await send({"type": "http.response.body", "body": chunks, "more_body": True})
-            events = await _next(mailbox)
-            for event in events:
-                self._note(event)
+            self._raise_failure()
+            events = await self._next(mailbox)
 
     async def _admitted(self, mailbox: Mailbox) -> list[Event]:
         """Waits until the scheduler has spoken about every prompt; the events that came meanwhile."""
         waiting = set(range(len(self._job.demand.prompts)))
         collected: list[Event] = []
         while waiting:
-            events = await _next(mailbox)
-            for event in events:
-                self._note(event)
-                waiting.discard(event.choice // self._job.demand.n)
+            events = await self._next(mailbox)
+            self._raise_failure()
+            waiting -= {event.choice // self._job.demand.n for event in events}
             collected += events
         return collected
 
+    async def _next(self, mailbox: Mailbox) -> list[Event]:
+        """The events that wait, noted. Raises ClientGone."""
+        events = await mailbox.take()
+        if mailbox.gone:
+            raise ClientGone
+        for event in events:
+            self._note(event)
+        return events
+
+    def _raise_failure(self) -> None:
+        """Raises ApiError when a choice was refused or failed: that ends the whole call."""
+        if self._failure is not None:
+            raise self._failure
+
     def _note(self, event: Event) -> None:
-        """Keeps what the end of the answer needs. Raises ApiError when a choice was refused or failed."""
+        """Keeps what the end of the answer needs."""
         match event:
             case Refused(end=end):
-                raise from_end(end)
+                self._failure = self._failure or from_end(end)
             case Admission(predicted_ttft_s=predicted_s):
                 self._predicted_s = max(self._predicted_s or 0.0, predicted_s)
             case Text(choice=choice, text=text, tokens=tokens):
@@ -184,13 +197,6 @@ class Generation(Response):
             milliseconds = f"{self._predicted_s * 1000:.0f}"
             headers.append((b"x-accelgen-predicted-ttft-ms", milliseconds.encode()))
         return headers
-
-
-async def _next(mailbox: Mailbox) -> list[Event]:
-    events = await mailbox.take()
-    if mailbox.gone:
-        raise ClientGone
-    return events
 
 
 async def _watch(receive: Receive, mailbox: Mailbox) -> None:

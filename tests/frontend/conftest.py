@@ -142,9 +142,9 @@ class FakeScheduler:
             while (message := self._dealer.recv()) is not None:
                 body = message[1]
                 if isinstance(body, Submit):
+                    self.submits.append(body)
                     for reply in self.answer(body):
                         self._dealer.send(reply, self.epoch)
-                    self.submits.append(body)
                 elif isinstance(body, Abort):
                     self.aborts += body.ids
             while not self._outbox.empty():
