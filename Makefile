@@ -9,8 +9,8 @@ ARGS ?=
 TORCH_INDEX ?=
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
-LOCK_PIP := $(VENV)/lock/bin/python -m pip --disable-pip-version-check --quiet
+PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
+LOCK_PIP := $(VENV)/lock/bin/python -m pip --disable-pip-version-check -qq
 TORCH := $(shell sed -n '/^torch==/p' constraints.txt)
 
 .PHONY: up test check bench lock install install-dev clean

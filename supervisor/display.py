@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+from pathlib import Path
 from typing import TextIO
 
 from accelgen.proto.messages import Directory, Facts, Member
@@ -145,5 +146,8 @@ def _example(facts: dict[str, str]) -> list[str]:
 
 
 def _command() -> str:
-    """How this person calls the command: by name if it is on the path, else the way it was called now."""
-    return "accelgen" if shutil.which("accelgen") else os.path.relpath(sys.argv[0])
+    """How this person calls the command: by name if that leads here, else by its path in this environment."""
+    own, on_path = Path(sys.executable).with_name("accelgen"), shutil.which("accelgen")
+    if not own.exists() or (on_path and os.path.samefile(on_path, own)):
+        return "accelgen"
+    return os.path.relpath(own)

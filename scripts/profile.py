@@ -1,0 +1,127 @@
+"""`accelgen profile`: times iterations of a model on this device, for the scheduler's cost model.
+
+A server does a rough fit of at most three seconds when it starts; the profile is measured at leisure, once, and found
+by the next `accelgen up` with the same model, device and dtype."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import random
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+import msgspec
+
+from accelgen.proto.clocks import now_s
+from accelgen.proto.config import Config, ConfigError, make_config
+from accelgen.proto.messages import Role
+from accelgen.proto.profiles import Profile, profile_path, save_profile
+from accelgen.supervisor import preflight
+from accelgen.supervisor.children import environment
+from accelgen.supervisor.errors import StartError
+
+if TYPE_CHECKING:
+    from accelgen.proto.messages import Facts, Sample
+    from accelgen.scheduler.cost_model import Coefficients
+
+_DEFAULT_BUDGET_S = 60.0
+_COSTLY_TOKENS = 512
+
+
+@click.command(name="profile")
+@click.option(
+    "--model", default="", help="Folder or hub name; the bundled demo model if not given."
+)
+@click.option("--dtype", default="auto", help="auto (as stored), float32, bfloat16 or float16.")
+@click.option("--device", default="auto", help="auto, cpu or cuda.")
+@click.option(
+    "--kv-blocks", type=int, default=0, help="Blocks of the KV cache; 0: from free memory."
+)
+@click.option("--max-num-seqs", type=int, default=256, show_default=True)
+@click.option("--max-num-batched-tokens", type=int, default=8192, show_default=True)
+@click.option(
+    "--budget-s",
+    type=click.FloatRange(3, 3600),
+    default=_DEFAULT_BUDGET_S,
+    show_default=True,
+    help="Seconds to measure; what does not fit is left out.",
+)
+@click.option(
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="File to write instead of the cached one; name it to `accelgen up` with --profile-file.",
+)
+def command(budget_s: float, output: Path | None, **given: str | int) -> int:
+    """Measure this device for the cost model, once per model. Nothing else should run meanwhile."""
+    try:
+        config, _ = preflight.check(make_config(None, given))
+    except (ConfigError, StartError) as error:
+        raise click.ClickException(str(error)) from error
+    # The thread settings of a served worker, before torch reads them.
+    os.environ.update(environment(Role.WORKER, replicas=1, listen_fd=-1))
+    facts, samples = _measure(config, budget_s)
+    if len(samples) < 3:
+        raise click.ClickException(
+            f"only {len(samples)} shapes could be measured in {budget_s:g} s; give more with --budget-s"
+        )
+    path = output or profile_path(facts.model, facts.device, facts.dtype)
+    taken = datetime.date.today().isoformat()
+    save_profile(Profile(facts.model, facts.device, facts.dtype, taken, samples), path)
+    click.echo(report(samples))
+    click.echo(f"\nWrote {len(samples)} samples to {path}")
+    return 0
+
+
+def _measure(config: Config, budget_s: float) -> tuple[Facts, list[Sample]]:
+    """What the model is, and its timed iterations. Raises ClickException when it cannot be loaded."""
+    from accelgen.worker.engine import start_engine
+    from accelgen.worker.faults import LoadError
+    from accelgen.worker.timing import full_grid, measure
+
+    # A profile file named means: no rough fit at start.
+    config = msgspec.structs.replace(config, profile_file="measured now")
+    try:
+        engine = start_engine(config, lambda phase, _: click.echo(f"{phase} ...", err=True))
+    except LoadError as error:
+        raise click.ClickException(str(error)) from error
+    facts = engine.facts
+    grid = list(full_grid(config.max_num_batched_tokens, config.max_num_seqs, facts.max_model_len))
+    # Wherever the budget ends, all kinds of iterations are there; the costly ones wait.
+    random.Random(0).shuffle(grid)
+    grid.sort(key=lambda shape: shape.chunk + shape.decodes > _COSTLY_TOKENS)
+    click.echo(f"measuring {facts.architecture} in {facts.dtype} on {facts.device} ...", err=True)
+    with click.progressbar(length=100, label=f"at most {budget_s:g} s") as bar:
+        start_s = now_s()
+
+        def beat() -> None:
+            done = min(100, int(100 * (now_s() - start_s) / budget_s))
+            bar.update(max(0, done - bar.pos))
+
+        samples = measure(engine.core.runner, budget_s, facts.max_model_len, grid, beat=beat)
+    return facts, samples
+
+
+def report(samples: list[Sample]) -> str:
+    """The fitted coefficients, in milliseconds and microseconds, and how well they describe the samples."""
+    from accelgen.scheduler.cost_model import CostModel, evaluate, fit, work_of
+
+    k: Coefficients = fit(samples)
+    errors = sorted(abs(evaluate(k, work_of(s)) / s.run_s - 1) for s in samples)
+    pivot, pivot_s = CostModel(k).pivot(1 << 20)
+    return "\n".join(
+        [
+            "Iteration time = a + b*N + b2*max(0, N - knee) + c*D + d*S + e*W, with N tokens,",
+            "D decoding sequences, S their summed context, W prefill attention work (token^2):",
+            f"  a  {1e3 * k.a:10.3f} ms           fixed",
+            f"  b  {1e6 * k.b:10.3f} us/token     below the knee of {k.knee:.0f} tokens",
+            f"  b2 {1e6 * k.b2:10.3f} us/token     more above it",
+            f"  c  {1e6 * k.c:10.3f} us/sequence  decoding",
+            f"  d  {1e9 * k.d:10.3f} ns/token     of decode context",
+            f"  e  {1e9 * k.e:10.3f} ns/token^2   of prefill attention",
+            f"Error of the fit: median {errors[len(errors) // 2]:.1%}, largest {errors[-1]:.1%}"
+            f" of {len(samples)} shapes.",
+            f"Pivot forward size: {pivot} tokens in {1e3 * pivot_s:.1f} ms.",
+        ]
+    )
