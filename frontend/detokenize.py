@@ -19,6 +19,8 @@ class Detokenizer:
     def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int] = ()) -> None:
         self._tokenizer = tokenizer
         self._context = list(prompt[-_CONTEXT_TOKENS:])
+        if tokenizer.decode(self._context, skip_special_tokens=True).endswith("\ufffd"):
+            self._context = []  # the prompt ends within a character: the stream would repeat its context
         self._held: list[int] = []
         self._stream = DecodeStream(ids=self._context, skip_special_tokens=True)
 

@@ -6,6 +6,7 @@ Samples are flat, `name{label="x"}` -> value, because that is how they travel in
 
 from __future__ import annotations
 
+import math
 import re
 from bisect import bisect_left
 from collections import defaultdict
@@ -176,4 +177,6 @@ def render(samples: Mapping[str, float]) -> bytes:
 
 
 def _number(value: float) -> str:
+    if not math.isfinite(value):
+        return {"inf": "+Inf", "-inf": "-Inf"}.get(repr(value), "NaN")
     return str(int(value)) if value == int(value) and abs(value) < 2**53 else repr(value)

@@ -132,9 +132,10 @@ class FakeScheduler:
         return self.submits[count - 1]
 
     def close(self) -> None:
-        self._ending.set()
-        self._thread.join()
-        self._dealer.close()
+        if not self._ending.is_set():
+            self._ending.set()
+            self._thread.join()
+            self._dealer.close()
 
     def _run(self) -> None:
         while not self._ending.is_set():
@@ -307,6 +308,36 @@ def make_stage(tokenizer: Tokenizer, model_folder: Path) -> Iterator[Callable[..
             stage.scheduler.close()
         stage.supervisor.stop()
         shutil.rmtree(run_dir, ignore_errors=True)
+
+
+class Fakes:
+    """Makes the fakes one by one; all of them end with the test."""
+
+    def __init__(self, model_folder: Path) -> None:
+        self._model_folder = model_folder
+        self._ends: list[Callable[[], Any]] = []
+
+    def scheduler(self, endpoint: str, **options: Any) -> FakeScheduler:
+        made = FakeScheduler(endpoint, **options)
+        self._ends.append(made.close)
+        return made
+
+    def supervisor(self, **settings: Any) -> FakeSupervisor:
+        run_dir = Path(tempfile.mkdtemp(prefix="ag", dir="/tmp"))
+        made = FakeSupervisor(run_dir, Config(**{"model": str(self._model_folder), **settings}))
+        self._ends += [made.stop, lambda: shutil.rmtree(run_dir, ignore_errors=True)]
+        return made
+
+    def close(self) -> None:
+        for end in self._ends:
+            end()
+
+
+@pytest.fixture
+def fakes(model_folder: Path) -> Iterator[Fakes]:
+    made = Fakes(model_folder)
+    yield made
+    made.close()
 
 
 @pytest.fixture(scope="session")

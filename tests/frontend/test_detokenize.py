@@ -79,3 +79,14 @@ def test_blank_survives_a_flush_in_the_middle(metaspace: Tokenizer) -> None:
     text += detokenizer.flush()
     assert text.startswith("brown fox") and text.endswith("\ufffd")
     assert push_all(detokenizer, ids).lstrip() == "brown fox"
+
+
+@given(st.lists(st.integers(0, 399), max_size=20), st.text(min_size=1, max_size=20))
+def test_nothing_of_the_prompt_comes_back(
+    tokenizer: Tokenizer, prompt: list[int], text: str
+) -> None:
+    """Also when the prompt ends within a character."""
+    prompt = [token for token in prompt if token < tokenizer.get_vocab_size()]
+    ids = tokenizer.encode("a" + text.replace("\ufffd", ""), add_special_tokens=False).ids
+    streamed = push_all(Detokenizer(tokenizer, prompt), ids)
+    assert streamed == tokenizer.decode(ids)
