@@ -66,23 +66,16 @@ class BlockPool:
             owners[block] = 1
         return blocks
 
-    def share(self, blocks: Iterable[int]) -> None:
-        """One more owner for each of `blocks`, which are used or cached."""
-        owners = self.owners
+    def pin(self, blocks: Iterable[int]) -> None:
+        """One more owner for each of `blocks`, which are used or cached: a waiting request, from which they can be
+        taken away."""
+        owners, pins = self.owners, self.pins
         for block in blocks:
             if not owners[block]:
                 del self._cached[block]
-            elif owners[block] == self.pins[block]:
-                self.pinned -= 1
+                self.pinned += 1
             owners[block] += 1
-
-    def pin(self, blocks: Iterable[int]) -> None:
-        """One more owner for each of `blocks`: a waiting request, from which they can be taken away."""
-        blocks = list(blocks)
-        self.share(blocks)
-        for block in blocks:
-            self.pins[block] += 1
-            self.pinned += self.pins[block] == self.owners[block]
+            pins[block] += 1
 
     def unpin(self, blocks: Iterable[int]) -> None:
         """The waiting request that pinned `blocks` now owns them like any other."""
@@ -109,14 +102,16 @@ class BlockPool:
         self.evictions += 1
         return block
 
-    def check(self, owners: dict[int, int]) -> list[str]:
-        """What is wrong with the pool, given the true number of owners of each used block: nothing, one hopes."""
+    def check(self, owners: dict[int, int], pins: dict[int, int]) -> list[str]:
+        """What is wrong with the pool, given the true counts of all owners and of waiting ones: nothing, one hopes."""
         faults = []
         used = {block: count for block, count in enumerate(self.owners) if count}
-        if self.pinned != sum(self.pins[block] == count for block, count in used.items()):
-            faults.append("the number of blocks held by pins alone is wrong")
         if used != owners:
             faults.append("reference counts differ from the block tables")
+        if {block: count for block, count in enumerate(self.pins) if count} != pins:
+            faults.append("pin counts differ from the tables of waiting requests")
+        if self.pinned != sum(pins.get(block) == count for block, count in used.items()):
+            faults.append("the number of blocks held by pins alone is wrong")
         if len(self._free) + len(used) + len(self._cached) != self.num_blocks:
             faults.append(
                 f"free {self.free} + used {len(used)} + cached {self.cached} != {self.num_blocks}"

@@ -35,7 +35,7 @@ class _Work:
 class KvCore:
     """Block tables, prefix cache and pins of one replica.
 
-    `counters` has: queries and hits (tokens), copies, evictions (blocks), dropped (entries), unpinned (requests)."""
+    `counters` has: queries and hits (tokens), copies (blocks), dropped (entries), unpinned (requests)."""
 
     def __init__(self, num_blocks: int, block_size: int, prefix_caching: bool = True) -> None:
         assert num_blocks > 0 and block_size > 0
@@ -127,7 +127,8 @@ class KvCore:
     def check(self) -> list[str]:
         """The invariants that do not hold, in words: none, unless the core has a bug. Time grows with the pool."""
         owners = Counter(block for request in self._requests.values() for block in request.table)
-        faults = self.pool.check(owners) + self.index.check()
+        pins = Counter(block for request in self._pinned.values() for block in request.table)
+        faults = self.pool.check(owners, pins) + self.index.check()
         for request in self._requests.values():
             if len(set(request.table)) != len(request.table):
                 faults.append(f"request {request.id} has a block twice")
@@ -310,9 +311,7 @@ class KvCore:
             request.sent = min(request.sent, at)
             self.pool.give_back([block])
         elif block in self.index:
-            self.index.forget(
-                block
-            )  # its former owner filled it; from here on it may hold other tokens
+            self.index.forget(block)  # a former owner filled it; now it may get other tokens
 
     def _unpin(self, request: Request) -> None:
         """What a request was found or given before it ran is now its own, or about to be given back."""

@@ -65,7 +65,9 @@ class ShadowWorker:
 
     def _introduce(self, batch: Batch) -> None:
         for id in batch.release:
-            assert self.requests.pop(id, None) is not None, f"release of {id}, which is unknown here"
+            assert self.requests.pop(id, None) is not None, (
+                f"release of {id}, which is unknown here"
+            )
         for prompt in batch.new:
             assert prompt.id not in self.requests, f"{prompt.id} is introduced twice"
             known = self.requests[prompt.id] = Known(prompt.salt, prompt.sampling.seed)
@@ -96,8 +98,12 @@ class ShadowWorker:
         written: set[tuple[int, int]] = set()
         for id, start, count in entries:
             known = self.requests[id]
-            assert count > 0 and start + count <= len(known.tokens), f"{id}: tokens it does not have"
-            assert start + count <= len(known.table) * self.block_size, f"{id}: no block for a token"
+            assert count > 0 and start + count <= len(known.tokens), (
+                f"{id}: tokens it does not have"
+            )
+            assert start + count <= len(known.table) * self.block_size, (
+                f"{id}: no block for a token"
+            )
             for position in range(start, start + count):
                 block, offset = divmod(position, self.block_size)
                 slot = (known.table[block], offset)
