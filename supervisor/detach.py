@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import TextIO
 
 from accelgen.proto.messages import Directory
@@ -22,8 +23,8 @@ class _PipeDisplay(LineDisplay):
         self._print(_READY)
         self._let_go()
 
-    def end(self, status: int, line: str) -> None:
-        super().end(status, line)
+    def end(self, status: int, line: str, logs: Path | None) -> None:
+        super().end(status, line, logs)
         self._print(f"{_FAILED} {status}")
         self._let_go()
 
@@ -45,7 +46,11 @@ def detach(run: Callable[[LineDisplay], int]) -> int:
         if os.fork() != 0:
             os._exit(0)
         _leave_terminal()
-        os._exit(run(_PipeDisplay(os.fdopen(write_fd, "w"))))
+        status = 1
+        try:
+            status = run(_PipeDisplay(os.fdopen(write_fd, "w")))
+        finally:
+            os._exit(status)  # this copy of the command line must not go on as such
     os.close(write_fd)
     os.waitpid(intermediate, 0)
     with os.fdopen(read_fd) as lines:

@@ -32,8 +32,10 @@ class LineDisplay:
     def ready(self, directory: Directory, took_s: float) -> None:
         self._print(ready_block(directory, took_s))
 
-    def end(self, status: int, line: str) -> None:
+    def end(self, status: int, line: str, logs: Path | None) -> None:
         self._print(f"accelgen: {line}")
+        if logs is not None:
+            self._print(f"accelgen: the logs are in {logs}")
 
     def _print(self, text: str) -> None:
         if self._out is None:
@@ -41,6 +43,8 @@ class LineDisplay:
         try:
             print(text, file=self._out, flush=True)
         except OSError:  # whoever read it is gone; the server is not
+            with open(os.devnull, "w") as null:
+                os.dup2(null.fileno(), self._out.fileno())  # or the interpreter fails at its end
             self._out = None
 
 
@@ -82,9 +86,9 @@ class BarDisplay(LineDisplay):
         self._bars.stop()
         super().ready(directory, took_s)
 
-    def end(self, status: int, line: str) -> None:
+    def end(self, status: int, line: str, logs: Path | None) -> None:
         self._bars.stop()
-        super().end(status, line)
+        super().end(status, line, logs)
 
 
 def display_for(out: TextIO) -> LineDisplay:
@@ -104,7 +108,12 @@ def ready_block(directory: Directory, took_s: float) -> str:
         f"  policy   {facts['policy']}",
     ]
     lines += [f"  memory   {_memory(member)}" for member in workers]
-    lines += [f"  logs     {facts['run_dir']}/logs", "", "Try:", *_example(facts)]
+    lines.append(f"  logs     {facts['run_dir']}/logs")
+    if facts.get("open_to_others"):
+        lines.append(
+            "  WARNING  whoever reaches this address may use it; --api-key-file asks for keys"
+        )
+    lines += ["", "Try:", *_example(facts)]
     command = _command()
     lines += [f"  {command} chat", "", f"Stop it with Ctrl-C or `{command} down`.", ""]
     return "\n".join(lines)

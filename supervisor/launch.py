@@ -20,7 +20,7 @@ from accelgen.supervisor.core import SupervisorCore
 from accelgen.supervisor.detach import detach
 from accelgen.supervisor.display import display_for
 from accelgen.supervisor.linux import check_platform
-from accelgen.supervisor.listener import listen, url_of
+from accelgen.supervisor.listener import is_loopback, listen, url_of
 from accelgen.supervisor.members import all_seats
 from accelgen.supervisor.process import Display, Supervisor
 from accelgen.supervisor.rundir import CONFIG, RunDir
@@ -78,13 +78,13 @@ def _supervise(
         )
         children = Children(run_dir.path, listener.fileno(), config.replicas, command)
         structlog.get_logger().info("config", **msgspec.to_builtins(config))
-        status = Supervisor(core, children, run_dir, listener, display).run()
-    if status == 0:
+        end = Supervisor(core, children, run_dir, listener, display).run()
+    if end.status == 0:
         run_dir.remove()
     else:
         run_dir.keep()
-        print(f"accelgen: the logs are in {run_dir.logs}", file=sys.stderr)
-    return status
+    display.end(end.status, end.line, run_dir.logs if end.status else None)
+    return end.status
 
 
 def _facts(config: Config, listener: socket.socket) -> dict[str, Any]:
@@ -95,4 +95,5 @@ def _facts(config: Config, listener: socket.socket) -> dict[str, Any]:
         "policy": config.policy,
         "run_dir": config.run_dir,
         "needs_key": bool(config.api_key_file),
+        "open_to_others": not (config.api_key_file or is_loopback(listener)),
     }

@@ -28,7 +28,8 @@ def check_platform() -> None:
 
 def usable_cores() -> int:
     """Physical cores that this process may run on, at least 1 (affinity mask and cgroup quota respected)."""
-    cores = min(psutil.cpu_count(logical=False) or 1, len(os.sched_getaffinity(0)))
+    allowed = len(os.sched_getaffinity(0))
+    cores = min(psutil.cpu_count(logical=False) or allowed, allowed)
     quota = _cpu_quota()
     return max(1, cores if quota is None else min(cores, int(quota)))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+from pathlib import Path
 from typing import Protocol
 
 import psutil
@@ -36,8 +37,8 @@ class Display(Protocol):
     def ready(self, directory: Directory, took_s: float) -> None:
         """Everything serves, `took_s` seconds after the start."""
 
-    def end(self, status: int, line: str) -> None:
-        """The last line."""
+    def end(self, status: int, line: str, logs: Path | None) -> None:
+        """The last words: `line`, and where the logs are if they were kept."""
 
 
 class Supervisor:
@@ -63,20 +64,20 @@ class Supervisor:
         self._oom_kills_before = oom_kills()
         self._own = psutil.Process()
 
-    def run(self) -> int:
-        """Serves until the end; returns the exit status."""
+    def run(self) -> Finish:
+        """Serves until the end; returns how that came. Whatever happens, no child stays behind."""
         wake_fd = self._catch_signals()
         try:
             self._do(self._core.start(now_s()))
             while self._finish is None:
                 self._round(wake_fd)
         except BaseException:
+            log.exception("the supervisor failed")
             self._children.kill_all()
             raise
         finally:
             self._router.close()
-        self._display.end(self._finish.status, self._finish.line)
-        return self._finish.status
+        return self._finish
 
     def _round(self, wake_fd: int) -> None:
         timeout_s = max(0.0, self._core.next_look_s() - now_s())

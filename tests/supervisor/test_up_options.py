@@ -97,3 +97,10 @@ def test_unknown_verb(capsys: pytest.CaptureFixture[str]) -> None:
     assert call("--help") == 0
     shown = capsys.readouterr().out
     assert all(verb in shown for verb in cli.VERBS)
+
+
+def test_a_missing_model_ends_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("up", "--model", "/no/such/model", "--port", "0") == 1
+    assert capsys.readouterr().err == (
+        "accelgen: model not found: there is no folder /no/such/model\n"
+    )
