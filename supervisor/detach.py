@@ -12,11 +12,15 @@ from typing import TextIO
 from accelgen.proto.messages import Directory
 from accelgen.supervisor.display import LineDisplay
 
-_READY, _FAILED = "\0ready", "\0failed"  # no line for people begins like this
+_PID, _READY, _FAILED = "\0pid", "\0ready", "\0failed"  # no line for people begins like this
 
 
 class _PipeDisplay(LineDisplay):
     """Lines into the pipe to the waiting caller, until the server is ready."""
+
+    def __init__(self, out: TextIO) -> None:
+        super().__init__(out)
+        self._print(f"{_PID} {os.getpid()}")
 
     def ready(self, directory: Directory, took_s: float) -> None:
         super().ready(directory, took_s)
@@ -58,12 +62,21 @@ def detach(run: Callable[[LineDisplay], int]) -> int:
 
 
 def _wait(lines: TextIO) -> int:
-    for line in lines:
-        if line.startswith(_READY):
-            return 0
-        if line.startswith(_FAILED):
-            return int(line.split()[1])
-        print(line, end="", flush=True)
+    server = 0
+    try:
+        for line in lines:
+            if line.startswith(_PID):
+                server = int(line.split()[1])
+            elif line.startswith(_READY):
+                return 0
+            elif line.startswith(_FAILED):
+                return int(line.split()[1])
+            else:
+                print(line, end="", flush=True)
+    except KeyboardInterrupt:
+        if server:
+            os.kill(server, signal.SIGTERM)
+        raise
     print("accelgen: the server ended without a word", file=sys.stderr)
     return 1
 

@@ -199,6 +199,15 @@ def test_detached_server_that_fails_tells_its_caller(launch: Launch) -> None:
     assert "accelgen: scheduler-0: no such thing" in caller.text
 
 
+def test_ctrl_c_while_a_detached_server_starts_ends_it(launch: Launch) -> None:
+    caller = launch("--detach", SLOW="worker")
+    caller.wait_until(lambda: "loading weights" in caller.text)
+    supervisor = psutil.Process(rundir.holder_of(rundir.find_live()))
+    processes = [supervisor, *supervisor.children()]
+    assert len(processes) == 5 and caller.end(signal.SIGINT) == 130
+    caller.wait_gone(processes, 4.0)
+
+
 def test_two_servers_must_be_told_apart(launch: Launch) -> None:
     servers = [launch(), launch()]
     for server in servers:
