@@ -14,7 +14,7 @@ from typing import Literal
 import msgspec
 from msgspec import UNSET, Struct, UnsetType
 
-from accelgen.frontend.journal import Ended, Outcome, Text
+from accelgen.frontend.events import Ended, Outcome, Text
 from accelgen.frontend.objectives import Verdict
 
 DONE = b"data: [DONE]\n\n"

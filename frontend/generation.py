@@ -15,7 +15,7 @@ from starlette.responses import Response
 
 from accelgen.frontend.answers import DONE, Answers, PromptDetails, Usage, usage_of
 from accelgen.frontend.errors import ApiError, from_end
-from accelgen.frontend.journal import Admission, Demand, Ended, Event, Outcome, Refused, Text
+from accelgen.frontend.events import Admission, Demand, Ended, Event, Outcome, Refused, Text
 from accelgen.frontend.link import Link, Mailbox
 from accelgen.frontend.objectives import Stated, Verdict, judge
 from accelgen.frontend.responses import error_response, json_response

@@ -12,7 +12,8 @@ from collections import Counter
 import structlog
 
 from accelgen.frontend.errors import busy, draining, not_activated
-from accelgen.frontend.journal import Admission, Demand, Ended, Event, Journal, Refused, Text
+from accelgen.frontend.events import Admission, Demand, Ended, Event, Refused, Text
+from accelgen.frontend.journal import Journal
 from accelgen.frontend.metrics import Metrics
 from accelgen.proto.clocks import now_s
 from accelgen.proto.frame import Header

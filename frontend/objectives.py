@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from msgspec import Struct
 
 from accelgen.frontend.errors import ApiError, quoted
-from accelgen.frontend.journal import Outcome
+from accelgen.frontend.events import Outcome
 from accelgen.frontend.schema import Extension
 from accelgen.proto.config import SloClass
 from accelgen.proto.messages import Objective

@@ -14,8 +14,8 @@ from starlette.responses import Response
 from accelgen.frontend.answers import Answers
 from accelgen.frontend.body import BodyBudget, parse_object, read_body
 from accelgen.frontend.errors import ApiError, draining, not_activated, quoted
+from accelgen.frontend.events import Demand
 from accelgen.frontend.generation import Generation, Job
-from accelgen.frontend.journal import Demand
 from accelgen.frontend.link import Link
 from accelgen.frontend.metrics import Metrics, collect, render
 from accelgen.frontend.model_files import ModelFiles

@@ -167,22 +167,29 @@ class FakeSupervisor:
         self.said: list[Body] = []
         self._orders: queue.SimpleQueue[Body] = queue.SimpleQueue()
         self._ending = threading.Event()
-        with self.log.open("wb") as log:
-            self.process = subprocess.Popen(
-                [
-                    *(sys.executable, "-P", "-m", "accelgen.frontend", "--run-dir", str(run_dir)),
-                    *("--index", str(index), "--epoch", "1", "--parent", str(os.getpid())),
-                ],
-                env={**os.environ, "ACCELGEN_LISTEN_FD": str(self.listener.fileno())},
-                pass_fds=[self.listener.fileno()],
-                stderr=log,
-            )
+        self.processes: list[subprocess.Popen[bytes]] = []
+        self.process = self.start(index)
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
     @property
     def endpoint(self) -> str:
         return endpoint_of(self.run_dir, Role.FRONTEND, self.index)
+
+    def start(self, index: int) -> subprocess.Popen[bytes]:
+        """A frontend process on the listening socket."""
+        with self.log.open("ab") as log:
+            process = subprocess.Popen(
+                [
+                    *(sys.executable, "-P", "-m", "accelgen.frontend", "--index", str(index)),
+                    *("--run-dir", str(self.run_dir), "--epoch", "1", "--parent", str(os.getpid())),
+                ],
+                env={**os.environ, "ACCELGEN_LISTEN_FD": str(self.listener.fileno())},
+                pass_fds=[self.listener.fileno()],
+                stderr=log,
+            )
+        self.processes.append(process)
+        return process
 
     def tell(self, body: Body) -> None:
         self._orders.put(body)
@@ -191,15 +198,16 @@ class FakeSupervisor:
         return self.beats[-1].phase if self.beats else ""
 
     def stop(self) -> int:
-        """Ends the frontend; its exit status."""
-        if self.process.poll() is None:
-            self.process.send_signal(signal.SIGKILL)
-        status = self.process.wait(DEADLINE_S)
+        """Ends the frontends; the exit status of the first."""
+        for process in self.processes:
+            if process.poll() is None:
+                process.send_signal(signal.SIGKILL)
+            process.wait(DEADLINE_S)
         self._ending.set()
         self._thread.join()
         self._router.close()
         self.listener.close()
-        return status
+        return self.process.wait(DEADLINE_S)
 
     def _run(self) -> None:
         peers: set[bytes] = set()

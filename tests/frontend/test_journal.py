@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from accelgen.frontend.journal import Demand, Ended, Event, Journal, Refused, Text
+from accelgen.frontend.events import Demand, Ended, Event, Refused, Text
+from accelgen.frontend.journal import Journal
 from accelgen.proto.messages import (
     Admitted,
     End,

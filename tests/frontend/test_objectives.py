@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from accelgen.frontend.errors import ApiError
-from accelgen.frontend.journal import Outcome
+from accelgen.frontend.events import Outcome
 from accelgen.frontend.objectives import Stated, judge, resolve
 from accelgen.frontend.schema import Extension
 from accelgen.proto.config import SloClass

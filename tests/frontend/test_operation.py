@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
+from accelgen.proto.child import endpoint_of
 from accelgen.proto.messages import (
     Admitted,
     Directory,
@@ -120,6 +121,38 @@ def test_end_in_bounded_time(make_stage: Callable[..., Any], wait: Any) -> None:
         assert '"code":"draining"' in reply.read().decode()
     wait(lambda: stage.scheduler.aborts == [id], "Abort")
     assert stage.supervisor.process.wait(10) == 0
+
+
+def test_several_share_a_socket(make_stage: Callable[..., Any], fakes: Any, wait: Any) -> None:
+    """Two frontends serve one port; when one dies the other goes on, and a new one takes the same socket."""
+    stage = make_stage()
+    supervisor = stage.supervisor
+    stage.says("one")
+    endpoint = endpoint_of(supervisor.run_dir, Role.FRONTEND, 1)
+
+    def start_second(epoch: int) -> tuple[Any, Any]:
+        process = supervisor.start(1)
+        scheduler = fakes.scheduler(endpoint, epoch=epoch, name=f"second-{epoch}")
+        scheduler.answer = stage.scheduler.answer
+        return process, scheduler
+
+    def both_serve(second: Any) -> bool:
+        with httpx.Client(base_url=stage.url) as fresh:
+            assert fresh.post("/v1/chat/completions", json=CHAT).status_code == 200
+        return bool(stage.scheduler.submits and second.submits)
+
+    process, second = start_second(1)
+    wait(lambda: both_serve(second), "requests at both frontends", 20)
+    process.kill()
+    process.wait()
+    for _ in range(20):
+        with httpx.Client(base_url=stage.url) as fresh:
+            assert fresh.post("/v1/chat/completions", json=CHAT).status_code == 200
+    (supervisor.run_dir / "frontend-1.sock").unlink()
+    second.close()
+    _, third = start_second(2)
+    stage.scheduler.submits.clear()
+    wait(lambda: both_serve(third), "requests at the restarted frontend", 20)
 
 
 def test_dies_with_a_clear_line(make_stage: Callable[..., Any], fakes: Any, tmp_path: Any) -> None:
