@@ -52,6 +52,7 @@ def as_json(report: Report, detailed: bool) -> dict[str, Any]:
     result |= {
         "base_url": setting.url,
         "dataset_name": setting.dataset,
+        "arrivals": setting.arrivals,
         "seed": setting.seed,
         "not_sent": report.run.not_sent,
         "load_generator": generator(report.run),

@@ -23,6 +23,7 @@ class Setting:
     model: str
     dataset: str
     num_prompts: int
+    arrivals: str  # trace, poisson, gamma, at once
     request_rate: float
     burstiness: float
     max_concurrency: int | None

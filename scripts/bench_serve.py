@@ -8,6 +8,7 @@ import re
 import resource
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -101,7 +102,7 @@ def run_serve(options: Options) -> int:
     except (ServerError, WorkloadError) as error:
         raise click.ClickException(str(error)) from error
     _allow_files(min(len(requests), options.max_concurrency or len(requests)))
-    setting = _setting(options, server, model["id"], len(requests), sections)
+    setting = _setting(options, server, model["id"], requests, sections)
     run = _run(options, server, model, requests)
     report = make_report(setting, run)
     click.echo(table(report))
@@ -136,8 +137,7 @@ def make_requests(options: Options, model: dict[str, Any]) -> list[Request]:
     if options.dataset_name == "trace" and options.trace is None:
         raise WorkloadError("--trace: name the file of the trace")
     shapes = _trace_shapes(options, model) if options.trace else _random_shapes(options)
-    timed = all(shape.arrived_s is not None for shape in shapes)
-    if timed and options.request_rate is None:
+    if _arrivals(options, shapes) == "trace":
         arrivals = trace_arrivals(shapes, options.trace_scale)
     else:
         rate = math.inf if options.request_rate is None else options.request_rate
@@ -148,6 +148,15 @@ def make_requests(options: Options, model: dict[str, Any]) -> list[Request]:
         Request(index, arrival_s, shape, objectives[shape.label])
         for index, (arrival_s, shape) in enumerate(zip(arrivals, shapes, strict=True))
     ]
+
+
+def _arrivals(options: Options, shapes: Sequence[Shape]) -> str:
+    """Where the times come from: a rate wins over the times of a trace."""
+    if options.request_rate is None and all(shape.arrived_s is not None for shape in shapes):
+        return "trace"
+    if options.request_rate is None or math.isinf(options.request_rate):
+        return "at once"
+    return "poisson" if options.burstiness == 1 else "gamma"
 
 
 def _random_shapes(options: Options) -> list[Shape]:
@@ -235,7 +244,11 @@ def _sections(text: str) -> tuple[str, ...]:
 
 
 def _setting(
-    options: Options, server: Server, model: str, count: int, sections: tuple[str, ...]
+    options: Options,
+    server: Server,
+    model: str,
+    requests: Sequence[Request],
+    sections: tuple[str, ...],
 ) -> Setting:
     rate = options.request_rate
     return Setting(
@@ -244,7 +257,8 @@ def _setting(
         url=server.url,
         model=model,
         dataset=options.trace or ("mix" if options.mix else "random"),
-        num_prompts=count,
+        num_prompts=len(requests),
+        arrivals=_arrivals(options, [request.shape for request in requests]),
         request_rate=math.inf if rate is None else rate,
         burstiness=options.burstiness,
         max_concurrency=options.max_concurrency,
@@ -260,10 +274,8 @@ def save(report: Report, options: Options) -> Path:
     """Writes the JSON result; its path."""
     setting = report.setting
     model = re.sub(r"[^A-Za-z0-9._-]+", "-", setting.model.rpartition("/")[2])
-    name = (
-        options.result_filename
-        or f"accelgen-{setting.request_rate:g}qps-{model}-{setting.date}.json"
-    )
+    rate = "trace" if setting.arrivals == "trace" else f"{setting.request_rate:g}qps"
+    name = options.result_filename or f"accelgen-{rate}-{model}-{setting.date}.json"
     path = Path(options.result_dir) / name
     try:
         os.makedirs(path.parent, exist_ok=True)

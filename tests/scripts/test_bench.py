@@ -112,8 +112,12 @@ def test_saved_results(server: Any, tmp_path: Path) -> None:
 def test_a_trace_is_replayed(server: Any, tmp_path: Path) -> None:
     trace = tmp_path / "t.csv"
     trace.write_text("arrived_at,prompt_tokens,output_tokens\n5.0,9,2\n5.2,5000,2\n5.4,11,3\n")
-    result = run(server, "--trace", str(trace), "--trace-scale", "2")
+    result = run(
+        server, "--trace", str(trace), "--trace-scale", "2", "--save-result", "--result-dir", str(tmp_path)
+    )  # fmt: skip
     assert result.exit_code == 0, result.output
+    saved = json.loads(next(tmp_path.glob("accelgen-trace-tiny-*.json")).read_text())
+    assert saved["arrivals"] == "trace" and "token_times" not in saved
     assert "1 rows are longer than 4096 tokens and left out" in result.stderr
     assert [(len(one["prompt"]), one["max_tokens"]) for one in server.seen] == [(9, 2), (11, 3)]
     assert 0.2 <= float(row(result.stdout, "Benchmark duration (s)")) < 5
