@@ -45,9 +45,8 @@ class Detokenizer:
         before = self._tokenizer.decode(self._context, skip_special_tokens=True)
         both = self._tokenizer.decode(self._context + self._held, skip_special_tokens=True)
         self._context, self._held = self._held, []
-        whole = not both.endswith(
-            "\ufffd"
-        )  # the stream needs a context that ends with a whole character
+        # The stream needs a context that ends with a whole character.
+        whole = not both.endswith("\ufffd")
         self._stream = DecodeStream(ids=self._context if whole else [], skip_special_tokens=True)
         return both[len(before) :]
 
