@@ -181,11 +181,8 @@ class KvCore:
         self.pool.pin(child.table)
         self._pinned[child.id] = child
         self._set_indexed(child, computed // self.block_size)
-        if computed % self.block_size:
-            child.shares_tail = True
-            if parent.computed // self.block_size == computed // self.block_size:
-                parent.shares_tail = True
-                parent.capacity = 0
+        # The parent may go on writing where it is: behind everything that its children read.
+        child.shares_tail = computed % self.block_size > 0
         return True
 
     def _release(self, ids: list[int]) -> list[int]:

@@ -34,5 +34,5 @@ class Request:
     sent: int = 0  # leading blocks of the table that the worker has
     capacity: int = 0  # it may run up to this token without a change of its table; 0 when that must be looked at
     running: bool = False  # the worker has run it with the present table
-    shares_tail: bool = False  # the block it writes next may have other owners (after a fork)
+    shares_tail: bool = False  # forked: the block it writes next may belong to others, too
     follows: bool = True  # no confirmed token has been missed, so the next one can be appended

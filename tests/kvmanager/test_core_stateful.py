@@ -161,8 +161,11 @@ class KvLife(RuleBasedStateMachine):
         entries = [(id, number(), number()) for id in ids(6)]
         for id in ids(3):  # nearly right ones
             if id in self.requests:
-                entries.append((id, self.requests[id].computed, dice.randint(0, 9)))
-        forks = [(child, parent, number()) for child, parent in zip(ids(4), ids(4), strict=False)]
+                entries.append((id, self.requests[id].computed, dice.randint(0, 4)))
+                entries.append((id, sum(entries[-1][1:]), 1))  # a second of the same
+        forks = [(child, parent, number()) for child, parent in zip(ids(2), ids(2), strict=False)]
+        for child, parent in zip(ids(4), self.requests, strict=False):
+            forks.append((child, parent, dice.randint(0, self.requests[parent].computed)))
         plan = self._make(dice, entries, forks, ids(1), ids(1))
 
         plan.ids.extend(ids(1))
