@@ -14,6 +14,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -289,33 +290,41 @@ def model_folder(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory)
     return write_model(tmp_path_factory.mktemp("models") / "tiny", tokenizer)
 
 
-@pytest.fixture(scope="session")
-def make_stage(tokenizer: Tokenizer, model_folder: Path) -> Iterator[Callable[..., Stage]]:
-    """Starts frontends; each call takes configuration changes. All of them end with the session."""
-    started: list[tuple[Stage, Path]] = []
+OpenStage = Callable[..., AbstractContextManager[Stage]]
 
-    def start(activated: bool = True, credits: int = 64, **settings: Any) -> Stage:
+
+@pytest.fixture(scope="session")
+def open_stage(tokenizer: Tokenizer, model_folder: Path) -> OpenStage:
+    """A frontend for the length of a `with`; options change its configuration."""
+
+    @contextmanager
+    def opened(activated: bool = True, credits: int = 64, **settings: Any) -> Iterator[Stage]:
         # A short path: that of an ipc socket is limited to 107 bytes.
         run_dir = Path(tempfile.mkdtemp(prefix="ag", dir="/tmp"))
-        config = Config(**{"model": str(model_folder), **settings})
-        supervisor = FakeSupervisor(run_dir, config)
-        wait_for(lambda: supervisor.phase() == "waiting for scheduler", "start", 20)
-        vocab_size = tokenizer.get_vocab_size()
-        members = [make_member(Role.WORKER, facts=make_facts(vocab_size))]
-        supervisor.tell(Directory(members, ready=True, draining=False))
-        scheduler = FakeScheduler(supervisor.endpoint, credits=credits) if activated else None
-        stage = Stage(supervisor, scheduler, tokenizer)  # type: ignore[arg-type]
-        if activated:
-            wait_for(lambda: supervisor.phase() == "ready", "activation")
-        started.append((stage, run_dir))
-        return stage
+        supervisor = FakeSupervisor(run_dir, Config(**{"model": str(model_folder), **settings}))
+        scheduler = None
+        try:
+            wait_for(lambda: supervisor.phase() == "waiting for scheduler", "start", 30)
+            members = [make_member(Role.WORKER, facts=make_facts(tokenizer.get_vocab_size()))]
+            supervisor.tell(Directory(members, ready=True, draining=False))
+            if activated:
+                scheduler = FakeScheduler(supervisor.endpoint, credits=credits)
+                wait_for(lambda: supervisor.phase() == "ready", "activation")
+            yield Stage(supervisor, scheduler, tokenizer)  # type: ignore[arg-type]
+        finally:
+            if scheduler is not None:
+                scheduler.close()
+            supervisor.stop()
+            shutil.rmtree(run_dir, ignore_errors=True)
 
-    yield start
-    for stage, run_dir in started:
-        if stage.scheduler is not None:
-            stage.scheduler.close()
-        stage.supervisor.stop()
-        shutil.rmtree(run_dir, ignore_errors=True)
+    return opened
+
+
+@pytest.fixture
+def make_stage(open_stage: OpenStage) -> Iterator[Callable[..., Stage]]:
+    """Starts frontends that end with the test."""
+    with ExitStack() as stack:
+        yield lambda **options: stack.enter_context(open_stage(**options))
 
 
 class Fakes:
@@ -349,8 +358,9 @@ def fakes(model_folder: Path) -> Iterator[Fakes]:
 
 
 @pytest.fixture(scope="session")
-def shared_stage(make_stage: Callable[..., Stage]) -> Stage:
-    return make_stage()
+def shared_stage(open_stage: OpenStage) -> Iterator[Stage]:
+    with open_stage() as opened:
+        yield opened
 
 
 @pytest.fixture

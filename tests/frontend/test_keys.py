@@ -16,10 +16,11 @@ KEYS = ["first-key-0123456789", "second-key-0123456789"]
 
 
 @pytest.fixture(scope="module")
-def closed(make_stage: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Any:
+def closed(open_stage: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Any:
     path = tmp_path_factory.mktemp("keys") / "keys"
     path.write_text("# rotation: old, new\n\n" + "\n".join(KEYS) + "\n")
-    return make_stage(api_key_file=str(path))
+    with open_stage(api_key_file=str(path)) as opened:
+        yield opened
 
 
 def routes() -> list[tuple[str, str]]:
