@@ -48,7 +48,8 @@ class KvProcess:
         self.core = KvCore(num_blocks, block_size, child.config.prefix_caching)
         try:
             self.router = Router(child.endpoint, child.incarnation)
-            self.worker = Dealer(worker.endpoint, child.name, child.incarnation)
+            identity = f"{child.name}:{child.incarnation}"
+            self.worker = Dealer(worker.endpoint, identity, child.incarnation)
         except (EndpointError, zmq.ZMQError) as error:
             child.fail(f"{child.name}: {error}")
         self.epoch = 0

@@ -297,7 +297,7 @@ class KvCore:
         return True
 
     def _own_tail(self, request: Request, at: int, work: _Work) -> None:
-        """Copy-on-write: block `at` of the table is about to be written by `request` alone."""
+        """Copy-on-write: block `at` of the table is about to be written by `request`, which has not run with it yet."""
         block = request.table[at]
         request.shares_tail = False
         if self.pool.owners[block] > 1:
@@ -305,7 +305,6 @@ class KvCore:
             work.copy_from.append(block)
             work.copy_to.append(copy)
             request.table[at] = copy
-            request.sent = min(request.sent, at)
             self.pool.give_back([block])
         elif block in self.index:
             self.index.forget(block)  # a former owner filled it; now it may get other tokens

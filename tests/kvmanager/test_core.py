@@ -357,20 +357,21 @@ def test_worker_hears_tokens_confirmed_before_it_met_the_request() -> None:
 def test_after_lost_tokens_nothing_wrong_is_indexed(lost: str) -> None:
     replica = Replica()
     replica.look_up(make_prompt(1, range(6)))
-    for start, count in ((0, 6), (6, 1), (7, 1)):
+    for start, count in ((0, 6), (6, 1), (7, 1), (8, 1)):
         replica.plan((1, start, count))
+    first, *later = replica.sampled[1]
     if lost == "gap":
         replica.core.on_gap()
     elif lost == "columns":
-        plan = make_plan(confirmed=[(1, replica.sampled[1][:1])])
+        plan = make_plan(confirmed=[(1, [first])])
         plan.confirmed_counts.append(1)
         replica.core.on_plan(plan)
     else:
-        replica.plan(confirmed=[(1, [3] * 9)])
-    later = replica.sampled[1][1:]
-    replica.plan((1, 8, 1), confirmed=[(1, later * 5)])
-    assert replica.look_up(make_prompt(2, [*range(6), *later * 5])).hit_tokens == [4]
-    assert replica.plan((1, 9, 1)).dropped == []
+        later = [3] * 9
+        replica.plan(confirmed=[(1, later)])
+    replica.plan((1, 9, 1), confirmed=[(1, later)])
+    assert replica.look_up(make_prompt(2, [*range(6), *later])).hit_tokens == [4]
+    assert replica.plan((1, 10, 1)).dropped == []
 
 
 def test_activation_tells_what_is_held() -> None:

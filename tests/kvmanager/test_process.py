@@ -1,0 +1,243 @@
+"""The KV manager as a process: start-up, epochs, both ends of an iteration, bad messages, gauges, a prompt end."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+from plan_maker import make_lookup, make_plan, make_prompt
+
+from accelgen.proto.child import endpoint_of
+from accelgen.proto.clocks import now_s
+from accelgen.proto.config import Config, save_config
+from accelgen.proto.messages import (
+    Activate,
+    Batch,
+    Body,
+    Directory,
+    Facts,
+    Failure,
+    Heartbeat,
+    Hello,
+    Inventory,
+    KvReport,
+    Member,
+    Role,
+    Stop,
+)
+from accelgen.proto.sockets import Dealer, Router
+
+DEADLINE_S = 30.0
+Kind = TypeVar("Kind", bound=Body)
+FACTS = Facts("fake", "FakeForCausalLM", "cpu", "float32", "none", 128, 1000, 4, 16, 2**20, 2**21)
+
+
+def until(receive: Callable[[], Any], good: Callable[[Any], bool]) -> Any:
+    """What `receive` returns as soon as it is `good`."""
+    end_s = now_s() + DEADLINE_S
+    last = None
+    while now_s() < end_s:
+        last = receive()
+        if last is not None and good(last):
+            return last
+    raise AssertionError(f"not heard in time; last: {last}")
+
+
+class Surroundings:
+    """A KV manager process, and everybody it talks to: supervisor, worker and, on demand, schedulers."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self.run_dir = run_dir
+        save_config(Config(), run_dir / "config.json")
+        self.supervisor = Router(endpoint_of(run_dir, Role.SUPERVISOR), 1)
+        self.worker = Router(endpoint_of(run_dir, Role.WORKER), 2)
+        self.schedulers: list[Dealer] = []
+        self.peer = b""
+        self.process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "accelgen.kvmanager", "--run-dir", str(run_dir)]
+            + ["--index", "0", "--epoch", "1", "--parent", str(os.getpid())],
+            stderr=subprocess.PIPE,
+        )
+
+    def hear(self, kind: type[Kind], good: Callable[[Kind], bool] = lambda _: True) -> Kind:
+        """The next message of a kind that the supervisor gets."""
+
+        def receive() -> Body | None:
+            self.supervisor.socket.poll(50)
+            message = self.supervisor.recv()
+            if message is None:
+                return None
+            self.peer = message[0]
+            return message[2]
+
+        return until(receive, lambda body: isinstance(body, kind) and good(body))
+
+    def tell_facts(self, facts: Facts | None) -> None:
+        member = Member(
+            Role.WORKER, 0, 1, self.worker.endpoint, 2, 1, "ready", 1, 1.0, 0.0, 1, facts, {}
+        )
+        self.supervisor.send(self.peer, Directory([member], False, False))
+
+    def make_ready(self) -> None:
+        self.hear(Heartbeat, lambda beat: beat.phase == "waiting for worker")
+        self.tell_facts(FACTS)
+        self.hear(Hello, lambda hello: hello.phase == "ready")
+
+    def connect_scheduler(self, epoch: int) -> Dealer:
+        """A scheduler that has activated its epoch and got the inventory."""
+        scheduler = Dealer(endpoint_of(self.run_dir, Role.KVMANAGER), f"scheduler:{epoch}", epoch)
+        self.schedulers.append(scheduler)
+        scheduler.send(Activate(), epoch)
+        assert next_of(scheduler, Inventory)[0].epoch == epoch
+        return scheduler
+
+    def gauge(self, name: str) -> Callable[[Heartbeat], bool]:
+        return lambda beat: beat.gauges.get(f'accelgen:{name}{{replica="0"}}', 0) > 0
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        for socket in (self.supervisor, self.worker, *self.schedulers):
+            socket.close()
+
+
+def next_of(scheduler: Dealer, kind: type[Kind]) -> tuple[Any, Kind]:
+    def receive() -> Any:
+        scheduler.socket.poll(50)
+        return scheduler.recv()
+
+    return until(receive, lambda message: isinstance(message[1], kind))
+
+
+def next_batch(worker: Router) -> tuple[Any, Batch]:
+    def receive() -> Any:
+        worker.socket.poll(50)
+        return worker.recv()
+
+    _, header, batch = until(receive, lambda message: isinstance(message[2], Batch))
+    return header, batch
+
+
+@pytest.fixture
+def run_dir() -> Iterator[Path]:
+    path = Path(tempfile.mkdtemp(prefix="ag-"))  # short: socket paths have a limit
+    yield path
+    shutil.rmtree(path)
+
+
+@pytest.fixture
+def around(run_dir: Path) -> Iterator[Surroundings]:
+    surroundings = Surroundings(run_dir)
+    yield surroundings
+    surroundings.close()
+
+
+def test_life_of_a_kv_manager(around: Surroundings) -> None:
+    around.make_ready()
+    scheduler = around.connect_scheduler(epoch=3)
+
+    scheduler.send(make_lookup(make_prompt(1, range(9))), 3)
+    header, report = next_of(scheduler, KvReport)
+    assert (header.epoch, report.step, report.hit_ids) == (3, -1, [1])
+
+    scheduler.send(make_plan(0, [(1, 0, 9)]), 3)
+    header, batch = next_batch(around.worker)
+    assert (header.epoch, batch.step, batch.ids, batch.new[0].id) == (3, 0, [1], 1)
+    header, report = next_of(scheduler, KvReport)
+    assert (header.epoch, report.step, report.free) == (3, 0, 13)
+
+    _misbehave(around, scheduler)
+    scheduler.send(make_plan(1, [(1, 9, 1)]), 3)
+    assert next_batch(around.worker)[1].step == 1  # nothing else was lost
+    assert next_of(scheduler, KvReport)[1].step == 1
+
+    for name in ("kv_messages_malformed_total", "kv_messages_unexpected_total"):
+        around.hear(Heartbeat, around.gauge(name))
+    beat = around.hear(Heartbeat, around.gauge("kv_invariant_ok"))
+    assert beat.gauges['accelgen:kv_blocks_total{replica="0"}'] == 16
+    assert beat.gauges['accelgen:kv_blocks_used{replica="0"}'] == 3
+    assert beat.gauges['accelgen:prefix_cache_queries_total{replica="0"}'] == 9
+    assert beat.rss_bytes < 150e6
+
+    around.supervisor.send(around.peer, Stop(5.0))
+    assert around.process.wait(10) == 0
+
+
+def _misbehave(around: Surroundings, scheduler: Dealer) -> None:
+    stranger = Dealer(endpoint_of(around.run_dir, Role.KVMANAGER), "stranger", 9)
+    around.schedulers.append(stranger)
+    for frames in ([b""], [b"\xc1", b"\xc1"], [b"\xff" * 100] * 3, [b"\xdd\xff\xff\xff\xff"] * 2):
+        stranger.socket.send_multipart(frames)
+        scheduler.socket.send_multipart(frames)
+    scheduler.send(Stop(1.0), 3)  # well-formed, but none of its business
+
+
+def test_older_epochs_are_not_obeyed(around: Surroundings) -> None:
+    around.make_ready()
+    old = around.connect_scheduler(epoch=1)
+    old.send(make_lookup(make_prompt(1, range(9))), 1)
+    next_of(old, KvReport)
+    new = around.connect_scheduler(epoch=2)
+    old.send(make_plan(0, [(1, 0, 9)]), 1)
+    old.send(make_plan(0, [(1, 0, 9)]), 2)  # the right epoch from the wrong peer
+    old.send(Activate(), 1)
+    around.hear(Heartbeat, around.gauge("kv_messages_stale_total"))
+    new.send(make_plan(0), 2)
+    header, batch = next_batch(around.worker)
+    assert header.epoch == 2 and batch.ids == []
+    assert old.recv() is None
+
+
+def test_before_an_activation_nothing_is_obeyed(around: Surroundings) -> None:
+    around.make_ready()
+    early = Dealer(endpoint_of(around.run_dir, Role.KVMANAGER), "early", 7)
+    around.schedulers.append(early)
+    early.send(make_plan(0), 0)
+    early.send(make_plan(0), 1)
+    around.hear(Heartbeat, around.gauge("kv_messages_stale_total"))
+    assert around.worker.recv() is None
+
+
+@pytest.mark.parametrize("blocks, size", [(0, 16), (16, 0)])
+def test_impossible_facts_end_it_with_one_line(
+    around: Surroundings, blocks: int, size: int
+) -> None:
+    around.hear(Hello)
+    around.tell_facts(None)
+    around.tell_facts(
+        Facts("fake", "F", "cpu", "float32", "none", 128, 1000, size, blocks, 2**20, 2**21)
+    )
+    line = around.hear(Failure).line
+    assert f"num_blocks {blocks} of block_size {size}" in line
+    assert around.process.wait(10) == 1
+
+
+def test_taken_endpoint_ends_it_with_one_line(around: Surroundings) -> None:
+    rival = Router(endpoint_of(around.run_dir, Role.KVMANAGER), 5)
+    try:
+        around.hear(Hello)
+        around.tell_facts(FACTS)
+        assert "another process has bound" in around.hear(Failure).line
+        assert around.process.wait(10) == 1
+    finally:
+        rival.close()
+
+
+def test_stop_while_waiting_for_the_worker(around: Surroundings) -> None:
+    around.hear(Heartbeat, lambda beat: beat.phase == "waiting for worker")
+    around.supervisor.send(around.peer, Stop(1.0))
+    assert around.process.wait(10) == 0
+
+
+def test_stays_lean() -> None:
+    code = "import accelgen.kvmanager.__main__, sys; print([m for m in sys.modules])"
+    loaded = subprocess.check_output([sys.executable, "-P", "-c", code], text=True)
+    for heavy in ("torch", "transformers", "numpy", "fastapi"):
+        assert f"'{heavy}'" not in loaded
