@@ -66,6 +66,12 @@ class Service:
         return self.config.max_model_len or self.model.context_tokens or 2048
 
     @property
+    def kv_tokens(self) -> int:
+        """Tokens that the KV cache of a replica holds; a lone request with more than that can never run."""
+        facts = self.facts
+        return facts.num_blocks * facts.block_size if facts is not None else self.context_tokens
+
+    @property
     def vocab_size(self) -> int:
         facts = self.facts
         return facts.vocab_size if facts is not None and facts.vocab_size else self.codec.vocab_size
@@ -127,8 +133,9 @@ class Service:
         body: ChatBody | CompletionBody
         body = parse_chat(given) if kind == "chat" else parse_completion(given)
         self.check_model(body.model)
-        if body.choices > self.config.max_choices:
-            message = f"n: {body.choices} is more than the limit of {self.config.max_choices}"
+        most = min(self.config.max_choices, self.config.max_num_seqs)
+        if body.choices > most:
+            message = f"n: {body.choices} is more than the limit of {most}"
             raise ApiError(400, message, "n", "invalid_value")
         stated = resolve(self.config.slo_classes, self.config.default_class, headers, body.accelgen)
         prompts, max_tokens = self._prompts(body)
@@ -175,7 +182,10 @@ class Service:
             wanted = body.max_tokens or _COMPLETION_MAX_TOKENS
             param = "prompt"
         explicit = body.max_tokens is not None or isinstance(body, ChatBody) and wanted is not None
-        return prompts, [_limit(len(one), wanted, explicit, context, param) for one in prompts]
+        most = self.kv_tokens
+        return prompts, [
+            _limit(len(one), wanted, explicit, context, most, param) for one in prompts
+        ]
 
     def _known(self, ids: list[int], param: str) -> list[int]:
         """Raises ApiError for tokens that the tokenizer knows and the model does not."""
@@ -204,8 +214,11 @@ class Service:
             raise draining() if self.link.draining else not_activated()
 
 
-def _limit(prompt: int, wanted: int | None, explicit: bool, context: int, param: str) -> int:
-    """How many tokens may be generated after `prompt` tokens. Raises ApiError with the numbers."""
+def _limit(
+    prompt: int, wanted: int | None, explicit: bool, context: int, kv_tokens: int, param: str
+) -> int:
+    """How many tokens may be generated after `prompt` tokens: what was asked for, or what is left of the context
+    and of the KV cache. Raises ApiError with the numbers."""
     if prompt == 0:
         raise ApiError(400, f"{param}: must not be empty", param, "invalid_value")
     room = context - prompt
@@ -215,8 +228,10 @@ def _limit(prompt: int, wanted: int | None, explicit: bool, context: int, param:
             f" in the context of {context} tokens"
         )
         raise ApiError(400, message, param, "context_length_exceeded")
-    if wanted is None or (not explicit and wanted > room):
-        return room
+    if not explicit:
+        left = max(1, min(room, kv_tokens - prompt))  # the scheduler refuses what then does not fit
+        return left if wanted is None else min(wanted, left)
+    assert wanted is not None
     if wanted > room:
         message = (
             f"the prompt has {prompt} tokens and max_tokens is {wanted}:"

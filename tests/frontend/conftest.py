@@ -252,6 +252,12 @@ class Stage:
         self.http = httpx.Client(base_url=self.url, timeout=10)
         self.client = OpenAI(base_url=self.url + "/v1", api_key="none", max_retries=0, timeout=10)
 
+    def learns(self, **facts: Any) -> None:
+        """The supervisor tells what a worker found out."""
+        found = structs.replace(make_facts(self.tokenizer.get_vocab_size()), **facts)
+        members = [make_member(Role.WORKER, facts=found)]
+        self.supervisor.tell(Directory(members, ready=True, draining=False))
+
     def says(self, *texts: str, reason: Reason = Reason.STOP, per_token: bool = True) -> None:
         """The scheduler answers every request with `texts` (choice i with the i-th, the last one for the rest)."""
 
@@ -305,12 +311,14 @@ def open_stage(tokenizer: Tokenizer, model_folder: Path) -> OpenStage:
         scheduler = None
         try:
             wait_for(lambda: supervisor.phase() == "waiting for scheduler", "start", 30)
-            members = [make_member(Role.WORKER, facts=make_facts(tokenizer.get_vocab_size()))]
-            supervisor.tell(Directory(members, ready=True, draining=False))
             if activated:
                 scheduler = FakeScheduler(supervisor.endpoint, credits=credits)
                 wait_for(lambda: supervisor.phase() == "ready", "activation")
-            yield Stage(supervisor, scheduler, tokenizer)  # type: ignore[arg-type]
+            made = Stage(supervisor, scheduler, tokenizer)  # type: ignore[arg-type]
+            made.learns()
+            if activated:
+                wait_for(lambda: made.http.get("/ready").status_code == 200, "readiness")
+            yield made
         finally:
             if scheduler is not None:
                 scheduler.close()

@@ -164,6 +164,19 @@ def test_stop_string_aborts_what_still_runs(stage: Any, wait: Any) -> None:
     wait(lambda: stage.scheduler.aborts == [stage.scheduler.submit().prompt.id], "Abort")
 
 
+def test_default_limit_fits_the_kv_cache(make_stage: Any, wait: Any) -> None:
+    stage = make_stage()
+    stage.says("x")
+    stage.learns(num_blocks=8)
+
+    def asked() -> int:
+        chat(stage)
+        return int(stage.scheduler.submits[-1].max_tokens)
+
+    room = 8 * 16 - len(stage.tokenizer.encode(PROMPT).ids)
+    wait(lambda: asked() == room, "the news of a small cache")
+
+
 def test_length(stage: Any) -> None:
     stage.says("one two", reason=Reason.LENGTH)
     answer = chat(stage, max_tokens=5)
