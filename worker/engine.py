@@ -4,20 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import psutil
 
 from accelgen.proto.config import Config
 from accelgen.proto.messages import Facts, Sample
 from accelgen.proto.profiles import profile_path
-from accelgen.worker.attention_torch import TorchPass
+from accelgen.worker.attention_torch import TorchPass, float32_is_faster
 from accelgen.worker.core import WorkerCore
 from accelgen.worker.kvcache import KvCache
 from accelgen.worker.linears import pack_linears
 from accelgen.worker.memory import KvSize, name_of, size_kv
 from accelgen.worker.model import Loaded, load_model
 from accelgen.worker.runner import MakePass, Runner
-from accelgen.worker.selfcheck import self_check
+from accelgen.worker.selfcheck import own_logits, self_check
 from accelgen.worker.timing import measure
 
 ROUGH_FIT_S = 3.0
@@ -45,9 +46,10 @@ def start_engine(
     announce("loading weights", 600.0)
     loaded = load_model(config, progress)
     backend, make_pass = choose_backend(loaded)
-    extra = pack_linears(loaded.model) if loaded.device.type == "cpu" else 0
     announce("self-check", 120.0)
-    error = self_check(loaded, make_pass)
+    expected = own_logits(loaded)
+    extra = pack_linears(loaded.model) if loaded.device.type == "cpu" else 0
+    error = self_check(loaded, make_pass, expected)
     kv = size_kv(
         config,
         loaded.block_bytes(config.block_size),
@@ -80,6 +82,9 @@ def start_engine(
 
 def choose_backend(loaded: Loaded) -> tuple[str, MakePass]:
     """xformers on CUDA where it is installed and covers the model, torch otherwise."""
+    if loaded.device.type == "cpu":
+        wide = float32_is_faster(loaded.dtype, loaded.shapes[0].key_dim)
+        return "torch", partial(TorchPass, wide=wide)
     return "torch", TorchPass
 
 

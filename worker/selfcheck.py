@@ -1,12 +1,13 @@
 """At load: does the packed, paged, chunked road compute what the model's own forward pass computes?
 
 Two requests of random tokens run through the runner in chunks, mixed with decodes, over scattered blocks; their logits
-are compared with the model's own full pass ("eager" attention, which honours soft caps). It catches architectures whose
-attention means something that the calls do not say.
+are compared with the model's own full pass ("eager" attention, which honours soft caps), taken before its layers are
+packed. It catches architectures whose attention means something that the calls do not say, and packing that goes wrong.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -30,18 +31,32 @@ ROUNDING_STEPS = (
 )
 
 
-def self_check(loaded: Loaded, make_pass: MakePass) -> float:
-    """The relative error found. Raises LoadError when it is more than rounding explains."""
+@dataclass(frozen=True)
+class Expected:
+    """Random prompts, and the model's own logits at each of their positions."""
+
+    prompts: list[list[int]]
+    logits: list[Tensor]
+
+
+def own_logits(loaded: Loaded) -> Expected:
+    """What the model computes by itself. To be called while its layers are still its own."""
     windows = [shape.window for shape in loaded.shapes if 0 < shape.window <= LONGEST_WINDOW]
     positions = loaded.checkpoint.max_positions
-    first = min(max([LENGTHS[0], *(window + 9 for window in windows)]), positions)
-    lengths = [first, min(LENGTHS[1], positions)]
+    lengths = [max([LENGTHS[0], *(window + 9 for window in windows)]), LENGTHS[1]]
     random = np.random.default_rng(0)
-    prompts = [random.integers(0, loaded.vocab_size, size=length).tolist() for length in lengths]
-    packed = _packed_logits(loaded, make_pass, prompts)
-    expected = [_own_logits(loaded, prompt) for prompt in prompts]
-    pairs = [(rows, expected[i][at]) for (i, at), rows in packed.items()]
-    got, want = torch.stack([a for a, _ in pairs]), torch.stack([b for _, b in pairs])
+    prompts = [
+        random.integers(0, loaded.vocab_size, size=min(length, positions)).tolist()
+        for length in lengths
+    ]
+    return Expected(prompts, [_full_pass(loaded, prompt) for prompt in prompts])
+
+
+def self_check(loaded: Loaded, make_pass: MakePass, expected: Expected) -> float:
+    """The relative error found. Raises LoadError when it is more than rounding explains."""
+    packed = _packed_logits(loaded, make_pass, expected.prompts)
+    got = torch.stack(list(packed.values()))
+    want = torch.stack([expected.logits[i][at] for i, at in packed])
     error, limit = _error(got, want, loaded)
     if not error <= limit:
         raise LoadError(
@@ -91,7 +106,7 @@ def _schedule(lengths: list[int]) -> list[list[int]]:
     ]  # fmt: skip
 
 
-def _own_logits(loaded: Loaded, prompt: list[int]) -> Tensor:
+def _full_pass(loaded: Loaded, prompt: list[int]) -> Tensor:
     model: Any = loaded.model
     ids = torch.tensor([prompt], device=loaded.device)
     model.set_attn_implementation("eager")

@@ -18,7 +18,7 @@ from accelgen.worker.checkpoint import find_model, inspect_checkpoint
 from accelgen.worker.core import MAX_FAILURES, WorkerCore
 from accelgen.worker.faults import FatalError, LoadError
 from accelgen.worker.model import load_model
-from accelgen.worker.selfcheck import self_check
+from accelgen.worker.selfcheck import own_logits, self_check
 
 GREEDY = Sampling(temperature=0.0)
 
@@ -248,6 +248,7 @@ def test_the_self_check_finds_wrong_attention(
 ) -> None:
     loaded = load_model(Config(model=str(tiny(architecture, dtype)), device="cpu"))
     limit = 1e-5 if dtype is torch.float32 else 0.03
-    assert self_check(loaded, TorchPass) < limit
+    expected = own_logits(loaded)
+    assert self_check(loaded, TorchPass, expected) < limit
     with pytest.raises(LoadError, match="self-check failed: packed logits of .* differ"):
-        self_check(loaded, fault)
+        self_check(loaded, fault, expected)
