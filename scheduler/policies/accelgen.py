@@ -8,7 +8,8 @@
    the requests whose T_r lies within gamma of the head's, again and again the one whose demand (tokens, blocks) is
    nearest to what is left of both.
 
-Reconstructed, where the sources are silent (1.5): the distance is normalised by S_b and by the number of KV blocks;
+Reconstructed, where the sources are silent (1.5): while tokens and blocks are left, the next head opens another window,
+so that resources do not lie idle beside a queue; the distance is normalised by S_b and by the number of KV blocks;
 SLO_min is the tightest TPOT objective if any candidate decodes, else the tightest time per remaining chunk; S_b is at
 least the number of decodes, and one block; within the urgent set decodes come before prompts (they take one token
 each, and the floor of S_b counts them); the pivot is where the fitted cost model reaches 85 % of its throughput; a
@@ -25,8 +26,9 @@ from itertools import islice
 import numpy as np
 from msgspec import Struct, structs
 
+from accelgen.scheduler.cost_model import Work
 from accelgen.scheduler.policies.distance import Contest, take_nearest
-from accelgen.scheduler.policies.shared import Batch, least_load
+from accelgen.scheduler.policies.shared import Batch, least_load, waiting_slots
 from accelgen.scheduler.policies.slack import Pace, slack
 from accelgen.scheduler.policy import Decision, StepStats, Verdict, View, is_decode
 from accelgen.scheduler.request import Request
@@ -103,7 +105,9 @@ class AccelGen:
         )
 
     def _pivot(self, view: View) -> tuple[int, float]:
-        return view.cost.pivot(self.pivot_tokens or view.limits.max_num_batched_tokens)
+        if self.pivot_tokens:
+            return self.pivot_tokens, view.cost.predict(Work(prefill_tokens=self.pivot_tokens))
+        return view.cost.pivot(view.limits.max_num_batched_tokens)
 
     def _pace(self, view: View, state: Memory) -> Pace:
         size, seconds = self._pivot(view)
@@ -115,10 +119,11 @@ class AccelGen:
         )
 
     def _candidates(self, view: View, pace: Pace, start_s: float) -> tuple[Candidates, int]:
-        """Every running request with work, the waiting ones within gamma of the head, and the token budget S_b."""
+        """Every running request with work, the first ones of the queue, and the token budget S_b."""
         table = view.table
         running = table.running[table.remaining(table.running) > 0]
-        waiting = self._near_head(view, running, pace, start_s)
+        most = MOST_SEATS * view.limits.max_num_seqs  # more cannot be taken anyway
+        waiting = np.fromiter(islice(waiting_slots(view), most), dtype=np.int64)
         slots = np.concatenate([running, waiting])
         times = slack(table, slots, start_s, pace)
         is_running = np.arange(len(slots)) < len(running)
@@ -135,21 +140,6 @@ class AccelGen:
         tightest_s = float(times.iteration_s[which].min(initial=np.inf))
         return found, self._budget(view, tightest_s, int(decode.sum()))
 
-    def _near_head(self, view: View, running: Ints, pace: Pace, start_s: float) -> Ints:
-        """Waiting slots that are urgent or whose T_r lies within gamma of the smallest T_r of all; of very many, the
-        first ones: more than the seats of a batch, several times over, cannot be taken anyway."""
-        order = view.table.waiting
-        if not order:
-            return np.empty(0, dtype=np.int64)
-        head = order[0][0]
-        if len(running):
-            head = min(
-                head, start_s + float(slack(view.table, running, start_s, pace).remaining_s.min())
-            )
-        last = max(head + self.gamma_s, start_s + pace.longest_s)
-        near = islice(order.irange(maximum=(last, 1 << 62)), MOST_SEATS * view.limits.max_num_seqs)
-        return np.array([slot for _, slot in near], dtype=np.int64)
-
     def _budget(self, view: View, tightest_s: float, decodes: int) -> int:
         """S_b in tokens (papers.md 1.2)."""
         size, seconds = self._pivot(view)
@@ -158,24 +148,32 @@ class AccelGen:
         return int(min(max(literal, decodes, view.table.block_size), max(most, decodes)))
 
     def _take_similar(self, batch: Batch, found: Candidates, budget: int) -> None:
-        """Fills the batch from the requests whose T_r is within gamma of the head's."""
+        """Fills the batch from the requests whose T_r is within gamma of the head's, then from those near the next
+        head, and so on."""
         left = ~np.isin(found.slots, batch.slots + batch.preempted)
         if batch.preempted:
             left &= found.running  # no newcomer while somebody had to go
-        if not left.any():
-            return
-        left &= found.remaining_s <= found.remaining_s[left].min() + self.gamma_s
         long = ~found.decode & (found.pending > budget)
         begun = ~found.decode & found.running & (found.pending > 0)
-        if begun.any() or bool((np.isin(found.slots, batch.slots) & long).any()):
-            left &= ~long | begun  # exclusive allocation: finish the long prompt first
-        chosen = np.flatnonzero(left)
-        chosen = chosen[np.argsort(found.remaining_s[chosen], kind="stable")]
+        order = np.flatnonzero(left)
+        order = order[np.argsort(found.remaining_s[order], kind="stable")]
+        while len(order) and batch.tokens > 0:
+            last_s = found.remaining_s[order[0]] + self.gamma_s
+            near = int(np.searchsorted(found.remaining_s[order], last_s, side="right"))
+            chosen, order = order[:near], order[near:]
+            taken = np.isin(found.slots, batch.slots)
+            if (begun | (taken & long)).any():  # exclusive allocation: finish the long prompt first
+                chosen = chosen[~long[chosen] | begun[chosen]]
+            cut = (long | begun)[chosen]
+            take_nearest(batch, self._contest(batch, found, chosen, cut, budget))
+
+    def _contest(
+        self, batch: Batch, found: Candidates, chosen: Ints, cut: Bools, budget: int
+    ) -> Contest:
         slots, pending = found.slots[chosen], found.pending[chosen]
-        units = (1.0, 1.0) if self.raw_units else (float(budget), float(batch.view.total_blocks))
         blocks = batch.view.table.block_demand(slots, pending)
-        cut = (long | begun)[chosen]
-        take_nearest(batch, Contest(slots, pending, blocks, cut, found.running[chosen], *units))
+        units = (1.0, 1.0) if self.raw_units else (float(budget), float(batch.view.total_blocks))
+        return Contest(slots, pending, blocks, cut, found.running[chosen], *units)
 
 
 def _take_urgent(batch: Batch, found: Candidates, longest_s: float) -> None:

@@ -1,4 +1,5 @@
-"""A whole server under a virtual clock: the real scheduler and KV cores, a worker that follows the protocol to the letter.
+"""A whole server under a virtual clock: the real scheduler and KV cores, a worker that follows the protocol to the
+letter.
 
 The worker keeps its own token lists and *content-checked* KV memory: every slot records which token prefix was written
 there, and every entry verifies that it reads exactly its own prefix. Its "model" is a hash of the prefix, so that a
