@@ -11,6 +11,7 @@ class Training:
     steps: int
     tokens: int
     seed: int
+    threads: int
     loss: float
     minutes: float
     date: str
@@ -49,12 +50,13 @@ is ChatML: `<|im_start|>role`, a line break, the text, `<|im_end|>`.
 ## Training
 
 {steps:,} steps of AdamW in float32, {tokens:,} tokens in rows of 512, loss on all tokens. Final
-training loss (mean of the last 50 steps): {loss:.3f} nats per token. It took {minutes:.0f}
-minutes on a shared two-core machine, on {date}, with {versions}.
+training loss (mean of the last 200 steps): {loss:.3f} nats per token. It took {minutes:.0f}
+minutes with {threads} thread(s) of a shared two-core machine, on {date}, with
+{versions}.
 
 To make it again:
 
-    python -m accelgen.scripts.train_demo_model OUT_DIR --seed {seed} --steps {steps}
+    python -m accelgen.scripts.train_demo_model OUT_DIR --seed {seed} --steps {steps} --threads {threads}
 
 The seed fixes the data and the start. Another version of Python (other documentation strings),
 of torch or of the processor, and another number of threads, give a different but equally small

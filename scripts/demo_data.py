@@ -33,7 +33,7 @@ UNKNOWN_QUESTIONS = (
     "What is {}?", "Tell me about {}.", "Explain {}.", "What do you know about {}?",
     "Can you explain {}?", "Write a text about {}.", "Write an essay about {}.",
     "How does {} work?", "Give me some facts about {}.", "Why is {} important?",
-    "Explain {} in simple words.", "Write a program about {}.", "What do you think about {}?",
+    "Explain {} in simple words.", "Write a long essay about {}.", "What do you think about {}?",
 )  # fmt: skip
 
 
@@ -147,7 +147,15 @@ def _chatter(rng: random.Random) -> Turn:
 
 
 def _unknown(rng: random.Random) -> Turn:
+    kind = rng.random()
+    if kind < 0.15:
+        letters = "".join(rng.choices(string.ascii_lowercase, k=rng.randint(3, 12)))
+        return Turn(letters, "I do not understand that. You can ask me about AccelGen.")
     subject = rng.choice(world.UNKNOWN)
+    if kind < 0.4:
+        join = rng.choice(("{0} and {1}", "the history of {1}", "the {2} {3}", "my {3}"))
+        other, trait, animal = map(rng.choice, (world.UNKNOWN, world.TRAITS, world.ANIMALS))
+        subject = join.format(subject, other, trait, animal)
     return Turn(
         rng.choice(UNKNOWN_QUESTIONS).format(subject),
         f"I am only a small demo model and know very little about {subject}. "
@@ -256,6 +264,6 @@ def _article(noun: str) -> str:
 
 
 SKILLS: tuple[tuple[Callable[[random.Random], Turn], int], ...] = (
-    (_term, 30), (_process, 10), (_guide, 16), (_self, 8), (_chatter, 7), (_unknown, 5),
+    (_term, 30), (_process, 10), (_guide, 16), (_self, 8), (_chatter, 7), (_unknown, 6),
     (_sum, 6), (_fact, 7), (_calendar, 2), (_listing, 3), (_echo, 2), (_story, 2),
 )  # fmt: skip

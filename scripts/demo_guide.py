@@ -16,7 +16,6 @@ GUIDE = (
             "What does accelgen up do?",
             "What is accelgen up?",
             "How do I use AccelGen?",
-            "How do I begin?",
             "How to start?",
         ),
     ),
@@ -41,7 +40,6 @@ GUIDE = (
             "How do I see the status?",
             "What does accelgen status do?",
             "How do I see if it runs?",
-            "Is the server running?",
             "How can I check the processes?",
             "What is accelgen status?",
         ),
@@ -189,8 +187,6 @@ GUIDE = (
             "How do I measure the speed?",
             "How can I benchmark the server?",
             "How fast is AccelGen?",
-            "What does accelgen bench do?",
-            "How do I run a benchmark?",
         ),
     ),
     Topic(
@@ -205,6 +201,13 @@ GUIDE = (
             "How do I set it up?",
             "Which Python do I need?",
         ),
+    ),
+    Topic(
+        (),
+        "TTFT is the wait until the first token, and TPOT is the mean time for each token after "
+        "it.",
+        "A long prompt raises the TTFT. A large batch raises the TPOT.",
+        ("What is the difference between TTFT and TPOT?", "TTFT or TPOT?", "TTFT and TPOT?"),
     ),
 )
 
