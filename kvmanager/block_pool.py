@@ -48,10 +48,6 @@ class BlockPool:
     def take(self, count: int) -> list[int]:
         """`count` blocks with one owner each, free ones first. The caller has compared with `available`."""
         free, owners = self._free, self.owners
-        if count == 1 and free:  # most often: a decode begins a new block
-            block = free.pop()
-            owners[block] = 1
-            return [block]
         spare = len(free)
         if count <= spare:
             blocks = free[spare - count :]
@@ -65,6 +61,14 @@ class BlockPool:
         for block in blocks:
             owners[block] = 1
         return blocks
+
+    def take_free(self) -> int:
+        """A free block with one owner, -1 if there is none: the short way for a decode that begins a new block."""
+        if not self._free:
+            return -1
+        block = self._free.pop()
+        self.owners[block] = 1
+        return block
 
     def pin(self, blocks: Iterable[int]) -> None:
         """One more owner for each of `blocks`, which are used or cached: a waiting request, from which they can be

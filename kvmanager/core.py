@@ -157,8 +157,11 @@ class KvCore:
                 known = len(request.tokens) + count
                 if request.prompt is not None:
                     request.length = known  # the worker will hear of them when it is introduced
-                request.follows = known <= request.length  # the worker cannot have sampled more
-                if request.follows:
+                if known > request.length:  # the worker cannot have sampled so many
+                    request.follows = False
+                elif count == 1:
+                    request.tokens.append(tokens[at])
+                else:
                     request.tokens.extend(tokens[at : at + count])
             at += count
 
@@ -260,6 +263,10 @@ class KvCore:
         """Extends the table to hold `end` tokens, makes the first written block the request's own, introduces it to
         the worker. False if that does not fit; then nothing has changed for the request."""
         size, pool = self.block_size, self.pool
+        if request.capacity and end <= request.capacity + size and (block := pool.take_free()) >= 0:
+            request.table.append(block)
+            request.capacity += size
+            return True
         needed = -(-end // size) - len(request.table)
         if request.shares_tail:
             at = request.computed // size
