@@ -138,12 +138,12 @@ def collect(
 
 
 def _labelled(sample: str, member: Member) -> str:
-    """A sample of a replica says which one (label `engine`, as in vLLM), unless it does so already."""
+    """A sample of a replica's process says which replica, unless it does so already."""
     name, _, inside = sample.partition("{")
-    if member.role not in (Role.KVMANAGER, Role.WORKER) or 'engine="' in inside:
+    if member.role not in (Role.KVMANAGER, Role.WORKER) or 'replica="' in inside:
         return sample
     rest = "," + inside if inside else "}"
-    return f'{name}{{engine="{member.index}"{rest}'
+    return f'{name}{{replica="{member.index}"{rest}'
 
 
 _SAMPLE = re.compile(r"([a-zA-Z_:][a-zA-Z0-9_:]*)(\{[^\n]*\})?")

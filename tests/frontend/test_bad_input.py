@@ -137,6 +137,21 @@ def test_extension(stage: Any, given: Any, param: str | None) -> None:
     assert check_error(post(stage, "chat", accelgen=given))["param"] == param
 
 
+@pytest.mark.parametrize(
+    "headers",
+    [
+        [("x-slo-ttft-ms", "0")],
+        [("x-slo-ttft-ms", "1000000000000000000")],
+        [("x-slo-ttft-ms", "inf")],
+        [("X-SLO-TTFT-MS", "5"), ("x-slo-ttft-ms", "6")],
+        [("x-llm-d-slo-ttft-ms", "5"), ("x-slo-ttft-ms", "6")],
+    ],
+)
+def test_objective_in_headers(stage: Any, headers: Any) -> None:
+    reply = stage.http.post("/v1/completions", json=TEXT, headers=headers)
+    assert check_error(reply)["param"] == "x-slo-ttft-ms"
+
+
 @pytest.mark.parametrize("kind", PATHS)
 def test_unknown_field_is_named(stage: Any, kind: str) -> None:
     error = check_error(post(stage, kind, max_tokns=5))

@@ -78,8 +78,8 @@ def test_sum_over_frontends_and_the_others() -> None:
     assert value(found, "x", "x_total") == 7, "its own samples fresh, not from the directory"
     assert value(found, "y", "y_total") == 1
     assert value(found, "num_requests_waiting") == 3
-    assert value(found, "kv_cache_usage_perc", engine="0") == 0.25
-    assert value(found, "steps", "steps_total", kind="mixed", engine="1") == 7
+    assert value(found, "kv_cache_usage_perc", replica="0") == 0.25
+    assert value(found, "steps", "steps_total", kind="mixed", replica="1") == 7
     assert value(found, "process_up", process="worker-1") == 0
     assert value(found, "process_resident_bytes", process="frontend-1") == 42
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import openai
+import psutil
 import pytest
 
 from accelgen.proto.messages import Activate, Admitted, Body, End, Finished, Reason, Submit, Tokens
@@ -146,3 +147,23 @@ def test_messages_that_make_no_sense_do_no_harm(stage: Any) -> None:
     stage.scheduler.send(Finished([]))
     stage.says("fine")
     assert stage.client.chat.completions.create(model="tiny", **CHAT).choices
+
+
+def test_nothing_is_left_of_clients_that_leave(stage: Any, wait: Any) -> None:
+    """Descriptors, threads and the journal are as before after a hundred aborted streams."""
+    process = psutil.Process(stage.supervisor.process.pid)
+    stage.scheduler.answer = lambda submit: [Admitted(submit.prompt.id, 0, 0.1, 0)]
+    body = json.dumps({**CHAT, "stream": True}).encode()
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n"
+    request = f"{head}content-type: application/json\r\n\r\n".encode() + body
+    before = process.num_fds(), process.num_threads()
+    for count in range(0, 100, 20):
+        raws = [socket.create_connection(("127.0.0.1", stage.supervisor.port)) for _ in range(20)]
+        for raw in raws:
+            raw.sendall(request)
+        stage.scheduler.submit(count + 20)
+        for raw in raws:
+            raw.close()
+        wait(lambda done=count + 20: len(stage.scheduler.aborts) == done, "Aborts")
+    wait(lambda: (process.num_fds(), process.num_threads()) <= before, "descriptors to close")
+    assert "accelgen:frontend_open_requests 0" in stage.http.get("/metrics").text
