@@ -1,8 +1,8 @@
 """What block allocation costs: one plan of 256 requests (budget: p99 <= 0.3 ms, DESIGN section 11).
 
 `pytest benchmarks/bench_kvmanager.py` prints the distribution. A round is `KvCore.on_plan`, from the decoded Plan to
-the Batch and KvReport; what the KV manager does after these have left (`settle`: hashing full blocks) is timed on its own,
-and so is the wire (decoding the Plan, encoding both answers).
+the Batch and KvReport. What the KV manager does after these have left (`settle`: hashing full blocks) is timed on its
+own, and so is the wire (decoding the Plan, encoding both answers).
 """
 
 from __future__ import annotations
