@@ -24,6 +24,7 @@ from accelgen.proto.ids import new_incarnation
 from accelgen.proto.logs import configure_logs
 from accelgen.proto.messages import Body, Directory, Facts, Failure, Heartbeat, Hello, Role, Stop
 from accelgen.proto.sockets import LINGER_MS, Dealer
+from accelgen.proto.trace import start_trace
 
 HEARTBEAT_S = 0.5
 _PR_SET_PDEATHSIG = 1
@@ -53,6 +54,8 @@ class Child:
         self.config: Config = load_config(run_dir / "config.json")
         self.name = f"{role.name.lower()}-{index}"
         configure_logs(self.name, self.config.log_level)
+        if self.config.trace_dir:
+            start_trace(Path(self.config.trace_dir), self.name)
         self.incarnation = new_incarnation()
         self.endpoint = endpoint_of(run_dir, role, index)
         self.directory: Directory | None = None

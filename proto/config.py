@@ -82,6 +82,7 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     run_dir: str = ""  # "" is a fresh private folder
     shutdown_timeout_s: Annotated[float, Meta(ge=0)] = 5.0
     log_level: str = "info"
+    trace_dir: str = ""  # record when each message was sent and received, into this folder
 
     def __post_init__(self) -> None:
         if self.default_class not in self.slo_classes:

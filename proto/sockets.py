@@ -15,6 +15,7 @@ import zmq
 
 from accelgen.proto.frame import MAX_FRAME_BYTES, Codec, Header
 from accelgen.proto.messages import Body
+from accelgen.proto.trace import note
 
 HIGH_WATER_MARK = 20_000  # a bound, not flow control: credits keep links far below it
 LINGER_MS = 1000  # long enough for a last word to leave
@@ -78,6 +79,7 @@ class Router:
             self.codec.take_back(peer)
             log.warning("message not sent", kind=type(body).__name__, cause=str(error))
             return False
+        note("send", body)
         return True
 
     def recv(self) -> tuple[bytes, Header, Body] | None:
@@ -89,6 +91,7 @@ class Router:
                 return None
             message = self.codec.unpack(peer, frames)
             if message is not None:
+                note("recv", message[1])
                 return peer, *message
 
     def close(self) -> None:
@@ -116,6 +119,7 @@ class Dealer:
             self.codec.take_back(b"")
             log.warning("message not sent", kind=type(body).__name__, cause="queue full")
             return False
+        note("send", body)
         return True
 
     def recv(self) -> tuple[Header, Body] | None:
@@ -127,6 +131,7 @@ class Dealer:
                 return None
             message = self.codec.unpack(b"", frames)
             if message is not None:
+                note("recv", message[1])
                 return message
 
     def close(self) -> None:
