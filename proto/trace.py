@@ -1,7 +1,7 @@
 """A record of every message of a process: when it was sent or received. Off unless `trace_dir` is configured.
 
-Written when the process ends, one msgpack record for each message: [time_s, "send" or "recv", message type, step]. Times
-are of the one clock (accelgen.proto.clocks), so the files of all processes of a host can be laid side by side.
+Written when the process ends, one msgpack record for each message: [time_s, "send" or "recv", message type, step].
+Times are of the one clock (accelgen.proto.clocks), so the files of all processes of a host can be laid side by side.
 """
 
 from __future__ import annotations
@@ -18,14 +18,15 @@ from accelgen.proto.messages import Body
 LIMIT = 1_000_000  # records kept, the newest ones
 
 _records: deque[tuple[float, str, str, int]] | None = None
+_path = Path()
 
 
 def start_trace(folder: Path, process: str) -> None:
     """Begins to record; at exit the records go to `folder/process.msgpack`."""
-    global _records
-    _records = deque(maxlen=LIMIT)
+    global _records, _path
+    _records, _path = deque(maxlen=LIMIT), folder / f"{process}.msgpack"
     folder.mkdir(parents=True, exist_ok=True)
-    atexit.register(_write, folder / f"{process}.msgpack", _records)
+    atexit.register(write_trace)
 
 
 def note(direction: str, body: Body) -> None:
@@ -34,8 +35,10 @@ def note(direction: str, body: Body) -> None:
         _records.append((now_s(), direction, type(body).__name__, getattr(body, "step", -1)))
 
 
-def _write(path: Path, records: deque[tuple[float, str, str, int]]) -> None:
-    encode = Encoder().encode
-    with path.open("wb") as stream:
-        for record in records:
-            stream.write(encode(record))
+def write_trace() -> None:
+    """Writes what was recorded; called at exit, and by whoever leaves without the usual farewell."""
+    if _records is not None:
+        encode = Encoder().encode
+        with _path.open("wb") as stream:
+            for record in _records:
+                stream.write(encode(record))

@@ -1,0 +1,306 @@
+"""One iteration going round: what four processes cost over the same cores in one process, and who spends which part.
+
+    python benchmarks/iteration.py MODEL_DIR [--requests 8] [--tokens 200] [--rounds 3] [--figure docs/iteration.svg]
+
+Two ways of running the same decode load, taken in turns: (a) scheduler, KV and worker cores called one after the
+other in one process; (b) `accelgen up`, driven over HTTP, with message times recorded. Printed: the time from one
+iteration to the next in both, their ratio (budget: DESIGN section 11), and how long the worker idles between two
+iterations.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import click
+import httpx
+import msgspec
+from msgpack import Unpacker
+
+WORKER_ENV = {"OMP_NUM_THREADS": str(os.cpu_count()), "GOMP_SPINCOUNT": "10000"}
+PROMPT, WARM = 64, 20  # tokens; iterations left out at both ends
+Records = list[tuple[float, str, str, int]]
+
+
+def in_one_process(model: str, dtype: str, requests: int, tokens: int) -> list[float]:
+    """Seconds from one iteration to the next, all cores in this process; called in a fresh one."""
+    from accelgen.kvmanager.core import KvCore
+    from accelgen.proto.clocks import now_s
+    from accelgen.proto.config import Config
+    from accelgen.proto.messages import Objective, Plan, Prompt, Role, Sampling, Submit
+    from accelgen.scheduler.core import ReplicaSpec, SchedulerCore
+    from accelgen.scheduler.cost_model import fit
+    from accelgen.scheduler.policy import load_policy
+    from accelgen.worker.engine import start_engine
+
+    config = Config(model=model, dtype=dtype, policy="sarathi", pipeline_depth=0)
+    engine = start_engine(config)
+    facts = engine.facts
+    coefficients = fit(facts.samples) if facts.samples else None
+    spec = ReplicaSpec(facts.num_blocks, facts.block_size, coefficients)
+    core = SchedulerCore(config, load_policy("sarathi", {}), [spec])
+    kv = KvCore(facts.num_blocks, facts.block_size)
+    for id in range(1, requests + 1):
+        prompt = Prompt(id, [5 + (id * 31 + i) % 4000 for i in range(PROMPT)], Sampling(0.0))
+        core.on_submit(Submit(prompt, tokens, [], Objective(), "batch", 0.0), 0, now_s())
+    periods, last_s = [], now_s()
+    while len(core.replicas[0].table):
+        outgoing, core.outbox = core.outbox, []
+        for role, _, body in outgoing:
+            if role is Role.FRONTEND:
+                continue
+            if not isinstance(body, Plan):
+                core.on_report(kv.on_lookup(body), 0, now_s())
+                continue
+            batch, report = kv.on_plan(body)
+            core.on_report(report, 0, now_s())
+            core.on_result(engine.core.execute(batch), 0, now_s())
+            kv.settle()
+            if len(batch.ids) == requests:
+                periods.append(now_s() - last_s)
+            last_s = now_s()
+        core.tick(now_s())
+    return periods
+
+
+def through_four(
+    model: str, dtype: str, requests: int, tokens: int, folder: Path
+) -> dict[str, Records]:
+    """Message records by process of a real server under the same load."""
+    command = [
+        sys.executable, "-P", "-m", "accelgen.scripts.cli", "up", "--model", model, "--port", "0",
+        "--dtype", dtype, "--policy", "sarathi", "--trace-dir", str(folder / "trace"), "--log-level", "warning",
+    ]  # fmt: skip
+    run = folder / "run"
+    environment = {**os.environ, "XDG_RUNTIME_DIR": str(folder)}
+    server = subprocess.Popen(
+        [*command, "--run-dir", str(run)], env=environment, stdout=subprocess.DEVNULL
+    )
+    try:
+        url = _wait_ready(server, run)
+        asyncio.run(_load(url, requests, tokens))
+    finally:
+        server.terminate()
+        server.wait(30)
+    return {path.stem: read(path) for path in (folder / "trace").glob("*.msgpack")}
+
+
+def read(path: Path) -> Records:
+    """The records of one process."""
+    with path.open("rb") as stream:
+        return [tuple(record) for record in Unpacker(stream)]
+
+
+def _wait_ready(server: subprocess.Popen[bytes], run: Path) -> str:
+    from accelgen.supervisor.client import ask_directory
+    from accelgen.supervisor.errors import StartError
+
+    until_s = time.monotonic() + 120
+    while time.monotonic() < until_s and server.poll() is None:
+        try:
+            directory = ask_directory(run)
+        except (StartError, OSError):
+            time.sleep(0.1)
+            continue
+        if directory.ready:
+            return str(directory.config["url"])
+        time.sleep(0.1)
+    raise SystemExit("the server did not become ready")
+
+
+async def _load(url: str, requests: int, tokens: int) -> None:
+    async with httpx.AsyncClient(timeout=600) as http:
+        name = (await http.get(f"{url}/v1/models")).json()["data"][0]["id"]
+
+        async def ask(i: int) -> None:
+            body = {
+                "model": name, "max_tokens": tokens, "temperature": 0, "ignore_eos": True, "stream": True,
+                "prompt": [5 + (i * 31 + j) % 4000 for j in range(PROMPT)],
+                "accelgen": {"slo_class": "batch"},
+            }  # fmt: skip
+            async with http.stream("POST", f"{url}/v1/completions", json=body) as response:
+                async for _ in response.aiter_raw():
+                    pass
+
+        await asyncio.gather(*(ask(i) for i in range(requests)))
+
+
+class Rounds:
+    """What the records say of each iteration: moments by (process, direction, message), for the steady part."""
+
+    def __init__(self, records: dict[str, Records]) -> None:
+        self.moments: dict[tuple[str, str, str], dict[int, float]] = {}
+        for process, rows in records.items():
+            for moment, direction, kind, step in rows:
+                if step >= 0:
+                    self.moments.setdefault((process, direction, kind), {})[step] = moment
+        starts = self.at("worker-0", "recv", "Batch")
+        self.steps = sorted(starts)[WARM:-WARM]
+
+    def at(self, process: str, direction: str, kind: str) -> dict[int, float]:
+        return self.moments[process, direction, kind]
+
+    def periods(self) -> list[float]:
+        """Seconds from the end of one iteration to the end of the next."""
+        ends = self.at("worker-0", "send", "StepResult")
+        return [ends[k] - ends[k - 1] for k in self.steps if k in ends and k - 1 in ends]
+
+    def idles(self) -> list[float]:
+        """Seconds the worker waited before each iteration."""
+        ends, starts = (
+            self.at("worker-0", "send", "StepResult"),
+            self.at("worker-0", "recv", "Batch"),
+        )
+        return [max(0.0, starts[k] - ends[k - 1]) for k in self.steps if k - 1 in ends]
+
+    def parts(self) -> dict[str, tuple[float, float]]:
+        """Begin and end of each part of an iteration in seconds after the worker began it: medians over the steps."""
+        zero = self.at("worker-0", "recv", "Batch")
+
+        def median(process: str, direction: str, kind: str, ahead: int = 0) -> float:
+            moments = self.at(process, direction, kind)
+            found = [moments[k + ahead] - zero[k] for k in self.steps if k + ahead in moments]
+            return statistics.median(found)
+
+        return {
+            "worker: forward pass k": (0.0, median("worker-0", "send", "StepResult")),
+            "link: StepResult k": (
+                median("worker-0", "send", "StepResult"), median("scheduler-0", "recv", "StepResult"),
+            ),
+            "scheduler: pass tokens on": (
+                median("scheduler-0", "recv", "StepResult"), median("scheduler-0", "send", "Tokens"),
+            ),
+            "link: Tokens k": (
+                median("scheduler-0", "send", "Tokens"), median("frontend-0", "recv", "Tokens"),
+            ),
+            "link: Plan k+1": (
+                median("scheduler-0", "send", "Plan", 1), median("kvmanager-0", "recv", "Plan", 1),
+            ),
+            "KV manager: blocks for k+1": (
+                median("kvmanager-0", "recv", "Plan", 1), median("kvmanager-0", "send", "Batch", 1),
+            ),
+            "link: KvReport k+1": (
+                median("kvmanager-0", "send", "KvReport", 1), median("scheduler-0", "recv", "KvReport", 1),
+            ),
+            "Batch k+1 lies ready": (
+                median("kvmanager-0", "send", "Batch", 1), median("worker-0", "recv", "Batch", 1),
+            ),
+        }  # fmt: skip
+
+
+def draw(parts: dict[str, tuple[float, float]], period_s: float, path: Path, note: str) -> None:
+    """The iteration as a picture: one bar for each part."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    colours = {
+        "worker": "#3b6ea5",
+        "scheduler": "#c8553d",
+        "KV": "#588157",
+        "link": "#999999",
+        "Batch": "#dddddd",
+    }
+    figure, axes = plt.subplots(figsize=(9, 3.6))
+    for row, (name, (begin, end)) in enumerate(parts.items()):
+        colour = colours[name.split(":")[0].split(" ")[0]]
+        axes.barh(
+            row, max(end - begin, period_s / 400) * 1e3, left=begin * 1e3, color=colour, height=0.65
+        )
+        axes.text(
+            max(begin, end) * 1e3 + period_s * 8,
+            row,
+            f"{(end - begin) * 1e3:.2f} ms",
+            va="center",
+            fontsize=8,
+        )
+    axes.set_yticks(range(len(parts)), list(parts), fontsize=8)
+    axes.invert_yaxis()
+    axes.set_xlim(right=period_s * 1e3 * 1.25)
+    axes.set_xlabel("ms after the worker began iteration k (medians)", fontsize=8)
+    axes.set_title(note, fontsize=9)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.tight_layout()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
+
+
+def processor() -> str:
+    """Name and number of processors of this machine."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    name = next(
+        (line.split(":")[1].strip() for line in lines if line.startswith("model name")), "?"
+    )
+    return f"{os.cpu_count()} x {name}, {platform.system()}"
+
+
+@click.command()
+@click.argument("model")
+@click.option("--dtype", default="bfloat16")
+@click.option("--requests", default=8)
+@click.option("--tokens", default=200)
+@click.option("--rounds", default=3)
+@click.option("--figure", type=Path)
+@click.option("--alone", is_flag=True, hidden=True)
+def main(
+    model: str,
+    dtype: str,
+    requests: int,
+    tokens: int,
+    rounds: int,
+    figure: Path | None,
+    alone: bool,
+) -> None:
+    """See the head of this file."""
+    if alone:
+        print(json.dumps(in_one_process(model, dtype, requests, tokens)))
+        return
+    one: list[float] = []
+    four: list[float] = []
+    idle: list[float] = []
+    last: Any = None
+    for _ in range(rounds):
+        command = [
+            sys.executable, __file__, model, "--dtype", dtype, "--requests", str(requests), "--tokens", str(tokens),
+        ]  # fmt: skip
+        done = subprocess.run(
+            [*command, "--alone"], env={**os.environ, **WORKER_ENV}, capture_output=True, check=True
+        )
+        one.append(statistics.median(msgspec.json.decode(done.stdout.splitlines()[-1])[WARM:-WARM]))
+        with tempfile.TemporaryDirectory(prefix="ag-") as folder:
+            os.chmod(folder, 0o700)
+            last = Rounds(through_four(model, dtype, requests, tokens, Path(folder)))
+        four.append(statistics.median(last.periods()))
+        idle.append(sum(last.idles()) / sum(last.periods()))
+    ratio = statistics.median(f / o for f, o in zip(four, one, strict=True))
+    print(f"{date.today()}  {processor()}")
+    print(
+        f"model {Path(model).name}, {dtype}, {requests} requests decoding, {rounds} rounds in turns"
+    )
+    print("one process    ms per iteration: " + "  ".join(f"{v * 1e3:.2f}" for v in one))
+    print("four processes ms per iteration: " + "  ".join(f"{v * 1e3:.2f}" for v in four))
+    print(f"ratio four / one: {ratio:.3f}   (budget: at most 1.02 at a 10 ms step)")
+    print("worker idle share: " + "  ".join(f"{v:.2%}" for v in idle) + "   (budget: at most 1 %)")
+    for name, (begin, end) in last.parts().items():
+        print(
+            f"  {name:28s} {begin * 1e3:7.2f} .. {end * 1e3:7.2f} ms   {1e3 * (end - begin):6.2f} ms"
+        )
+    if figure:
+        note = f"One iteration going round: {requests} requests, {statistics.median(four) * 1e3:.1f} ms"
+        draw(last.parts(), statistics.median(four), figure, note)
+
+
+if __name__ == "__main__":
+    main()
