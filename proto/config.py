@@ -9,8 +9,8 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta, Struct, field
 
-Positive = Annotated[int, Meta(ge=1)]
-Natural = Annotated[int, Meta(ge=0)]
+Positive = Annotated[int, Meta(ge=1, le=2**62)]
+Natural = Annotated[int, Meta(ge=0, le=2**62)]
 Milliseconds = Annotated[float, Meta(gt=0, le=86_400_000)]
 
 
@@ -27,6 +27,17 @@ class SloClass(Struct, frozen=True, forbid_unknown_fields=True):
     e2e_ms: Milliseconds | None = None
     bounds_ms: tuple[Milliseconds, Milliseconds] = (1.0, 3_600_000.0)
     max_queue_ms: Milliseconds = 600_000.0
+
+    def __post_init__(self) -> None:
+        low, high = self.bounds_ms
+        if low > high:
+            raise ValueError(
+                f"bounds_ms: the lower bound {low:g} is above the upper bound {high:g}"
+            )
+        for name in ("ttft_ms", "tpot_ms", "e2e_ms"):
+            value = getattr(self, name)
+            if value is not None and not low <= value <= high:
+                raise ValueError(f"{name}: {value:g} is outside bounds_ms {low:g} to {high:g}")
 
 
 def default_classes() -> dict[str, SloClass]:

@@ -99,15 +99,15 @@ class Codec:
             self._on_malformed(str(cause), sum(map(len, frames)), digest)
             return None
         link = (peer, header.incarnation)
-        expected = self._next_in.get(link, 0)
+        expected = self._next_in.pop(link, 0)  # put back below, behind all others
+        self._next_in[link] = max(expected, header.seq + 1)
+        if len(self._next_in) > MAX_PEERS:  # peers come and go: the longest silent is forgotten
+            del self._next_in[next(iter(self._next_in))]
         if header.seq < expected:
             self.counters["duplicate"] += 1
             return None
         if header.seq > expected:
             self.counters["gap"] += 1
-        self._next_in[link] = header.seq + 1
-        if len(self._next_in) > MAX_PEERS:  # peers that come and go must not grow it without bound
-            del self._next_in[next(iter(self._next_in))]
         self.counters["received"] += 1
         return header, body
 

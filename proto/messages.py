@@ -248,8 +248,8 @@ class Plan(Body, frozen=True):
 class KvReport(Body, frozen=True):
     """kvmanager -> scheduler. `step` is the plan it answers, -1 when it only answers a Lookup.
 
-    `free` can be handed out at once, `cached` after evicting prefix-cache blocks nobody uses, `pinned` after withdrawing
-    the pins of requests that have not started.
+    `free` can be handed out at once, `cached` after evicting prefix-cache blocks nobody uses, `pinned` after
+    withdrawing the pins of requests that have not started.
     `dropped`: entries of the plan that did not fit (dropped whole, nothing computed).
     `hits`: for looked-up requests, the number of leading tokens whose KV is pinned.
     `unpinned`: requests whose pin was withdrawn: they have no computed tokens any more."""

@@ -20,6 +20,7 @@ from accelgen.proto.trace import note
 HIGH_WATER_MARK = 20_000  # a bound, not flow control: credits keep links far below it
 LINGER_MS = 1000  # long enough for a last word to leave
 IPC_PATH_LIMIT = 107
+TOO_LARGE = f"body exceeds {MAX_FRAME_BYTES} bytes, which would break the link"
 
 log = structlog.get_logger()
 
@@ -49,6 +50,12 @@ def _log_malformed(cause: str, length: int, digest: str) -> None:
     log.warning("malformed message dropped", cause=cause, bytes=length, hash=digest)
 
 
+def _unsent(codec: Codec, peer: bytes, body: Body, cause: str) -> bool:
+    codec.take_back(peer)
+    log.warning("message not sent", kind=type(body).__name__, cause=cause)
+    return False
+
+
 def _prepare(socket: zmq.Socket[bytes]) -> None:
     socket.setsockopt(zmq.MAXMSGSIZE, MAX_FRAME_BYTES)
     socket.setsockopt(zmq.SNDHWM, HIGH_WATER_MARK)
@@ -61,24 +68,24 @@ class Router:
 
     def __init__(self, endpoint: str, incarnation: int) -> None:
         self.endpoint = check_endpoint(endpoint)
+        # ipc binding silently takes over an existing path: refuse, the run directory is ours alone.
+        if Path(endpoint.removeprefix("ipc://")).exists():
+            raise EndpointError(f"{endpoint}: another process has bound this path")
         self.codec = Codec(incarnation, _log_malformed)
         self.socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.ROUTER)
         _prepare(self.socket)
         self.socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
-        # ipc binding silently takes over an existing path: refuse, the run directory is ours alone.
-        if Path(endpoint.removeprefix("ipc://")).exists():
-            raise EndpointError(f"{endpoint}: another process has bound this path")
         self.socket.bind(endpoint)
 
     def send(self, peer: bytes, body: Body, epoch: int = 0) -> bool:
-        """Queues `body` for `peer`; False if no such peer is connected or its queue is full."""
+        """Queues `body` for `peer`; False if no such peer is connected, its queue is full or the body too large."""
         frames = self.codec.pack(peer, body, epoch)
+        if len(frames[1]) > MAX_FRAME_BYTES:
+            return _unsent(self.codec, peer, body, TOO_LARGE)
         try:
             self.socket.send_multipart([peer, *frames], flags=zmq.NOBLOCK)
         except zmq.ZMQError as error:
-            self.codec.take_back(peer)
-            log.warning("message not sent", kind=type(body).__name__, cause=str(error))
-            return False
+            return _unsent(self.codec, peer, body, str(error))
         note("send", body)
         return True
 
@@ -112,13 +119,14 @@ class Dealer:
         self.socket.connect(endpoint)
 
     def send(self, body: Body, epoch: int = 0) -> bool:
-        """Queues `body`; False if the queue is full."""
+        """Queues `body`; False if the queue is full or the body too large."""
+        frames = self.codec.pack(b"", body, epoch)
+        if len(frames[1]) > MAX_FRAME_BYTES:
+            return _unsent(self.codec, b"", body, TOO_LARGE)
         try:
-            self.socket.send_multipart(self.codec.pack(b"", body, epoch), flags=zmq.NOBLOCK)
+            self.socket.send_multipart(frames, flags=zmq.NOBLOCK)
         except zmq.Again:
-            self.codec.take_back(b"")
-            log.warning("message not sent", kind=type(body).__name__, cause="queue full")
-            return False
+            return _unsent(self.codec, b"", body, "queue full")
         note("send", body)
         return True
 
