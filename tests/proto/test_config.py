@@ -1,0 +1,111 @@
+"""Configuration: what is refused, and that the refusal names the field and the limit."""
+
+from __future__ import annotations
+
+import stat
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from accelgen.proto.config import Config, ConfigError, load_config, make_config, save_config
+
+
+def refusal(settings: dict[str, Any]) -> str:
+    with pytest.raises(ConfigError) as caught:
+        make_config(None, settings)
+    return str(caught.value)
+
+
+def test_defaults_are_valid() -> None:
+    config = make_config(None, {})
+    assert config == Config()
+    assert config.slo_classes[config.default_class].max_queue_ms > 0
+
+
+def test_options_go_before_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "accelgen.toml"
+    file.write_text("""
+        port = 9000
+        policy = "sarathi"
+        policy_params = {chunk = 512, eager = true}
+        default_class = "fast"
+        [slo_classes.fast]
+        ttft_ms = 300
+        bounds_ms = [10, 5000.0]
+    """)
+    config = make_config(file, {"port": 9001})
+    assert (config.port, config.policy) == (9001, "sarathi")
+    assert config.policy_params == {"chunk": 512, "eager": True}
+    assert config.slo_classes["fast"].bounds_ms == (10.0, 5000.0)
+    assert config.slo_classes["fast"].tpot_ms is None
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("port = 70000", ["port", "65535"]),
+        ("port = '8000'", ["port", "int"]),
+        ("port = true", ["port", "int"]),
+        ("block_size = 0", ["block_size", "1"]),
+        ("kv_blocks = -1", ["kv_blocks", "0"]),
+        ("seed = 99999999999999999999", ["seed", str(2**62)]),
+        ("gpu_memory_utilization = 1.5", ["gpu_memory_utilization", "1.0"]),
+        ("gpu_memory_utilization = nan", ["gpu_memory_utilization"]),
+        ("max_step_s = 0", ["max_step_s", "0"]),
+        ("pipeline_depth = 2", ["pipeline_depth", "1"]),
+        ("dtype = 'int3'", ["dtype", "int3", "bfloat16"]),
+        ("log_level = 'loud'", ["log_level", "loud", "warning"]),
+        ("device = 'abacus'", ["device", "abacus", "cuda"]),
+        ("default_class = 'gold'", ["default_class", "gold", "standard"]),
+        ("prefix_cashing = true", ["prefix_cashing", "unknown"]),
+        ("[slo_classes.standard]\nttft_s = 1", ["ttft_s", "unknown", "slo_classes"]),
+        ("[slo_classes.standard]\nttft_ms = 0", ["ttft_ms", "0"]),
+        ("[slo_classes.standard]\nttft_ms = -1", ["ttft_ms", "0"]),
+        ("[slo_classes.standard]\ntpot_ms = 1e18", ["tpot_ms", "86400000"]),
+        ("[slo_classes.standard]\nbounds_ms = [5, 1]", ["bounds_ms", "5", "1"]),
+        ("[slo_classes.standard]\nbounds_ms = [1]", ["bounds_ms"]),
+        ("[slo_classes.standard]\nbounds_ms = [0, 9]", ["bounds_ms", "0"]),
+        ("[slo_classes.standard]\nbounds_ms = [10, 20]\ntpot_ms = 3", ["tpot_ms", "10", "20"]),
+        ("[slo_classes.standard]\nbounds_ms = [10, 20]\ne2e_ms = 30", ["e2e_ms", "10", "20"]),
+        ("policy_params = {a = [1]}", ["policy_params"]),
+        ("port = 80 80", ["accelgen.toml", "line 1"]),
+    ],
+)
+def test_a_refused_file_says_where_and_why(tmp_path: Path, text: str, words: list[str]) -> None:
+    file = tmp_path / "accelgen.toml"
+    file.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        make_config(file, {})
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    for file in (tmp_path / "missing.toml", tmp_path):
+        with pytest.raises(ConfigError, match=file.name):
+            make_config(file, {})
+    binary = tmp_path / "binary.toml"
+    binary.write_bytes(b"\xff\xfe")
+    with pytest.raises(ConfigError, match="binary.toml"):
+        make_config(binary, {})
+
+
+def test_options_are_checked_like_the_file() -> None:
+    assert "frontends" in refusal({"frontends": 65})
+    assert "max_choices" in refusal({"max_choices": 0})
+    assert "no_such_option" in refusal({"no_such_option": 1})
+
+
+def test_it_reaches_the_children_unchanged(tmp_path: Path) -> None:
+    config = make_config(None, {"port": 0, "seed": 2**62, "policy_params": {"x": 1.5, "y": "z"}})
+    save_config(config, tmp_path / "config.json")
+    assert load_config(tmp_path / "config.json") == config
+    assert stat.S_IMODE((tmp_path / "config.json").stat().st_mode) == 0o600
+
+
+def test_every_integer_has_a_limit_that_json_can_carry() -> None:
+    for name, value in msgspec.structs.asdict(Config()).items():
+        if type(value) is int:
+            assert name in refusal({name: 2**70})
