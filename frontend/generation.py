@@ -148,6 +148,8 @@ class Generation(Response):
 
     def _chunk(self, event: Event) -> bytes:
         match event:
+            case Text() if not event.text and not self._job.usage_always:
+                return b""  # whoever counts tokens wants to hear of one that completes no character, too
             case Text():
                 return self._answers.text(event, self._running_usage())
             case Ended():

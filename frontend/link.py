@@ -168,7 +168,7 @@ class Link:
     def _deliver(self, event: Event) -> None:
         self._observe(event)
         mailbox = self._mailboxes.get(event.call)
-        if mailbox is not None and not (isinstance(event, Text) and not event.text):
+        if mailbox is not None:
             mailbox.put(event)
 
     def _observe(self, event: Event) -> None:

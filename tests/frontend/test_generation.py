@@ -85,6 +85,16 @@ def test_stream_on_the_wire(stage: Any) -> None:
     assert counts == sorted(counts) and counts[0] >= 1
 
 
+def test_tokens_without_text_are_counted_as_they_come(stage: Any) -> None:
+    """Six tokens of a cut character: a client that asks for running counts sees each arrive."""
+    half = stage.tokenizer.encode("🙂", add_special_tokens=False).ids[:1]
+    stage.scheduler.answer = lambda submit: stage.script(submit.prompt.id, half * 6, Reason.LENGTH)
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    chunks = chat_events(stage, stream_options=options)[:-2]
+    counts = [chunk["usage"]["completion_tokens"] for chunk in chunks]
+    assert set(range(1, 7)) <= set(counts)
+
+
 def test_stream_helper_of_the_client(stage: Any) -> None:
     stage.says("The lazy dog")
     with stage.client.chat.completions.stream(model="tiny", messages=MESSAGES) as stream:
