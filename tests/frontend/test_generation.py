@@ -91,8 +91,8 @@ def test_tokens_without_text_are_counted_as_they_come(stage: Any) -> None:
     stage.scheduler.answer = lambda submit: stage.script(submit.prompt.id, half * 6, Reason.LENGTH)
     options = {"include_usage": True, "continuous_usage_stats": True}
     chunks = chat_events(stage, stream_options=options)[:-2]
-    counts = [chunk["usage"]["completion_tokens"] for chunk in chunks]
-    assert set(range(1, 7)) <= set(counts)
+    assert sum(chunk["choices"][0]["delta"].get("content") == "" for chunk in chunks) >= 6
+    assert chunks[-1]["usage"]["completion_tokens"] == 6
 
 
 def test_stream_helper_of_the_client(stage: Any) -> None:
