@@ -128,7 +128,7 @@ def test_settle_after_a_crossing(benchmark: Any) -> None:
         for _ in range(2 * BLOCK_SIZE):  # one of these steps confirms the last token of a block
             plan = Decoding.next_plan(crossing)
             crossing.core.on_plan(plan)
-            if crossing.core._ripe:
+            if crossing.core.tables.ripe:
                 return
         raise AssertionError("no block became full")
 

@@ -11,25 +11,11 @@ from __future__ import annotations
 
 from array import array
 from collections import Counter
-from dataclasses import dataclass, field
 
-from accelgen.kvmanager.block_pool import BlockPool
-from accelgen.kvmanager.prefix_index import PrefixIndex, extend_chain, root_key
+from accelgen.kvmanager.prefix_index import root_key
 from accelgen.kvmanager.request import Request
+from accelgen.kvmanager.tables import BlockTables, Work
 from accelgen.proto.messages import Batch, Fork, Held, Inventory, KvReport, Lookup, Plan, Prompt
-
-
-@dataclass(slots=True)
-class _Work:
-    """The columns of a Batch while a Plan is applied."""
-
-    new: list[Prompt] = field(default_factory=list)
-    table_at: list[int] = field(default_factory=list)
-    table_counts: list[int] = field(default_factory=list)
-    table_blocks: list[int] = field(default_factory=list)
-    copy_from: list[int] = field(default_factory=list)
-    copy_to: list[int] = field(default_factory=list)
-    unpinned: list[int] = field(default_factory=list)
 
 
 class KvCore:
@@ -41,13 +27,11 @@ class KvCore:
         assert num_blocks > 0 and block_size > 0
         self.block_size = block_size
         self.prefix_caching = prefix_caching
-        self.index = PrefixIndex()
-        self.pool = BlockPool(num_blocks, self.index)
+        self.tables = BlockTables(num_blocks, block_size, prefix_caching)
+        self.pool = self.tables.pool
         self.counters: Counter[str] = Counter()
         self._requests: dict[int, Request] = {}
-        self._pinned: dict[int, Request] = {}  # hold KV but have not run with it; oldest first
         self._step = -1
-        self._ripe: list[Request] = []  # have full blocks that are not in the index yet
 
     @property
     def num_requests(self) -> int:
@@ -67,11 +51,11 @@ class KvCore:
                 request = self._requests[prompt.id] = self._make_request(prompt)
                 if prompt.parent:
                     continue  # it gets its parent's blocks by a fork
-                self._pin(request)
+                self.tables.pin_prefix(request)
                 self.counters["queries"] += len(request.tokens)
                 self.counters["hits"] += request.computed
             elif not request.running:
-                self._pin(request)
+                self.tables.pin_prefix(request)
             hit_ids.append(prompt.id)
             hit_tokens.append(request.computed)
         return self._report(-1, hit_ids=hit_ids, hit_tokens=hit_tokens)
@@ -79,14 +63,14 @@ class KvCore:
     def on_plan(self, plan: Plan) -> tuple[Batch, KvReport]:
         """Applies a plan; returns what the worker must do and what the scheduler must know."""
         self._step = plan.step
-        work = _Work()
+        work = Work()
         self._confirm(plan)
         outcome = {fork.child: self._fork(fork) for fork in plan.forks}  # of a child's last fork
         work.unpinned += [child for child, forked in outcome.items() if not forked]
         release = self._release(plan.release)
         for id in plan.preempt:
             if id in self._requests:
-                self._drop_kv(self._requests[id])
+                self.tables.drop(self._requests[id])
         ids, starts, counts, dropped = self._place_entries(plan, work)
         self.counters["dropped"] += len(dropped)
         self.counters["copies"] += len(work.copy_to)
@@ -124,22 +108,14 @@ class KvCore:
             if request.prompt is None:
                 request.follows = False
 
+    def settle(self) -> None:
+        """Hashes what the last plans completed into the prefix index. Nothing waits for it but the next Lookup, which
+        does it if nobody has: call it when the Batch is on its way."""
+        self.tables.settle()
+
     def check(self) -> list[str]:
         """The invariants that do not hold, in words: none, unless the core has a bug. Time grows with the pool."""
-        owners = Counter(block for request in self._requests.values() for block in request.table)
-        pins = Counter(block for request in self._pinned.values() for block in request.table)
-        faults = self.pool.check(owners, pins) + self.index.check()
-        for request in self._requests.values():
-            if len(set(request.table)) != len(request.table):
-                faults.append(f"request {request.id} has a block twice")
-            if len(request.table) != -(-request.computed // self.block_size):
-                faults.append(f"request {request.id} holds more or fewer blocks than it computed")
-            pinned = bool(request.table) and not request.running
-            if pinned != (request.id in self._pinned):
-                faults.append(f"request {request.id} is wrongly pinned or not pinned")
-        if self._pinned.keys() - self._requests.keys():
-            faults.append("a forgotten request is pinned")
-        return faults
+        return self.tables.check(self._requests.values())
 
     # --- parts of a plan -----------------------------------------------------------------------------------------
 
@@ -166,27 +142,10 @@ class KvCore:
             at += count
 
     def _fork(self, fork: Fork) -> bool:
-        """Lets `child` share its parent's leading blocks; otherwise it has nothing afterwards and False is returned."""
         child = self._requests.get(fork.child)
         if child is None:
             return False
-        parent, computed = self._requests.get(fork.parent), fork.computed
-        if parent is child:
-            parent = None
-        self._drop_kv(child)
-        if parent is None or not _can_fork(child, parent, computed):
-            return False
-        if not computed:
-            return True
-        child.table = parent.table[: -(-computed // self.block_size)]
-        child.chain = parent.chain[: computed // self.block_size]
-        child.computed = computed
-        self.pool.pin(child.table)
-        self._pinned[child.id] = child
-        self._set_indexed(child, computed // self.block_size)
-        # The parent may go on writing where it is: behind everything that its children read.
-        child.shares_tail = computed % self.block_size > 0
-        return True
+        return self.tables.fork(child, self._requests.get(fork.parent), fork.computed)
 
     def _release(self, ids: list[int]) -> list[int]:
         """Forgets ended requests; returns those that the worker must forget, too."""
@@ -195,17 +154,17 @@ class KvCore:
             request = self._requests.get(id)
             if request is None:
                 continue
-            self._drop_kv(request)
+            self.tables.drop(request)
             del self._requests[id]
             if request.prompt is None:
                 known_to_worker.append(id)
         return known_to_worker
 
     def _place_entries(
-        self, plan: Plan, work: _Work
+        self, plan: Plan, work: Work
     ) -> tuple[list[int], list[int], list[int], list[int]]:
         """Gives every entry its blocks. Returns ids, starts, counts of those that run, and ids of the others."""
-        find, ripe = self._requests.get, self._ripe
+        find, ripe = self._requests.get, self.tables.ripe
         table_at, table_counts = work.table_at, work.table_counts
         rejected = _misfits(plan)
         at = -1
@@ -243,156 +202,37 @@ class KvCore:
             [plan.ids[at] for at in sorted(rejected)],
         )
 
-    def _start(self, request: Request, work: _Work) -> None:
-        request.running = True
-        prompt = request.prompt
-        if prompt is None:
-            return
-        confirmed = len(request.tokens) - len(prompt.tokens)
-        if confirmed:
-            prompt = Prompt(
-                prompt.id, request.tokens.tolist(), prompt.sampling, prompt.generated + confirmed,
-                prompt.salt, prompt.parent,
-            )  # fmt: skip
-        work.new.append(prompt)
-        request.prompt = None
-
-    # --- blocks --------------------------------------------------------------------------------------------------
-
-    def _place(self, request: Request, end: int, work: _Work) -> bool:
-        """Extends the table to hold `end` tokens, makes the first written block the request's own, introduces it to
-        the worker. False if that does not fit; then nothing has changed for the request."""
-        size, pool = self.block_size, self.pool
-        if request.capacity and end <= request.capacity + size and (block := pool.take_free()) >= 0:
-            request.table.append(block)
-            request.capacity += size
-            return True
-        needed = -(-end // size) - len(request.table)
-        if request.shares_tail:
-            at = request.computed // size
-            copies = pool.owners[request.table[at]] > 1
-            if not self._make_room(needed + copies, request, work):
-                return False
-            self._unpin(request)
-            self._own_tail(request, at, work)
-        elif needed > pool.available and not self._make_room(needed, request, work):
+    def _place(self, request: Request, end: int, work: Work) -> bool:
+        """Gets the blocks for `end` tokens and, the first time, introduces the request to the worker."""
+        if not self.tables.grow(request, end, work):
             return False
-        elif not request.running:
-            self._unpin(request)
-        if needed > 0:
-            request.table += pool.take(needed)
         if not request.running:
-            self._start(request, work)
-        request.capacity = len(request.table) * size
+            _start(request, work)
         return True
-
-    def _make_room(self, needed: int, request: Request, work: _Work) -> bool:
-        """True if `needed` blocks are available, after withdrawing pins of other requests, newest first."""
-        pool = self.pool
-        if needed <= pool.available:
-            return True
-        if needed > pool.num_blocks - len(request.table):
-            return False  # hopeless: nobody need suffer for it
-        while needed > pool.available:
-            newest = next(
-                (pin for pin in reversed(self._pinned.values()) if pin is not request), None
-            )
-            if newest is None:
-                return False
-            self._drop_kv(newest)
-            work.unpinned.append(newest.id)
-        return True
-
-    def _own_tail(self, request: Request, at: int, work: _Work) -> None:
-        """Copy-on-write: block `at` of the table is about to be written by `request`, which has not run with it yet."""
-        block = request.table[at]
-        request.shares_tail = False
-        if self.pool.owners[block] > 1:
-            [copy] = self.pool.take(1)
-            work.copy_from.append(block)
-            work.copy_to.append(copy)
-            request.table[at] = copy
-            self.pool.give_back([block])
-        elif block in self.index:
-            self.index.forget(block)  # a former owner filled it; now it may get other tokens
-
-    def _unpin(self, request: Request) -> None:
-        """What a request was found or given before it ran is now its own, or about to be given back."""
-        if self._pinned.pop(request.id, None) is not None:
-            self.pool.unpin(request.table)
-
-    def _drop_kv(self, request: Request) -> None:
-        """Gives back all blocks; the full confirmed ones stay in the prefix index, the last evicted first."""
-        self._index_full_blocks(request)
-        self._unpin(request)
-        self.pool.give_back(reversed(request.table))
-        request.table = []
-        request.computed = request.sent = 0
-        request.capacity = 0
-        request.running = request.shares_tail = False
-        self._set_indexed(request, 0)
-
-    # --- prefix cache --------------------------------------------------------------------------------------------
 
     def _make_request(self, prompt: Prompt) -> Request:
         tokens = array("I", prompt.tokens)
         assert tokens.itemsize == 4
-        request = Request(prompt.id, tokens, root_key(prompt.salt), len(tokens), prompt)
-        self._set_indexed(request, 0)
-        return request
-
-    def _pin(self, request: Request) -> None:
-        """Takes hold of the longest cached prefix, of whole blocks, short of the last token (which must be computed
-        for the next one to be sampled)."""
-        self._drop_kv(request)
-        if not self.prefix_caching:
-            return
-        limit = max(len(request.tokens) - 1, 0) // self.block_size
-        blocks: list[int] = []
-        for at in range(limit):  # hash only as far as there are hits
-            extend_chain(request.chain, request.root, request.tokens, self.block_size, at + 1)
-            block = self.index.find(request.chain[at])
-            if block is None:
-                break
-            blocks.append(block)
-        if blocks:
-            self.pool.pin(blocks)
-            request.table = blocks
-            request.computed = len(blocks) * self.block_size
-            self._pinned[request.id] = request
-            self._set_indexed(request, len(blocks))
-
-    def settle(self) -> None:
-        """Enters into the prefix index what the last plans completed. Nothing waits for it but the next Lookup, which
-        does it if nobody has: call it when the Batch is on its way."""
-        for request in self._ripe:
-            self._index_full_blocks(request)
-        self._ripe.clear()
-
-    def _index_full_blocks(self, request: Request) -> None:
-        """Enters the blocks of which all tokens are computed and confirmed."""
-        known = min(request.computed, len(request.tokens))
-        if known < request.index_at:
-            return
-        full = known // self.block_size
-        extend_chain(request.chain, request.root, request.tokens, self.block_size, full)
-        for at in range(request.indexed, full):
-            self.index.add(request.chain[at], request.table[at])
-        self._set_indexed(request, full)
-
-    def _set_indexed(self, request: Request, blocks: int) -> None:
-        request.indexed = blocks
-        if self.prefix_caching:
-            request.index_at = (blocks + 1) * self.block_size
+        root = root_key(prompt.salt)
+        return Request(
+            prompt.id, tokens, root, len(tokens), prompt, index_at=self.tables.first_index
+        )
 
 
-def _can_fork(child: Request, parent: Request, computed: int) -> bool:
-    """Whether the first `computed` tokens of both are the same, known, and computed for the parent."""
-    return (
-        computed <= min(parent.computed, len(parent.tokens), child.length - 1)
-        and parent.root == child.root
-        and parent.tokens[:computed] == child.tokens[:computed]
-    )
+def _start(request: Request, work: Work) -> None:
+    """Notes that the request runs from now on; the worker learns its tokens once, also across preemptions."""
+    request.running = True
+    prompt = request.prompt
+    if prompt is None:
+        return
+    confirmed = len(request.tokens) - len(prompt.tokens)
+    if confirmed:
+        prompt = Prompt(
+            prompt.id, request.tokens.tolist(), prompt.sampling, prompt.generated + confirmed,
+            prompt.salt, prompt.parent,
+        )  # fmt: skip
+    work.new.append(prompt)
+    request.prompt = None
 
 
 def _misfits(plan: Plan) -> set[int]:

@@ -29,9 +29,9 @@ KEYWORDS = {"allow_pickle", "trust_remote_code"}
 
 
 def our_files() -> list[Path]:
-    """Python files known to git, also those not committed yet; without git, all but the environment."""
+    """Python files that git tracks; without git, all but the environment."""
     listed = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "*.py"],
+        ["git", "ls-files", "*.py"],
         cwd=ROOT, capture_output=True, text=True, check=False,
     )  # fmt: skip
     if listed.returncode:
