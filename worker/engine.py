@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import psutil
 
@@ -14,8 +15,8 @@ from accelgen.proto.profiles import profile_path
 from accelgen.worker.attention_torch import TorchPass, float32_is_faster
 from accelgen.worker.core import WorkerCore
 from accelgen.worker.kvcache import KvCache
-from accelgen.worker.linears import pack_linears
-from accelgen.worker.memory import KvSize, name_of, size_kv
+from accelgen.worker.linears import own_weights, pack_linears
+from accelgen.worker.memory import KvSize, keep_freed_memory, name_of, size_kv
 from accelgen.worker.model import Loaded, load_model
 from accelgen.worker.runner import MakePass, Runner
 from accelgen.worker.selfcheck import own_logits, self_check
@@ -48,7 +49,7 @@ def start_engine(
     backend, make_pass = choose_backend(loaded)
     announce("self-check", 120.0)
     expected = own_logits(loaded)
-    extra = pack_linears(loaded.model) if loaded.device.type == "cpu" else 0
+    extra = _prepare_for_cpu(loaded.model) if loaded.device.type == "cpu" else 0
     error = self_check(loaded, make_pass, expected)
     kv = size_kv(
         config,
@@ -57,6 +58,7 @@ def start_engine(
         loaded.device,
     )
     cache = KvCache(loaded.shapes, kv.num_blocks, config.block_size, loaded.dtype, loaded.device)
+    keep_freed_memory()
     runner = Runner(loaded, cache, make_pass)
     samples: list[Sample] = []
     profile = profile_path(str(loaded.checkpoint.path), str(loaded.device), name_of(loaded.dtype))
@@ -80,6 +82,12 @@ def start_engine(
     return Engine(WorkerCore(runner), facts, kv, error)
 
 
+def _prepare_for_cpu(model: Any) -> int:
+    extra = pack_linears(model)
+    own_weights(model)
+    return extra
+
+
 def choose_backend(loaded: Loaded) -> tuple[str, MakePass]:
     """xformers on CUDA where it is installed and covers the model, torch otherwise."""
     if loaded.device.type == "cpu":
@@ -89,6 +97,6 @@ def choose_backend(loaded: Loaded) -> tuple[str, MakePass]:
 
 
 def overhead_bytes(facts: Facts) -> int:
-    """Resident memory beyond weights and KV cache, if all of the cache were in use."""
+    """Resident memory beyond weights and KV cache (on a GPU both lie elsewhere)."""
     resident = int(psutil.Process().memory_info().rss)
-    return resident - (facts.weights_bytes if facts.device == "cpu" else 0)
+    return resident - (facts.weights_bytes + facts.kv_bytes if facts.device == "cpu" else 0)

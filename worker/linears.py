@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from accelgen.proto.clocks import now_s
 
 PACK_ROWS = 32  # the batch size that oneDNN lays the packed weight out for
+WIDE_ROWS = 1024
 PROBED_ROWS = (64, 128, 256, 512)
 PROBES = 5
 NEVER = 1 << 60
@@ -75,8 +76,17 @@ class PackedLinear(nn.Module):
             return given.new_zeros(*given.shape[:-1], self.out_features)
         if rows < self.wide_from:
             return _multiply(given, self.packed, self.bias)
+        return self._wide(given.reshape(rows, -1)).view(*given.shape[:-1], self.out_features)
+
+    def _wide(self, given: Tensor) -> Tensor:
+        """[rows, in_features] in float32, a slice of rows at a time: what is expanded stays in the cache."""
+        weight = self.packed.to_dense(torch.float32)
         bias = None if self.bias is None else self.bias.float()
-        return F.linear(given.float(), self.packed.to_dense(torch.float32), bias).to(given.dtype)
+        out = given.new_empty(given.shape[0], self.out_features)
+        for lo in range(0, given.shape[0], WIDE_ROWS):
+            rows = slice(lo, lo + WIDE_ROWS)
+            out[rows] = F.linear(given[rows].float(), weight, bias)
+        return out
 
 
 class Siblings:
@@ -129,6 +139,12 @@ def pack_linears(model: nn.Module) -> int:
     for parent, name, linear in _find_linears(model):
         setattr(parent, name, PackedLinear([linear], wide_from))
     return extra
+
+
+def own_weights(model: nn.Module) -> None:
+    """Copies what is left of the weight files' memory maps: a map stays resident as long as one tensor uses it."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.clone()
 
 
 def _find_linears(model: nn.Module) -> list[tuple[nn.Module, str, nn.Linear]]:

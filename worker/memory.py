@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from accelgen.worker.faults import LoadError, mib
 CPU_SHARE = 0.25  # of the memory free after loading: others live on this machine, too
 TOKENS_PER_SEQ = 512  # enough for max_num_seqs conversations of this length, on CPU
 LONGEST_REQUESTS = 4  # or for this many of the longest allowed
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # glibc's malloc.h
 CPU_RESERVE = 600 << 20  # interpreter, libraries, activations
 
 
@@ -47,6 +49,17 @@ def _cgroup_number(name: str) -> int | None:
     except OSError:
         return None
     return int(text) if text.isdigit() else None
+
+
+def keep_freed_memory() -> None:
+    """Tells the C library to keep large freed blocks for the next iteration.
+
+    Otherwise every large intermediate tensor is mapped, faulted in page by page and unmapped again, in every layer:
+    measured at a sixth of the time of a prefill of 8,192 tokens. To be called after what stays is allocated."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:  # glibc only
+        mallopt(_M_MMAP_MAX, 0)
+        mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def check_weights_fit(

@@ -31,6 +31,26 @@ class Span:
         return self.start + len(self.tokens)
 
 
+def split(spans: Sequence[Span], limit: int) -> list[list[tuple[int, Span]]]:
+    """Cuts `spans` into runs of at most `limit` tokens, in order; each part comes with the index of its span.
+
+    A span may be cut, too: its later part is in a later run, and only its last part samples."""
+    runs: list[list[tuple[int, Span]]] = [[]]
+    room = limit
+    for index, span in enumerate(spans):
+        lo, count = 0, len(span.tokens)
+        while lo < count:
+            if room == 0:
+                runs.append([])
+                room = limit
+            hi = min(count, lo + room)
+            samples = span.samples and hi == count
+            runs[-1].append((index, Span(span.tokens[lo:hi], span.start + lo, span.table, samples)))
+            room -= hi - lo
+            lo = hi
+    return runs
+
+
 @dataclass(frozen=True)
 class DecodeGroup:
     """Rows [lo, hi) of the packed row, one token of one request each; `ends` are context lengths."""

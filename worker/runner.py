@@ -12,7 +12,10 @@ from accelgen.worker.attention import AttentionPass, running
 from accelgen.worker.attention_torch import TorchPass
 from accelgen.worker.kvcache import KvCache
 from accelgen.worker.model import Loaded
-from accelgen.worker.packing import Packed, Span, pack
+from accelgen.worker.packing import Packed, Span, pack, split
+
+CPU_PASS_TOKENS = 2048
+"""Tokens of one forward pass on CPU: more bring no speed, but large intermediate tensors."""
 
 MakePass = Callable[[KvCache, Packed], AttentionPass]
 
@@ -30,10 +33,20 @@ class Runner:
 
     def __init__(self, loaded: Loaded, cache: KvCache, make_pass: MakePass = TorchPass) -> None:
         self.loaded, self.cache, self._make_pass = loaded, cache, make_pass
+        self._limit = CPU_PASS_TOKENS if loaded.device.type == "cpu" else 1 << 30
 
     def forward(self, spans: Sequence[Span]) -> Logits:
-        """Processes `spans` in one packed pass. Raises whatever the model raises; the cache then holds nothing of value
-        at the spans' own positions, and is untouched elsewhere."""
+        """Processes `spans`, in one packed pass or, if they are very long, in a few. Raises whatever the model raises;
+        the cache then holds nothing of value at the spans' own positions, and is untouched elsewhere."""
+        parts: list[Tensor] = []
+        order: list[int] = []
+        for run in split(spans, self._limit):
+            rows, sampling = self._pass([span for _, span in run])
+            parts.append(rows)
+            order += [run[at][0] for at in sampling]
+        return Logits(parts[0] if len(parts) == 1 else torch.cat(parts), tuple(order))
+
+    def _pass(self, spans: Sequence[Span]) -> tuple[Tensor, tuple[int, ...]]:
         packed = pack(spans, self.cache.block_size, self.loaded.device)
         with torch.inference_mode(), running(self._make_pass(self.cache, packed)):
             out = self.loaded.model(
@@ -42,4 +55,4 @@ class Runner:
                 use_cache=False,
                 logits_to_keep=packed.sample_rows,
             )
-            return Logits(out.logits[0].float(), packed.sample_order)
+            return out.logits[0].float(), packed.sample_order

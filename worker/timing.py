@@ -18,6 +18,7 @@ from accelgen.worker.sampler import Draw, sample
 
 Grid = Sequence["Shape"]
 REPEATS = 3
+SHARES = 10  # no shape takes more than this fraction of the budget, except for one run
 
 
 @dataclass(frozen=True)
@@ -90,22 +91,27 @@ def measure(
     `beat` is called between iterations, so that a long measurement does not look like a hang."""
     end_s = now_s() + budget_s
     samples: list[Sample] = []
-    s_per_token = 0.0  # of the slowest shape so far: a shape that would overrun is left out
+    s_per_token = 0.0  # of the last chunk: a shape that would overrun is left out
     for shape in _fitting(runner, grid, max_len):
-        tokens = shape.chunk + shape.decodes
-        if now_s() + 2 * s_per_token * tokens > end_s:
+        if now_s() + s_per_token * shape.chunk > end_s:
             continue
-        times: list[float] = []
-        while len(times) < repeats + 1 and now_s() + (times[-1] if times else 0) < end_s:
-            times.append(_run(runner, shape))
-            beat()
-        if len(times) > 1:
-            run_s = statistics.median(times[1:])  # the first warms up allocations and kernels
-            samples.append(shape.sample(run_s))
-            s_per_token = run_s / tokens if shape.chunk else s_per_token
+        run_s = _typical_s(runner, shape, repeats, budget_s / SHARES, beat)
+        samples.append(shape.sample(run_s))
+        s_per_token = run_s / shape.chunk if shape.chunk else s_per_token
         if now_s() >= end_s:
             break
     return samples
+
+
+def _typical_s(
+    runner: Runner, shape: Shape, repeats: int, share_s: float, beat: Callable[[], None]
+) -> float:
+    """Median of up to `repeats` runs behind one that warms up; a shape that is slow gets fewer."""
+    times = [_run(runner, shape)]
+    while len(times) <= repeats and sum(times) + times[-1] < share_s:
+        beat()
+        times.append(_run(runner, shape))
+    return statistics.median(times[1:] or times)
 
 
 def _fitting(runner: Runner, grid: Grid, max_len: int) -> Iterator[Shape]:

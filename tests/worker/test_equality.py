@@ -135,6 +135,20 @@ def test_other_block_sizes(bench: Any, drive: Any, block_size: int) -> None:
     check(driver, made.reference)
 
 
+def test_long_iterations_run_in_several_passes(
+    bench: Any, drive: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = bench("mistral")
+    monkeypatch.setattr(made.core.runner, "_limit", 13)
+    Driver, Live = drive
+    random = Random(8)
+    driver = Driver(made.core, random)
+    for request in make_requests([(0, 30, 9, 5, True), (0, 0, 30, 5, True)], random, Live):
+        driver.add(request)
+    driver.run(40)
+    check(driver, made.reference)
+
+
 @pytest.mark.parametrize("architecture", ["llama", "gemma2"])
 def test_bfloat16_stays_near_its_reference(bench: Any, drive: Any, architecture: str) -> None:
     """No token rule here: rounding decides ties. Logits agree to a few units of bfloat16's rounding."""
