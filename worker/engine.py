@@ -16,7 +16,7 @@ from accelgen.worker.attention_torch import TorchPass, float32_is_faster
 from accelgen.worker.core import WorkerCore
 from accelgen.worker.kvcache import KvCache
 from accelgen.worker.linears import own_weights, pack_linears
-from accelgen.worker.memory import KvSize, keep_freed_memory, name_of, size_kv
+from accelgen.worker.memory import keep_freed_memory, name_of, size_kv
 from accelgen.worker.model import Loaded, load_model
 from accelgen.worker.runner import MakePass, Runner
 from accelgen.worker.selfcheck import own_logits, self_check
@@ -29,13 +29,22 @@ Announce = Callable[[str, float], None]  # phase name, seconds it may stay silen
 
 
 @dataclass(frozen=True)
+class Backend:
+    """Who computes attention; `note` says why it is not the faster one."""
+
+    name: str
+    make_pass: MakePass
+    note: str = ""
+
+
+@dataclass(frozen=True)
 class Engine:
     """A worker ready to serve, and what others need to know of it."""
 
     core: WorkerCore
     facts: Facts
-    kv: KvSize
     check_error: float
+    notes: tuple[str, ...] = ()
 
 
 def start_engine(
@@ -46,11 +55,11 @@ def start_engine(
     """Raises LoadError with one clear line when the model cannot be served."""
     announce("loading weights", 600.0)
     loaded = load_model(config, progress)
-    backend, make_pass = choose_backend(loaded)
+    backend = choose_backend(loaded, config.block_size)
     announce("self-check", 120.0)
     expected = own_logits(loaded)
     extra = _prepare_for_cpu(loaded.model) if loaded.device.type == "cpu" else 0
-    error = self_check(loaded, make_pass, expected)
+    error = self_check(loaded, backend.make_pass, expected, config.block_size)
     kv = size_kv(
         config,
         loaded.block_bytes(config.block_size),
@@ -59,7 +68,7 @@ def start_engine(
     )
     cache = KvCache(loaded.shapes, kv.num_blocks, config.block_size, loaded.dtype, loaded.device)
     keep_freed_memory()
-    runner = Runner(loaded, cache, make_pass)
+    runner = Runner(loaded, cache, backend.make_pass)
     samples: list[Sample] = []
     profile = profile_path(str(loaded.checkpoint.path), str(loaded.device), name_of(loaded.dtype))
     if not config.profile_file and not profile.exists():
@@ -70,7 +79,7 @@ def start_engine(
         architecture=loaded.architecture,
         device=str(loaded.device),
         dtype=name_of(loaded.dtype),
-        backend=backend,
+        backend=backend.name,
         max_model_len=kv.max_model_len,
         vocab_size=loaded.vocab_size,
         block_size=config.block_size,
@@ -79,7 +88,8 @@ def start_engine(
         kv_bytes=cache.total_bytes,
         samples=samples,
     )
-    return Engine(WorkerCore(runner), facts, kv, error)
+    notes = tuple(note for note in (backend.note, kv.note) if note)
+    return Engine(WorkerCore(runner), facts, error, notes)
 
 
 def _prepare_for_cpu(model: Any) -> int:
@@ -88,12 +98,17 @@ def _prepare_for_cpu(model: Any) -> int:
     return extra
 
 
-def choose_backend(loaded: Loaded) -> tuple[str, MakePass]:
+def choose_backend(loaded: Loaded, block_size: int) -> Backend:
     """xformers on CUDA where it is installed and covers the model, torch otherwise."""
     if loaded.device.type == "cpu":
         wide = float32_is_faster(loaded.dtype, loaded.shapes[0].key_dim)
-        return "torch", partial(TorchPass, wide=wide)
-    return "torch", TorchPass
+        return Backend("torch", partial(TorchPass, wide=wide))
+    from accelgen.worker import attention_xformers as xformers
+
+    reason = xformers.covers(loaded.shapes, loaded.softcap, loaded.dtype, block_size)
+    if reason is None:
+        return Backend("xformers", xformers.XformersPass)
+    return Backend("torch", TorchPass, f"attention runs on torch, not xformers: {reason}")
 
 
 def overhead_bytes(facts: Facts) -> int:

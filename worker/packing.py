@@ -1,7 +1,8 @@
 """From the spans of one iteration to one packed row: which token lies where, and who attends to what.
 
 A span is the part of one request that this iteration processes. Spans are laid out as: decodes (one token each) by
-growing context, then prefill chunks by growing length, so that every attention group is a contiguous slice of rows.
+growing context, then prefill chunks without a past by growing length, then those with one: every attention group is a
+contiguous slice of rows.
 """
 
 from __future__ import annotations
@@ -122,10 +123,10 @@ def pack(spans: Sequence[Span], block_size: int, device: torch.device) -> Packed
     )
 
 
-def _layout_key(span: Span) -> tuple[bool, int, bool]:
-    """Decodes first, by context; then chunks by length, those without a past together."""
+def _layout_key(span: Span) -> tuple[bool, bool, int]:
+    """Decodes first, by context; then chunks without a past, by length; then those with one."""
     decode = len(span.tokens) == 1
-    return (not decode, span.end if decode else len(span.tokens), span.start > 0)
+    return (not decode, not decode and span.start > 0, span.end if decode else len(span.tokens))
 
 
 def _slots(span: Span, block_size: int) -> np.ndarray:

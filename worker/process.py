@@ -48,8 +48,8 @@ def _progress(child: Child, share: float) -> None:
 def _report(engine: Engine) -> None:
     """Memory at start: weights, cache, and what the process takes beyond (budget: 600 MiB)."""
     facts, overhead = engine.facts, overhead_bytes(engine.facts)
-    if engine.kv.note:
-        log.warning(engine.kv.note)
+    for note in engine.notes:
+        log.warning(note)
     log.info(
         "worker memory",
         weights=mib(facts.weights_bytes),

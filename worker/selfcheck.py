@@ -22,7 +22,6 @@ from accelgen.worker.model import Loaded
 from accelgen.worker.packing import Span
 from accelgen.worker.runner import MakePass, Runner
 
-BLOCK_SIZE = 4
 LENGTHS = (21, 9)
 LONGEST_WINDOW = 256  # longer windows are not reached: the check must stay short
 FLOAT32_TOLERANCE = 1e-4  # of the largest logit, or absolute where logits are small
@@ -52,9 +51,9 @@ def own_logits(loaded: Loaded) -> Expected:
     return Expected(prompts, [_full_pass(loaded, prompt) for prompt in prompts])
 
 
-def self_check(loaded: Loaded, make_pass: MakePass, expected: Expected) -> float:
+def self_check(loaded: Loaded, make_pass: MakePass, expected: Expected, block_size: int) -> float:
     """The relative error found. Raises LoadError when it is more than rounding explains."""
-    packed = _packed_logits(loaded, make_pass, expected.prompts)
+    packed = _packed_logits(loaded, make_pass, expected.prompts, block_size)
     got = torch.stack(list(packed.values()))
     want = torch.stack([expected.logits[i][at] for i, at in packed])
     error, limit = _error(got, want, loaded)
@@ -68,11 +67,11 @@ def self_check(loaded: Loaded, make_pass: MakePass, expected: Expected) -> float
 
 
 def _packed_logits(
-    loaded: Loaded, make_pass: MakePass, prompts: list[list[int]]
+    loaded: Loaded, make_pass: MakePass, prompts: list[list[int]], block_size: int
 ) -> dict[tuple[int, int], Tensor]:
     """Logits by (request, position), each request's tokens fed as chunk, chunk, single tokens; blocks scattered."""
-    needed = [-(-len(prompt) // BLOCK_SIZE) for prompt in prompts]
-    cache = KvCache(loaded.shapes, sum(needed), BLOCK_SIZE, loaded.dtype, loaded.device)
+    needed = [-(-len(prompt) // block_size) for prompt in prompts]
+    cache = KvCache(loaded.shapes, sum(needed), block_size, loaded.dtype, loaded.device)
     blocks = list(range(sum(needed)))[::-1]
     tables = [blocks[0::2][: needed[0]], blocks[1::2]]
     tables[0] += [block for block in blocks if block not in {*tables[0], *tables[1][: needed[1]]}]

@@ -249,6 +249,6 @@ def test_the_self_check_finds_wrong_attention(
     loaded = load_model(Config(model=str(tiny(architecture, dtype)), device="cpu"))
     limit = 1e-5 if dtype is torch.float32 else 0.03
     expected = own_logits(loaded)
-    assert self_check(loaded, TorchPass, expected) < limit
+    assert self_check(loaded, TorchPass, expected, 4) < limit
     with pytest.raises(LoadError, match="self-check failed: packed logits of .* differ"):
-        self_check(loaded, fault, expected)
+        self_check(loaded, fault, expected, 4)
