@@ -65,6 +65,9 @@ class KvCore:
         self._step = plan.step
         work = Work()
         self._confirm(plan)
+        for id in plan.spoiled:
+            if id in self._requests:
+                work.unpinned += self.tables.spoil(self._requests[id])
         outcome = {fork.child: self._fork(fork) for fork in plan.forks}  # of a child's last fork
         work.unpinned += [child for child, forked in outcome.items() if not forked]
         release = self._release(plan.release)

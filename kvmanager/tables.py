@@ -112,6 +112,19 @@ class BlockTables:
         request.running = request.shares_tail = False
         self._set_indexed(request, 0)
 
+    def spoil(self, request: Request) -> list[int]:
+        """The worker failed to compute this request: its blocks leave the prefix index, and so that nobody reads them
+        who has not begun to, pins on them are withdrawn. Returns the ids of those that lost theirs."""
+        blocks = set(request.table)
+        for block in blocks:
+            if block in self.index:
+                self.index.forget(block)
+        request.index_at = NEVER
+        losers = [r for r in self._pinned.values() if r is not request and blocks & {*r.table}]
+        for loser in losers:
+            self.drop(loser)
+        return [loser.id for loser in losers]
+
     def fork(self, child: Request, parent: Request | None, computed: int) -> bool:
         """Lets `child` share its parent's leading blocks; otherwise it has nothing afterwards and False is returned."""
         if parent is child:

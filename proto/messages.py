@@ -223,7 +223,7 @@ class Fork(Body, frozen=True):
 
 
 class Plan(Body, frozen=True):
-    """scheduler -> kvmanager: the work of iteration `step`. Applied in this order: confirmed, forks, release,
+    """scheduler -> kvmanager: the work of iteration `step`. Applied in this order: confirmed, spoiled, forks, release,
     preempt, entries. Entry i processes tokens starts[i] .. starts[i]+counts[i] of request ids[i].
 
     `confirmed_*`: tokens sampled and confirmed since the last plan (only those enter the prefix index).
@@ -243,6 +243,7 @@ class Plan(Body, frozen=True):
     copied: list[Id]  # copy ids of the last StepResult, repeated: their blocks may be used again
     predicted_s: Seconds  # predicted run time, and the upper quantile that watchdogs use
     bound_s: Seconds
+    spoiled: list[Id] = field(default_factory=list)  # of those in `release`: their KV cannot be relied on
 
 
 class KvReport(Body, frozen=True):

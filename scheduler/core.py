@@ -157,7 +157,7 @@ class SchedulerCore:
                 over.append(outcome)
         for outcome in over:
             self.predictor.observe(outcome.request.slo_class, len(outcome.request.generated))
-            self._forget(outcome.request)
+            self._forget(outcome.request, spoiled=outcome.reason is Reason.FAILED)
         for frontend, sheaf in sheaves.items():
             if sheaf.ids:
                 tokens = Tokens(result.step, sheaf.ids, sheaf.counts, sheaf.tokens)
@@ -184,6 +184,10 @@ class SchedulerCore:
                 plan = replica.plan(now_s)
                 if plan is not None:
                     self.outbox.append((Role.KVMANAGER, index, plan))
+                    if (
+                        plan.preempt
+                    ):  # what nobody took of their KV when they resume is still theirs
+                        self._lookup(index, [self._request(id) for id in plan.preempt])
 
     # --- inside --------------------------------------------------------------------------------------------------
 
@@ -213,11 +217,11 @@ class SchedulerCore:
         self.outbox.append((Role.FRONTEND, request.frontend, Finished([end])))
         self._forget(request)
 
-    def _forget(self, request: Request) -> None:
+    def _forget(self, request: Request, spoiled: bool = False) -> None:
         """Frees what the request holds; siblings that were to fork from it go their own way."""
         home = self._home.pop(request.id)
         self.finished += 1
-        orphans = request.children if self.replicas[home].end(request) else []
+        orphans = request.children if self.replicas[home].end(request, spoiled) else []
         alive = [child for child in orphans if child.id in self._home]
         for child in alive:
             child.parent = 0

@@ -95,6 +95,7 @@ class Replica:
         self.preemptions = self.steps = self.dropped = 0
         self._stalled_s: float | None = None  # nothing could be planned; cleared by news
         self._release: list[int] = []
+        self._spoiled: list[int] = []
         self._confirmed: list[tuple[int, list[int]]] = []
         self._parents: dict[
             int, Request
@@ -122,12 +123,14 @@ class Replica:
             self._parents[request.id] = request
         self.table.enqueue(slot, self.policy.order_key(self.view(), slot, self.state))
 
-    def end(self, request: Request) -> bool:
-        """The request is over: frees its slot, its blocks with the next plan. Returns whether its siblings still wait
-        for it (they can no longer fork)."""
+    def end(self, request: Request, spoiled: bool = False) -> bool:
+        """The request is over: frees its slot, its blocks with the next plan; `spoiled` if its KV cannot be relied on.
+        Returns whether its siblings still wait for it (they can no longer fork)."""
         self._stalled_s = None
         self.table.remove(self.table.slot_of[request.id])
         self._release.append(request.id)
+        if spoiled:
+            self._spoiled.append(request.id)
         self._parents.pop(request.id, None)
         return bool(request.children) and request.id not in self._ripe
 
@@ -224,6 +227,7 @@ class Replica:
         self._note_ripe(slots[sampled])
         confirmed, self._confirmed = self._confirmed, []
         release, self._release = self._release, []
+        spoiled, self._spoiled = self._spoiled, []
         return Plan(
             step=flight.step,
             ids=flight.ids,
@@ -238,6 +242,7 @@ class Replica:
             copied=[],
             predicted_s=predicted_s,
             bound_s=max(BOUND_FLOOR_S, BOUND_FACTOR * predicted_s * self.cost.upper),
+            spoiled=spoiled,
         )
 
     def _preempt(self, slot: int) -> None:
@@ -292,10 +297,14 @@ class Replica:
         arrived = []
         for id, tokens in zip(report.hit_ids, report.hit_tokens, strict=True):
             slot = table.slot_of.get(id)
-            if slot is not None and table.state[slot] == ARRIVING:
+            if slot is None:
+                continue
+            if table.state[slot] == ARRIVING:
                 table.hit(slot, tokens)
                 table.request(slot).cached_tokens = tokens
                 arrived.append(slot)
+            elif table.state[slot] == WAITING:  # preempted: part of its KV was still there
+                table.hit(slot, tokens)
         return arrived
 
     def _drop(self, flight: Flight, dropped: set[int]) -> None:

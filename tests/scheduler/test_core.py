@@ -204,3 +204,32 @@ def test_two_small_choices_of_the_same_prompt_with_one_token() -> None:
     world.run()
     assert world.delivered[2] == expected([5], 8, seed=1)
     world.check_idle()
+
+
+def test_a_preempted_request_keeps_what_nobody_took() -> None:
+    """19 blocks: request 1 needs its twelfth when both hold all. Request 2 goes, and loses only the block taken."""
+    world = World("sarathi", blocks=19, block_size=4)
+    world.submit(1, prompt_of(40, 1), max_tokens=6)
+    world.submit(2, prompt_of(28, 2), max_tokens=12, at_s=0.0001)
+    world.run()
+    assert world.delivered[2] == expected(prompt_of(28, 2), 12)
+    [resumed] = [i for i, plan in enumerate(world.plans) if plan.preempt]
+    starts = [
+        plan.starts[plan.ids.index(2)] for plan in world.plans[resumed + 1 :] if 2 in plan.ids
+    ]
+    assert starts[0] == 28
+    world.check_idle()
+
+
+def test_a_failed_request_leaves_nothing_in_the_prefix_cache() -> None:
+    """The worker says that it could not compute request 1; request 2 has the same prompt and must not read its KV."""
+    world = World("sarathi")
+    prompt = prompt_of(32)
+    world.workers[0].fails = {1}
+    world.submit(1, prompt, at_s=0.0)
+    world.submit(2, prompt, at_s=1.0)
+    world.run()
+    assert world.ended == {1: Reason.FAILED, 2: Reason.LENGTH}
+    assert world.admitted[2].cached_tokens == 0
+    assert world.delivered[2] == expected(prompt, 8)
+    world.check_idle()

@@ -55,6 +55,7 @@ class FakeWorker:
     tables: dict[int, list[int]] = field(default_factory=lambda: defaultdict(list))
     memory: dict[tuple[int, int], tuple[int, ...]] = field(default_factory=dict)
     processed: int = 0
+    fails: set[int] = field(default_factory=set)  # requests that it fails to compute
 
     def run(self, batch: Batch) -> StepResult:
         for prompt in batch.new:
@@ -65,7 +66,7 @@ class FakeWorker:
             for offset in range(self.block_size):
                 if (source, offset) in self.memory:
                     self.memory[target, offset] = self.memory[source, offset]
-        sampled, ids, at = [], [], 0
+        sampled, ids, failed, at = [], [], [], 0
         for i, id in enumerate(batch.ids):
             blocks = batch.table_blocks[at : at + batch.table_counts[i]]
             at += batch.table_counts[i]
@@ -73,13 +74,18 @@ class FakeWorker:
             if blocks or batch.table_at[i] < len(table):
                 del table[batch.table_at[i] :]
                 table.extend(blocks)
+            if id in self.fails:
+                failed.append(id)
+                continue
             sampled.append(self._compute(id, batch.starts[i], batch.counts[i]))
             ids.append(id)
         for id in batch.release:
             self.tokens.pop(id), self.tables.pop(id, None)
         counts = [len(tokens) for tokens in sampled]
         flat = [token for tokens in sampled for token in tokens]
-        return StepResult(batch.step, ids, counts, flat, [], [], [], 0.0, self.seconds(batch))
+        causes = ["made to fail"] * len(failed)
+        seconds = self.seconds(batch)
+        return StepResult(batch.step, ids, counts, flat, failed, causes, [], 0.0, seconds)
 
     def seconds(self, batch: Batch) -> float:
         return 0.004 + 0.0001 * sum(batch.counts)
