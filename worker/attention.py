@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 NAME = "accelgen_paged"
 HARMLESS = {"dropout", "is_causal", "use_cache", "position_ids", "cache_position", "output_attentions",
-            "output_hidden_states", "return_dict", "position_embeddings", "past_key_values",
+            "output_hidden_states", "output_router_logits", "return_dict", "position_embeddings", "past_key_values",
             "cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k"}  # fmt: skip
 
 

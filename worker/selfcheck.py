@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from accelgen.worker.attention import NAME
-from accelgen.worker.faults import LoadError
+from accelgen.worker.faults import LoadError, one_line
 from accelgen.worker.kvcache import KvCache
 from accelgen.worker.memory import name_of
 from accelgen.worker.model import Loaded
@@ -48,7 +48,11 @@ def own_logits(loaded: Loaded) -> Expected:
         random.integers(0, loaded.vocab_size, size=min(length, positions)).tolist()
         for length in lengths
     ]
-    return Expected(prompts, [_full_pass(loaded, prompt) for prompt in prompts])
+    try:
+        return Expected(prompts, [_full_pass(loaded, prompt) for prompt in prompts])
+    except Exception as error:  # anything a foreign model's forward pass may raise
+        path = loaded.checkpoint.path
+        raise LoadError(f"model {path}: its own forward pass fails: {one_line(error)}") from error
 
 
 def self_check(loaded: Loaded, make_pass: MakePass, expected: Expected, block_size: int) -> float:

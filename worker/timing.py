@@ -70,12 +70,13 @@ def full_grid(max_tokens: int, max_seqs: int, max_len: int) -> Grid:
 
     chunks = powers(8, min(max_tokens, max_len - 1), 2)
     seqs, contexts = powers(1, max_seqs, 2), powers(32, max_len - 1, 4)
-    return [
+    shapes = [
         *(Shape(chunk=chunk) for chunk in chunks),
         *(Shape(decodes=n, context=context) for context in contexts for n in seqs),
         *(Shape(chunk=c, past=p) for p in contexts[1:] for c in chunks[::2] if c + p < max_len),
         *(Shape(c, 0, n, 256) for c in chunks[2::2] for n in seqs[2::2] if max_len > 256),
     ]
+    return sorted(shapes, key=lambda shape: shape.chunk + shape.decodes)  # all kinds, small first
 
 
 def measure(

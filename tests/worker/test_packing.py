@@ -8,7 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from accelgen.proto.config import Config
 from accelgen.worker.packing import PAD_FREE_BLOCKS, PAD_SHARE, Span, pack, split
+from accelgen.worker.profiling import take_profile
 from accelgen.worker.runner import Runner
 from accelgen.worker.timing import Shape, measure
 
@@ -77,10 +79,19 @@ def test_timed_shapes_fit_the_cache_and_carry_their_features(bench: Any) -> None
         Shape(chunk=200),
         Shape(decodes=50, context=30),
     )
-    samples = measure(runner, 5.0, 128, grid, repeats=1)
+    samples = measure(runner, 1.0, 128, grid, repeats=1)
     features = [
         (s.prefill_tokens, s.decode_seqs, s.decode_context, s.prefill_work) for s in samples
     ]
     assert features == [(100, 0, 0, 7000.0), (0, 3, 90, 0.0), (8, 2, 10, 32.0)]
     assert all(sample.run_s > 0 for sample in samples)
     assert len(measure(runner, 0.0, 128, grid)) <= 1
+
+
+def test_a_profile_covers_chunks_decodes_and_both(tiny: Any) -> None:
+    config = Config(model=str(tiny("llama")), kv_blocks=128, max_model_len=300, max_num_seqs=4)
+    profile = take_profile(config, 4.0)
+    assert (profile.model, profile.device, profile.dtype) == (str(tiny("llama")), "cpu", "float32")
+    kinds = {(s.prefill_tokens > 0, s.decode_seqs > 0) for s in profile.samples}
+    assert kinds == {(True, False), (False, True), (True, True)}
+    assert max(s.prefill_tokens for s in profile.samples) <= 300
