@@ -21,21 +21,20 @@ of blocks preempts the largest T_r.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import islice
 
 import numpy as np
 from msgspec import Struct, structs
 
 from accelgen.scheduler.cost_model import Work
 from accelgen.scheduler.policies.distance import Contest, take_nearest
-from accelgen.scheduler.policies.shared import Batch, least_load, waiting_slots
+from accelgen.scheduler.policies.shared import Batch, least_load
 from accelgen.scheduler.policies.slack import Pace, slack
 from accelgen.scheduler.policy import Decision, StepStats, Verdict, View, is_decode
 from accelgen.scheduler.request import Request
 from accelgen.scheduler.table import WAITING, Bools, Floats, Ints
 
 WINDOW = 200  # iterations over which the longest one is taken
-MOST_SEATS = 4  # waiting requests looked at, in multiples of max_num_seqs
+MOST_SEATS = 2  # waiting requests looked at, in multiples of max_num_seqs
 SMOOTH = 0.05  # weight of a new chunk, or iteration, in the moving averages
 
 
@@ -123,7 +122,8 @@ class AccelGen:
         table = view.table
         running = table.running[table.remaining(table.running) > 0]
         most = MOST_SEATS * view.limits.max_num_seqs  # more cannot be taken anyway
-        waiting = np.fromiter(islice(waiting_slots(view), most), dtype=np.int64)
+        head = table.waiting.islice(0, most)
+        waiting = np.array([slot for _, slot in head], dtype=np.int64)
         slots = np.concatenate([running, waiting])
         times = slack(table, slots, start_s, pace)
         is_running = np.arange(len(slots)) < len(running)
@@ -157,15 +157,18 @@ class AccelGen:
         begun = ~found.decode & found.running & (found.pending > 0)
         order = np.flatnonzero(left)
         order = order[np.argsort(found.remaining_s[order], kind="stable")]
-        while len(order) and batch.tokens > 0:
-            last_s = found.remaining_s[order[0]] + self.gamma_s
-            near = int(np.searchsorted(found.remaining_s[order], last_s, side="right"))
-            chosen, order = order[:near], order[near:]
-            taken = np.isin(found.slots, batch.slots)
-            if (begun | (taken & long)).any():  # exclusive allocation: finish the long prompt first
+        times_s, long_slots = found.remaining_s[order], set(found.slots[long].tolist())
+        exclusive = bool(begun.any()) or not long_slots.isdisjoint(batch.slots)
+        lo = 0
+        while lo < len(order) and batch.tokens > 0:
+            hi = int(np.searchsorted(times_s, times_s[lo] + self.gamma_s, side="right"))
+            chosen = order[lo:hi]
+            if exclusive:  # finish the long prompt first
                 chosen = chosen[~long[chosen] | begun[chosen]]
-            cut = (long | begun)[chosen]
-            take_nearest(batch, self._contest(batch, found, chosen, cut, budget))
+            before = len(batch.slots)
+            take_nearest(batch, self._contest(batch, found, chosen, long | begun, budget))
+            exclusive = exclusive or not long_slots.isdisjoint(batch.slots[before:])
+            lo = hi
 
     def _contest(
         self, batch: Batch, found: Candidates, chosen: Ints, cut: Bools, budget: int
@@ -173,7 +176,7 @@ class AccelGen:
         slots, pending = found.slots[chosen], found.pending[chosen]
         blocks = batch.view.table.block_demand(slots, pending)
         units = (1.0, 1.0) if self.raw_units else (float(budget), float(batch.view.total_blocks))
-        return Contest(slots, pending, blocks, cut, found.running[chosen], *units)
+        return Contest(slots, pending, blocks, cut[chosen], found.running[chosen], *units)
 
 
 def _take_urgent(batch: Batch, found: Candidates, longest_s: float) -> None:
