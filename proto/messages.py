@@ -227,7 +227,7 @@ class Plan(Body, frozen=True):
     preempt, entries. Entry i processes tokens starts[i] .. starts[i]+counts[i] of request ids[i].
 
     `confirmed_*`: tokens sampled and confirmed since the last plan (only those enter the prefix index).
-    `release`: ended, forget them. `preempt`: drop their KV, keep their tokens.
+    `release`: ended, forget them; `spoiled`: those of them whose KV cannot be relied on. `preempt`: drop their KV, keep their tokens.
     A plan without entries goes round all the same (it carries the rest)."""
 
     step: Id
@@ -243,7 +243,7 @@ class Plan(Body, frozen=True):
     copied: list[Id]  # copy ids of the last StepResult, repeated: their blocks may be used again
     predicted_s: Seconds  # predicted run time, and the upper quantile that watchdogs use
     bound_s: Seconds
-    spoiled: list[Id] = field(default_factory=list)  # of those in `release`: their KV cannot be relied on
+    spoiled: list[Id] = field(default_factory=list)
 
 
 class KvReport(Body, frozen=True):
