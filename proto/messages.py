@@ -227,7 +227,8 @@ class Plan(Body, frozen=True):
     preempt, entries. Entry i processes tokens starts[i] .. starts[i]+counts[i] of request ids[i].
 
     `confirmed_*`: tokens sampled and confirmed since the last plan (only those enter the prefix index).
-    `release`: ended, forget them; `spoiled`: those of them whose KV cannot be relied on. `preempt`: drop their KV, keep their tokens.
+    `release`: ended, forget them; `spoiled`: those of them whose KV cannot be relied on.
+    `preempt`: drop their KV, keep their tokens.
     A plan without entries goes round all the same (it carries the rest)."""
 
     step: Id
