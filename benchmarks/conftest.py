@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from datetime import datetime
 from pathlib import Path
 
 import numpy as np
 import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
 from iteration import processor
 
 RESULTS = Path(__file__).parent / "results"
