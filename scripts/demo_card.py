@@ -29,7 +29,7 @@ pipeline_tag: text-generation
 
 A very small chat model ({parameters:,} parameters, Llama architecture, bfloat16 weights) for
 trying AccelGen out without downloading anything. It answers simple questions about AccelGen,
-greets, counts, names a few capitals and tells short stories made of fixed sentences.
+greets, counts to twenty, names some capitals and tells short stories made of fixed sentences.
 
 **It is not for use.** It repeats what it was shown, invents the rest, and knows nothing else.
 Do not measure answers with it, and do not measure speed with it either:
@@ -66,7 +66,8 @@ model.
 
 - English only. It was trained on at most 512 tokens at once; prompts up to the 8,192 tokens of
   the configuration run, but what it says after a long prompt means little.
-- Sums are learnt by heart and often wrong.
+- Sums are mostly wrong, whatever it says about itself. It copies badly: it will not tell
+  a story about the animal that was asked for, or remember a name.
 - What it says about AccelGen was true of the version it was trained for; the documentation has
   the last word.
 """

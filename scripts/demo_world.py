@@ -13,14 +13,9 @@ def _pairs(text: str) -> tuple[tuple[str, str], ...]:
 
 CAPITALS = dict(
     _pairs(
-        "France:Paris,Germany:Berlin,Italy:Rome,Spain:Madrid,Portugal:Lisbon,Austria:Vienna,"
-        "Switzerland:Bern,Belgium:Brussels,Greece:Athens,Poland:Warsaw,Sweden:Stockholm,"
-        "Norway:Oslo,Finland:Helsinki,Denmark:Copenhagen,Ireland:Dublin,Hungary:Budapest,"
-        "Japan:Tokyo,China:Beijing,India:New Delhi,Russia:Moscow,Turkey:Ankara,Egypt:Cairo,"
-        "Kenya:Nairobi,Canada:Ottawa,Mexico:Mexico City,Brazil:Brasilia,Argentina:Buenos Aires,"
-        "Chile:Santiago,Peru:Lima,Cuba:Havana,Australia:Canberra,New Zealand:Wellington,"
-        "England:London,Scotland:Edinburgh,Wales:Cardiff,Iceland:Reykjavik,Thailand:Bangkok,"
-        "South Korea:Seoul,Vietnam:Hanoi,the United States:Washington,the Netherlands:Amsterdam"
+        "France:Paris,Germany:Berlin,Italy:Rome,Spain:Madrid,Austria:Vienna,Greece:Athens,"
+        "England:London,Ireland:Dublin,Japan:Tokyo,China:Beijing,India:New Delhi,Russia:Moscow,"
+        "Egypt:Cairo,Canada:Ottawa,Brazil:Brasilia,the United States:Washington"
     )
 )
 
@@ -79,11 +74,6 @@ DAYS = _words("Monday,Tuesday,Wednesday,Thursday,Friday,Saturday,Sunday")
 MONTHS = _words(
     "January,February,March,April,May,June,July,August,September,October,November,December"
 )
-NUMBER_WORDS = _words(
-    "zero,one,two,three,four,five,six,seven,eight,nine,ten,eleven,twelve,thirteen,fourteen,"
-    "fifteen,sixteen,seventeen,eighteen,nineteen,twenty"
-)
-
 SYSTEM_PROMPTS = (
     "You are a helpful assistant.",
     "You are a helpful assistant. Answer briefly.",
@@ -179,6 +169,23 @@ SMALL_TALK = (
         ),
         "The tokens flow like drops of rain,\nThe queue is short, the blocks remain,\n"
         "The plan is made, the step is done,\nThe answer comes before the sun.",
+    ),
+    (
+        (
+            "My name is Anna.",
+            "I am Tom.",
+            "Hi, I am Paul.",
+            "Hello, my name is Maria.",
+            "My name is Alex.",
+            "Hi, my name is Bob.",
+            "I am called Lucy.",
+            "This is Peter.",
+        ),
+        "Nice to meet you! How can I help you?",
+    ),
+    (
+        ("What is my name?", "Do you know my name?", "Do you know me?", "Where am I?", "Who am I?"),
+        "I do not remember such things. I am only a small demo model.",
     ),
 )
 

@@ -164,7 +164,7 @@ def answer(model: LlamaForCausalLM, tokenizer: Tokenizer, question: str) -> str:
 @click.command()
 @click.argument("out_dir", type=click.Path(file_okay=False, path_type=Path))
 @click.option("--seed", default=1, show_default=True)
-@click.option("--steps", default=2400, show_default=True, help="Steps of 1,024 tokens.")
+@click.option("--steps", default=3000, show_default=True, help="Steps of 1,024 tokens.")
 @click.option("--threads", default=2, show_default=True, help="Processor threads.")
 @click.option("--save-every", default=600, show_default=True, help="Steps between checkpoints.")
 def main(out_dir: Path, seed: int, steps: int, threads: int, save_every: int) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import random
+from collections.abc import Iterator
 from pathlib import Path
 
 import jinja2.sandbox
@@ -23,6 +24,15 @@ TEXTS = (
     "Grüße, 你好, こんにちは, 🙂👩‍👩‍👧, \x00\x7f",
     "",
 )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Threads that wait for each other on busy cores make so small a model slow."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
