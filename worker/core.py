@@ -108,6 +108,9 @@ class WorkerCore:
             raise RequestFault(
                 f"block {max(blocks)} of {self.runner.cache.num_blocks} does not exist"
             )
+        end, limit = batch.starts[i] + batch.counts[i], self.runner.loaded.checkpoint.max_positions
+        if end > limit:
+            raise RequestFault(f"position {end} is beyond the {limit} that the model has")
         request.set_table(batch.table_at[i], blocks, batch.starts[i])
         size = self.runner.cache.block_size
         return Work(request, request.span(batch.starts[i], batch.counts[i], size))

@@ -100,8 +100,11 @@ class Packed:
         return int(self.ids.shape[0])
 
 
-def pack(spans: Sequence[Span], block_size: int, device: torch.device) -> Packed:
-    """Lays out `spans` (at least one, none empty)."""
+def pack(
+    spans: Sequence[Span], block_size: int, device: torch.device, group_tokens: int = 1 << 30
+) -> Packed:
+    """Lays out `spans` (at least one, none empty); decode groups have at most `group_tokens` of padded context, or one
+    member."""
     assert spans and all(len(span.tokens) > 0 for span in spans)
     order = sorted(range(len(spans)), key=lambda i: _layout_key(spans[i]))
     ordered = tuple(spans[i] for i in order)
@@ -117,7 +120,7 @@ def pack(spans: Sequence[Span], block_size: int, device: torch.device) -> Packed
         torch.from_numpy(slots).to(device),
         torch.from_numpy(last_rows[sampling].astype(np.int64)).to(device),
         tuple(order[at] for at in sampling),
-        tuple(_group_decodes(ordered[:decode_count], block_size)),
+        tuple(_group_decodes(ordered[:decode_count], block_size, group_tokens)),
         tuple(_group_chunks(ordered[decode_count:], decode_count)),
         ordered,
     )
@@ -137,16 +140,18 @@ def _slots(span: Span, block_size: int) -> np.ndarray:
     return slots
 
 
-def _group_decodes(spans: Sequence[Span], block_size: int) -> list[DecodeGroup]:
-    """Cuts decodes, sorted by context, from the longest down, so that padding stays small."""
+def _group_decodes(spans: Sequence[Span], block_size: int, group_tokens: int) -> list[DecodeGroup]:
+    """Cuts decodes, sorted by context, from the longest down, so that padding and size stay small."""
     blocks = [-(-span.end // block_size) for span in spans]
     groups: list[DecodeGroup] = []
     hi = len(spans)
     while hi > 0:
         lo, total = hi - 1, blocks[hi - 1]
         while lo > 0:
-            padding = blocks[hi - 1] * (hi - lo + 1) - (total + blocks[lo - 1])
-            if padding > max(PAD_FREE_BLOCKS, PAD_SHARE * total):
+            padded = blocks[hi - 1] * (hi - lo + 1)
+            padding = padded - (total + blocks[lo - 1])
+            too_large = padded * block_size > group_tokens
+            if too_large or padding > max(PAD_FREE_BLOCKS, PAD_SHARE * total):
                 break
             lo, total = lo - 1, total + blocks[lo - 1]
         members = spans[lo:hi]

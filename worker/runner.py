@@ -17,6 +17,9 @@ from accelgen.worker.packing import Packed, Span, pack, split
 CPU_PASS_TOKENS = 2048
 """Tokens of one forward pass on CPU: more bring no speed, but large intermediate tensors."""
 
+GATHER_BYTES = 16 << 20
+"""Keys and values of one layer that are gathered at a time: larger blocks of memory are costlier than more calls."""
+
 MakePass = Callable[[KvCache, Packed], AttentionPass]
 
 
@@ -33,6 +36,8 @@ class Runner:
 
     def __init__(self, loaded: Loaded, cache: KvCache, make_pass: MakePass = TorchPass) -> None:
         self.loaded, self.cache, self._make_pass = loaded, cache, make_pass
+        widest = max(shape.token_bytes(loaded.dtype) for shape in loaded.shapes)
+        self._group_tokens = GATHER_BYTES // widest
         self._limit = CPU_PASS_TOKENS if loaded.device.type == "cpu" else 1 << 30
 
     def forward(self, spans: Sequence[Span]) -> Logits:
@@ -47,7 +52,8 @@ class Runner:
         return Logits(parts[0] if len(parts) == 1 else torch.cat(parts), tuple(order))
 
     def _pass(self, spans: Sequence[Span]) -> tuple[Tensor, tuple[int, ...]]:
-        packed = pack(spans, self.cache.block_size, self.loaded.device)
+        size, device = self.cache.block_size, self.loaded.device
+        packed = pack(spans, size, device, self._group_tokens)
         with torch.inference_mode(), running(self._make_pass(self.cache, packed)):
             out = self.loaded.model(
                 input_ids=packed.ids[None],

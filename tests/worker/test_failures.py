@@ -60,6 +60,7 @@ def core(bench: Any) -> WorkerCore:
         ((2, 0, 0, 0, [5]), "entry covers [0, 0) of 4 tokens"),
         ((2, 0, 4, 0, []), "block table of 0 blocks does not cover 4 tokens"),
         ((2, 0, 4, 0, [96]), "block 96 of 96 does not exist"),
+        ((2, 0, 513, 0, [5, 6]), "position 513 is beyond the 512 that the model has"),
         ((3, 0, 2, 0, [5]), "token id 97 is outside of the vocabulary of 97"),
         ((4, 0, 1, 0, [5]), "prompt has no tokens"),
     ],

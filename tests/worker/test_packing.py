@@ -30,9 +30,9 @@ def spans(draw: Any) -> list[Span]:
 
 
 @settings(max_examples=80, deadline=None, derandomize=True)
-@given(spans())
-def test_every_token_lies_in_one_row_and_one_group(given_spans: list[Span]) -> None:
-    packed = pack(given_spans, 4, CPU)
+@given(spans(), st.sampled_from([1, 400, 1 << 30]))
+def test_every_token_lies_in_one_row_and_one_group(given_spans: list[Span], most: int) -> None:
+    packed = pack(given_spans, 4, CPU, most)
     rows = [
         (token, span.start + i, span.table[(span.start + i) // 4] * 4 + (span.start + i) % 4)
         for span in given_spans
@@ -47,6 +47,7 @@ def test_every_token_lies_in_one_row_and_one_group(given_spans: list[Span]) -> N
         blocks = [-(-end // 4) for end in group.ends]
         padding = max(blocks) * len(blocks) - sum(blocks)
         assert padding <= max(PAD_FREE_BLOCKS, PAD_SHARE * sum(blocks))
+        assert max(blocks) * len(blocks) * 4 <= most or len(blocks) == 1
         assert packed.positions[group.lo : group.hi].tolist() == [end - 1 for end in group.ends]
     sampled = [i for i, span in enumerate(given_spans) if span.samples]
     assert sorted(packed.sample_order) == sampled
