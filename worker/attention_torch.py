@@ -9,6 +9,8 @@ float32: twice as fast as bfloat16 on processors without AMX (measured at load),
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -19,6 +21,7 @@ from accelgen.worker.kvcache import KvCache
 from accelgen.worker.linears import best_s
 from accelgen.worker.packing import ChunkGroup, DecodeGroup, Packed
 
+MAX_RUNS = 8
 QUERY_PIECE = 512  # rows of a chunk with a past that attend at a time; the mask is [512, context]
 
 
@@ -75,16 +78,15 @@ class DecodeIndex:
     ) -> None:
         self.lo, self.hi = group.lo, group.hi
         ends = np.asarray(group.ends)
-        lows = (
-            np.maximum(ends - window, 0) if window else np.zeros_like(ends)
-        )  # first visible position
+        # first visible position of each
+        lows = np.maximum(ends - window, 0) if window else np.zeros_like(ends)
         firsts = lows // block_size
         width = int((-(-ends // block_size) - firsts).max())
         blocks = np.zeros((len(ends), width), dtype=np.int64)
         for row, (table, first, end) in enumerate(zip(group.tables, firsts, ends, strict=True)):
             used = table[first : -(-int(end) // block_size)]
             blocks[row, : len(used)] = used
-        self.blocks = torch.from_numpy(blocks.reshape(-1)).to(device)
+        self.pages = Pages(blocks.reshape(-1).tolist(), len(ends), device)
         positions = firsts[:, None] * block_size + np.arange(width * block_size)[None, :]
         visible = (positions < ends[:, None]) & (positions >= lows[:, None])
         self.mask: Tensor | None = None
@@ -96,8 +98,7 @@ class DecodeIndex:
         count, heads, _ = query.shape
         kv_heads = keys.shape[2]
         folded = query.reshape(count, kv_heads, heads // kv_heads, -1)
-        key = gather(keys, self.blocks, count)
-        value = gather(values, self.blocks, count)
+        key, value = self.pages.read(keys), self.pages.read(values)
         return attention(folded, key, value, self.mask, call).reshape(count, heads, -1)
 
 
@@ -127,7 +128,7 @@ class ChunkIndex:
         low = max(0, group.start - window + 1) if window else 0
         self.base = low // size * size
         used = list(group.table[low // size : -(-end // size)])
-        self.blocks = torch.tensor(used, dtype=torch.int64, device=device)
+        self.pages = Pages(used, 1, device)
         for lo in range(0, group.count, QUERY_PIECE):
             hi = min(lo + QUERY_PIECE, group.count)
             first, last = group.start + lo, group.start + hi
@@ -149,8 +150,8 @@ class ChunkIndex:
 
     def attend_past(self, query: Tensor, keys: Tensor, values: Tensor, call: Call) -> Tensor:
         """A chunk with a past: query [count, H, D] -> [count, H, Dv]"""
-        key = gather(keys, self.blocks, 1).to(self.dtype)
-        value = gather(values, self.blocks, 1).to(self.dtype)
+        key = self.pages.read(keys).to(self.dtype)
+        value = self.pages.read(values).to(self.dtype)
         parts = []
         for lo, hi, key_lo, key_hi, mask in self.pieces:
             span = slice(key_lo - self.base, key_hi - self.base)
@@ -160,11 +161,40 @@ class ChunkIndex:
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
-def gather(pages: Tensor, blocks: Tensor, count: int) -> Tensor:
-    """Blocks [count * n] of pages [num_blocks, block_size, KV, D] as [count, KV, n * block_size, D]."""
-    num_blocks, _, heads, dim = pages.shape
-    rows = pages.view(num_blocks, -1).index_select(0, blocks)
-    return rows.view(count, -1, heads, dim).transpose(1, 2)
+class Pages:
+    """Blocks [count * n] to read: of one request as slices of the cache where they lie side by side (no copy at all for
+    a single run), else gathered."""
+
+    def __init__(self, blocks: Sequence[int], count: int, device: torch.device) -> None:
+        self.count = count
+        self.runs = _runs(blocks) if count == 1 else []
+        if not 0 < len(self.runs) <= MAX_RUNS:
+            self.runs = []
+            self.index = torch.tensor(blocks, dtype=torch.int64, device=device)
+
+    def read(self, pages: Tensor) -> Tensor:
+        """Of pages [num_blocks, block_size, KV, D]: [count, KV, n * block_size, D]."""
+        num_blocks, _, heads, dim = pages.shape
+        if not self.runs:
+            rows = pages.view(num_blocks, -1).index_select(0, self.index)
+        elif len(self.runs) == 1:
+            rows = pages[self.runs[0]]
+        else:
+            rows = torch.cat([pages[run] for run in self.runs])
+        return rows.view(self.count, -1, heads, dim).transpose(1, 2)
+
+
+def _runs(blocks: Sequence[int]) -> list[slice]:
+    """Consecutive numbers as slices, at most MAX_RUNS + 1 of them."""
+    runs: list[slice] = []
+    for block in blocks:
+        if runs and runs[-1].stop == block:
+            runs[-1] = slice(runs[-1].start, block + 1)
+        elif len(runs) > MAX_RUNS:
+            break
+        else:
+            runs.append(slice(block, block + 1))
+    return runs
 
 
 def causal_mask(
