@@ -3,18 +3,18 @@
 `pytest -s benchmarks/bench_worker.py` prints and writes benchmarks/results/worker-*.json. First the floors: a decode
 step reads every weight once (bytes / bandwidth) and multiplies (operations / rate), a prefill multiplies. Then what
 happened. Rounds alternate between the two, because the machine may be shared: compare ratios of one run, not times of
-two runs.
+two runs, and the ratio of processor time before that of wall time.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import platform
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # as the supervisor starts the
 import pytest
 import torch
 from click.testing import CliRunner
+from iteration import processor
 
 from accelgen.proto.config import Config
 from accelgen.proto.messages import Batch, Prompt, Sampling
@@ -33,43 +34,52 @@ BATCHES, STEPS, ROUNDS = (1, 8, 32), 12, 3
 RESULTS = Path(__file__).parent / "results"
 
 
-@dataclass
+@dataclass(frozen=True)
+class Time:
+    """Wall and processor seconds of one run (all threads). On a shared machine the second says more."""
+
+    wall_s: float
+    cpu_s: float
+
+
+@dataclass(frozen=True)
 class Pair:
-    """Seconds of both sides, round by round."""
+    """Both sides, round by round."""
 
-    ours: list[float]
-    theirs: list[float]
+    ours: list[Time]
+    theirs: list[Time]
 
-    def row(self, name: str, unit: str, amount: float = 1.0) -> dict[str, Any]:
-        """Medians; `ratio` above 1: we are faster. `amount` is the work done in these seconds, for rates."""
-        ours, theirs = statistics.median(self.ours), statistics.median(self.theirs)
-        ratio = statistics.median(b / a for a, b in zip(self.ours, self.theirs, strict=True))
-        if unit == "ms":
-            return {
-                "what": name,
-                "unit": unit,
-                "ours": ours * 1e3,
-                "transformers": theirs * 1e3,
-                "ratio": ratio,
-            }
+    def row(self, name: str, unit: str, scale: float) -> dict[str, Any]:
+        """Medians. `scale` turns seconds into milliseconds, or is the number of tokens for a rate. Ratios above 1: we
+        are faster, or need less of the processor."""
+
+        def figure(times: list[Time]) -> float:
+            wall_s = statistics.median(time.wall_s for time in times)
+            return wall_s * scale if unit == "ms" else scale / wall_s
+
+        rounds = list(zip(self.ours, self.theirs, strict=True))
         return {
             "what": name,
             "unit": unit,
-            "ours": amount / ours,
-            "transformers": amount / theirs,
-            "ratio": ratio,
+            "ours": figure(self.ours),
+            "transformers": figure(self.theirs),
+            "ratio": statistics.median(b.wall_s / a.wall_s for a, b in rounds),
+            "cpu_ratio": statistics.median(b.cpu_s / a.cpu_s for a, b in rounds),
         }
 
 
-def timed(work: Callable[[], Any]) -> float:
-    begin = time.perf_counter()
+def timed(work: Callable[[], Any]) -> Time:
+    begin, cpu = time.perf_counter(), time.process_time()
     work()
-    return time.perf_counter() - begin
+    return Time(time.perf_counter() - begin, time.process_time() - cpu)
 
 
-def interleaved(ours: Callable[[], Any], theirs: Callable[[], Any], rounds: int = ROUNDS) -> Pair:
-    """Both once to warm up, then in turn."""
-    ours(), theirs()
+def interleaved(
+    ours: Callable[[], Any], theirs: Callable[[], Any], rounds: int = ROUNDS, warm: bool = False
+) -> Pair:
+    """In turn, each once before to warm up."""
+    if not warm:
+        ours(), theirs()
     pairs = [(timed(ours), timed(theirs)) for _ in range(rounds)]
     return Pair([a for a, _ in pairs], [b for _, b in pairs])
 
@@ -156,11 +166,17 @@ class Theirs:
 def floors(engine: Engine) -> dict[str, float]:
     """What the machine could do at best: reading speed, and the better of its two multiplication rates."""
     block = torch.ones(64 << 20)
-    read_s = min(timed(block.sum) for _ in range(5))
+    read_s = min(timed(block.sum).wall_s for _ in range(5))
     rates = {}
     for dtype in (torch.bfloat16, torch.float32):
         a, b = torch.ones(1024, 2048, dtype=dtype), torch.ones(2048, 2048, dtype=dtype)
-        rates[dtype] = 2 * 1024 * 2048 * 2048 / min(timed(lambda a=a, b=b: a @ b) for _ in range(5))  # type: ignore[misc]
+        rates[dtype] = (
+            2
+            * 1024
+            * 2048
+            * 2048
+            / min(timed(partial(torch.matmul, a, b)).wall_s for _ in range(5))
+        )
     weights = engine.core.runner.loaded.weights_bytes
     work = weights  # 2 operations for each 2-byte weight
     rate = max(rates.values())
@@ -204,10 +220,10 @@ def test_worker_beside_transformers(folder: Path) -> None:
     }
     rows = [decode_row(ours, theirs, count) for count in BATCHES]
     rows += [prefill_row(ours, theirs, count) for count in (1, 8)]
-    job = interleaved(ours.job, theirs.job, 2)
+    job = interleaved(ours.job, theirs.job, 2, warm=True)
     rows.append(job.row(f"{REQUESTS} x ({PROMPT} in, {ANSWER} out)", "tok/s", REQUESTS * ANSWER))
     report["rows"] = rows
-    report["seconds"] = {"job": asdict(job)}
+    report["job"] = asdict(job)
     show(report)
     RESULTS.mkdir(exist_ok=True)
     name = f"worker-{report['date'][:10]}.json"
@@ -222,8 +238,7 @@ def decode_row(ours: Ours, theirs: Theirs, count: int) -> dict[str, Any]:
             ours.decode(ids)
 
     pair = interleaved(step, theirs.decoder(count))
-    each = Pair([s / STEPS for s in pair.ours], [s / STEPS for s in pair.theirs])
-    return each.row(f"decode step, batch {count}, context {PROMPT}", "ms")
+    return pair.row(f"decode step, batch {count}, context {PROMPT}", "ms", 1e3 / STEPS)
 
 
 def prefill_row(ours: Ours, theirs: Theirs, count: int) -> dict[str, Any]:
@@ -237,16 +252,9 @@ def show(report: dict[str, Any]) -> None:
     )
     for name, value in report["floors"].items():
         print(f"  {name:40} {value:10.1f}")
-    print(f"  {'':40} {'ours':>10} {'transformers':>13} {'ratio':>7}")
+    print(f"  {'':40} {'ours':>10} {'transformers':>13} {'ratio':>7} {'of CPU':>7}")
     for row in report["rows"]:
         print(
             f"  {row['what'] + ', ' + row['unit']:40} {row['ours']:10.1f} {row['transformers']:13.1f}"
-            f" {row['ratio']:7.2f}"
+            f" {row['ratio']:7.2f} {row['cpu_ratio']:7.2f}"
         )
-
-
-def processor() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.split(":", 1)[1].strip()
-    return platform.processor()

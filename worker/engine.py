@@ -16,7 +16,7 @@ from accelgen.worker.attention_torch import TorchPass, float32_is_faster
 from accelgen.worker.core import WorkerCore
 from accelgen.worker.kvcache import KvCache
 from accelgen.worker.linears import own_weights, pack_linears
-from accelgen.worker.memory import keep_freed_memory, name_of, size_kv
+from accelgen.worker.memory import KvSize, keep_freed_memory, name_of, size_kv
 from accelgen.worker.model import Loaded, load_model
 from accelgen.worker.runner import MakePass, Runner
 from accelgen.worker.selfcheck import own_logits, self_check
@@ -74,22 +74,28 @@ def start_engine(
     if not config.profile_file and not profile.exists():
         announce("timing", 60.0)
         samples = measure(runner, ROUGH_FIT_S, kv.max_model_len)
-    facts = Facts(
+    facts = _facts(config, loaded, backend.name, kv, extra, samples)
+    notes = tuple(note for note in (backend.note, kv.note) if note)
+    return Engine(WorkerCore(runner), facts, error, notes)
+
+
+def _facts(
+    config: Config, loaded: Loaded, backend: str, kv: KvSize, extra: int, samples: list[Sample]
+) -> Facts:
+    return Facts(
         model=str(loaded.checkpoint.path),
         architecture=loaded.architecture,
         device=str(loaded.device),
         dtype=name_of(loaded.dtype),
-        backend=backend.name,
+        backend=backend,
         max_model_len=kv.max_model_len,
         vocab_size=loaded.vocab_size,
         block_size=config.block_size,
         num_blocks=kv.num_blocks,
         weights_bytes=loaded.weights_bytes + extra,
-        kv_bytes=cache.total_bytes,
+        kv_bytes=kv.total_bytes,
         samples=samples,
     )
-    notes = tuple(note for note in (backend.note, kv.note) if note)
-    return Engine(WorkerCore(runner), facts, error, notes)
 
 
 def _prepare_for_cpu(model: Any) -> int:

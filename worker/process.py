@@ -15,7 +15,7 @@ from accelgen.proto.messages import Activate, Batch, Body
 from accelgen.proto.sockets import Router
 from accelgen.worker.core import WorkerCore
 from accelgen.worker.engine import OVERHEAD_BYTES, Engine, overhead_bytes, start_engine
-from accelgen.worker.faults import FatalError, LoadError, mib
+from accelgen.worker.faults import FatalError, LoadError, mib, one_line
 
 IDLE_BOUND_S = 5.0
 
@@ -26,18 +26,16 @@ def run(child: Child) -> None:
     """Loads the model and serves; returns when told to stop. Fatal faults end the process with one line."""
     try:
         engine = start_engine(child.config, child.phase, lambda share: _progress(child, share))
-    except LoadError as error:
-        child.fail(str(error))
-        return
-    _report(engine)
-    loop = Loop(child, engine)
-    child.phase("ready", IDLE_BOUND_S, engine.facts)
-    try:
+        _report(engine)
+        loop = Loop(child, engine)
+        child.phase("ready", IDLE_BOUND_S, engine.facts)
         loop.serve()
-    except FatalError as error:
-        child.fail(str(error))
-    finally:
         loop.router.close()
+    except (LoadError, FatalError) as error:
+        child.fail(str(error))
+    except Exception as error:  # a defect of ours, or of a library: the trace is for the log
+        log.exception("worker failed")
+        child.fail(f"the worker failed: {one_line(error)}")
 
 
 def _progress(child: Child, share: float) -> None:
