@@ -84,6 +84,7 @@ def test_other_policies_without_plans_ahead(
 ) -> None:
     server = launch_server("--policy", policy, "--pipeline-depth", "0", *SMALL)
     assert agree(reference, ask_many(server, 8))
+    counted(server, "accelgen:scheduler_policy_info", 1)
     assert f'accelgen:scheduler_policy_info{{policy="{policy}"}}' in str(
         samples(server, "accelgen:scheduler_policy_info")
     )
