@@ -83,7 +83,7 @@ def test_one_refused_choice_ends_the_call(stage: Any, wait: Any) -> None:
     reply = stage.http.post("/v1/completions", json={"prompt": ["a", "b"]})
     assert reply.status_code == 429
     first = stage.scheduler.submits[0].prompt.id
-    wait(lambda: stage.scheduler.aborts == [first], "Abort of the other choice")
+    wait(lambda: first in stage.scheduler.aborts, "Abort of the other choice")
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -100,7 +100,7 @@ def test_client_that_leaves_is_aborted(stage: Any, wait: Any, stream: bool, admi
         raw.sendall(f"{head}content-type: application/json\r\n\r\n".encode() + body)
         submit = stage.scheduler.submit()
     expected = [submit.prompt.id, *submit.siblings]
-    wait(lambda: stage.scheduler.aborts == expected, "Abort")
+    wait(lambda: set(expected) <= set(stage.scheduler.aborts), "Abort")
 
 
 def test_late_tokens_of_an_aborted_request_do_no_harm(stage: Any, wait: Any) -> None:
