@@ -1,16 +1,17 @@
 """One iteration going round: what four processes cost over the same cores in one process, and who spends which part.
 
-    python benchmarks/iteration.py MODEL_DIR [--requests 8] [--tokens 200] [--rounds 3] [--figure docs/iteration.svg]
+    python benchmarks/iteration.py MODEL_DIR [--requests 8] [--tokens 200] [--threads 1] [--figure docs/iteration.svg]
 
 Two ways of running the same decode load, taken in turns: (a) scheduler, KV and worker cores called one after the
 other in one process; (b) `accelgen up`, driven over HTTP, with message times recorded. Printed: the time from one
 iteration to the next in both, their ratio (budget: DESIGN section 11), and how long the worker idles between two
-iterations.
+iterations. On a machine of few cores, `--threads` leaves some to the processes beside the worker, as a GPU would.
 """
 
 from __future__ import annotations
 
 import asyncio
+import bisect
 import json
 import os
 import platform
@@ -76,8 +77,8 @@ def in_one_process(model: str, dtype: str, requests: int, tokens: int) -> list[f
 
 def through_four(
     model: str, dtype: str, requests: int, tokens: int, folder: Path
-) -> dict[str, Records]:
-    """Message records by process of a real server under the same load."""
+) -> tuple[dict[str, Records], list[float]]:
+    """Message records by process of a real server under the same load; when the clients received something."""
     command = [
         sys.executable, "-P", "-m", "accelgen.scripts.cli", "up", "--model", model, "--port", "0",
         "--dtype", dtype, "--policy", "sarathi", "--trace-dir", str(folder / "trace"), "--log-level", "warning",
@@ -89,11 +90,11 @@ def through_four(
     )
     try:
         url = _wait_ready(server, run)
-        asyncio.run(_load(url, requests, tokens))
+        arrivals = asyncio.run(_load(url, requests, tokens))
     finally:
         server.terminate()
         server.wait(30)
-    return {path.stem: read(path) for path in (folder / "trace").glob("*.msgpack")}
+    return {path.stem: read(path) for path in (folder / "trace").glob("*.msgpack")}, arrivals
 
 
 def read(path: Path) -> Records:
@@ -119,7 +120,8 @@ def _wait_ready(server: subprocess.Popen[bytes], run: Path) -> str:
     raise SystemExit("the server did not become ready")
 
 
-async def _load(url: str, requests: int, tokens: int) -> None:
+async def _load(url: str, requests: int, tokens: int) -> list[float]:
+    arrivals: list[float] = []
     async with httpx.AsyncClient(timeout=600) as http:
         name = (await http.get(f"{url}/v1/models")).json()["data"][0]["id"]
 
@@ -131,15 +133,17 @@ async def _load(url: str, requests: int, tokens: int) -> None:
             }  # fmt: skip
             async with http.stream("POST", f"{url}/v1/completions", json=body) as response:
                 async for _ in response.aiter_raw():
-                    pass
+                    arrivals.append(time.monotonic())
 
         await asyncio.gather(*(ask(i) for i in range(requests)))
+    return arrivals
 
 
 class Rounds:
     """What the records say of each iteration: moments by (process, direction, message), for the steady part."""
 
-    def __init__(self, records: dict[str, Records]) -> None:
+    def __init__(self, records: dict[str, Records], arrivals: list[float]) -> None:
+        self.arrivals = arrivals
         self.moments: dict[tuple[str, str, str], dict[int, float]] = {}
         for process, rows in records.items():
             for moment, direction, kind, step in rows:
@@ -164,39 +168,42 @@ class Rounds:
         )
         return [max(0.0, starts[k] - ends[k - 1]) for k in self.steps if k - 1 in ends]
 
+    def delivered(self) -> float:
+        """Seconds from Tokens in the frontend to the last client's text of that iteration: median."""
+        taken = self.at("frontend-0", "recv", "Tokens")
+        found = []
+        for k in self.steps:
+            if k in taken and k + 1 in taken:
+                first = bisect.bisect(self.arrivals, taken[k])
+                last = bisect.bisect(self.arrivals, taken[k + 1])
+                found += [self.arrivals[last - 1] - taken[k]] * (last > first)
+        return statistics.median(found)
+
     def parts(self) -> dict[str, tuple[float, float]]:
         """Begin and end of each part of an iteration in seconds after the worker began it: medians over the steps."""
         zero = self.at("worker-0", "recv", "Batch")
-
-        def median(process: str, direction: str, kind: str, ahead: int = 0) -> float:
-            moments = self.at(process, direction, kind)
-            found = [moments[k + ahead] - zero[k] for k in self.steps if k + ahead in moments]
-            return statistics.median(found)
-
-        return {
-            "worker: forward pass k": (0.0, median("worker-0", "send", "StepResult")),
-            "link: StepResult k": (
-                median("worker-0", "send", "StepResult"), median("scheduler-0", "recv", "StepResult"),
-            ),
-            "scheduler: pass tokens on": (
-                median("scheduler-0", "recv", "StepResult"), median("scheduler-0", "send", "Tokens"),
-            ),
-            "link: Tokens k": (
-                median("scheduler-0", "send", "Tokens"), median("frontend-0", "recv", "Tokens"),
-            ),
-            "link: Plan k+1": (
-                median("scheduler-0", "send", "Plan", 1), median("kvmanager-0", "recv", "Plan", 1),
-            ),
-            "KV manager: blocks for k+1": (
-                median("kvmanager-0", "recv", "Plan", 1), median("kvmanager-0", "send", "Batch", 1),
-            ),
-            "link: KvReport k+1": (
-                median("kvmanager-0", "send", "KvReport", 1), median("scheduler-0", "recv", "KvReport", 1),
-            ),
-            "Batch k+1 lies ready": (
-                median("kvmanager-0", "send", "Batch", 1), median("worker-0", "recv", "Batch", 1),
-            ),
+        worker, scheduler, kv, frontend = "worker-0", "scheduler-0", "kvmanager-0", "frontend-0"
+        ways = {
+            "worker: forward pass k": ((worker, "recv", "Batch"), (worker, "send", "StepResult"), 0),
+            "link: StepResult k": ((worker, "send", "StepResult"), (scheduler, "recv", "StepResult"), 0),
+            "scheduler: pass tokens on": ((scheduler, "recv", "StepResult"), (scheduler, "send", "Tokens"), 0),
+            "link: Tokens k": ((scheduler, "send", "Tokens"), (frontend, "recv", "Tokens"), 0),
+            "scheduler: choose plan k+1": ((scheduler, "begin", "Plan"), (scheduler, "send", "Plan"), 1),
+            "link: Plan k+1": ((scheduler, "send", "Plan"), (kv, "recv", "Plan"), 1),
+            "KV manager: blocks for k+1": ((kv, "recv", "Plan"), (kv, "send", "Batch"), 1),
+            "link: KvReport k+1": ((kv, "send", "KvReport"), (scheduler, "recv", "KvReport"), 1),
+            "Batch k+1 lies ready": ((kv, "send", "Batch"), (worker, "recv", "Batch"), 1),
         }  # fmt: skip
+        parts = {}
+        for name, (start, end, ahead) in ways.items():
+            starts, ends = self.at(*start), self.at(*end)
+            steps = [k for k in self.steps if k + ahead in starts and k + ahead in ends]
+            begin_s = statistics.median(starts[k + ahead] - zero[k] for k in steps)
+            took_s = statistics.median(ends[k + ahead] - starts[k + ahead] for k in steps)
+            parts[name] = (begin_s, begin_s + took_s)
+        tokens_s = parts["link: Tokens k"][1]
+        parts["frontend: text to the clients"] = (tokens_s, tokens_s + self.delivered())
+        return dict(sorted(parts.items(), key=lambda part: part[1]))
 
 
 def draw(parts: dict[str, tuple[float, float]], period_s: float, path: Path, note: str) -> None:
@@ -204,12 +211,15 @@ def draw(parts: dict[str, tuple[float, float]], period_s: float, path: Path, not
     import matplotlib
 
     matplotlib.use("Agg")
+    matplotlib.rcParams["svg.fonttype"] = "none"
+    matplotlib.rcParams["svg.hashsalt"] = "iteration"
     import matplotlib.pyplot as plt
 
     colours = {
         "worker": "#3b6ea5",
         "scheduler": "#c8553d",
         "KV": "#588157",
+        "frontend": "#8e6bb0",
         "link": "#999999",
         "Batch": "#dddddd",
     }
@@ -234,7 +244,7 @@ def draw(parts: dict[str, tuple[float, float]], period_s: float, path: Path, not
     axes.spines[["top", "right"]].set_visible(False)
     figure.tight_layout()
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
+    figure.savefig(path, **({"metadata": {"Date": None}} if path.suffix == ".svg" else {}))
 
 
 def processor() -> str:
@@ -252,6 +262,7 @@ def processor() -> str:
 @click.option("--requests", default=8)
 @click.option("--tokens", default=200)
 @click.option("--rounds", default=3)
+@click.option("--threads", default=os.cpu_count(), help="of the worker")
 @click.option("--figure", type=Path)
 @click.option("--alone", is_flag=True, hidden=True)
 def main(
@@ -260,6 +271,7 @@ def main(
     requests: int,
     tokens: int,
     rounds: int,
+    threads: int,
     figure: Path | None,
     alone: bool,
 ) -> None:
@@ -267,6 +279,7 @@ def main(
     if alone:
         print(json.dumps(in_one_process(model, dtype, requests, tokens)))
         return
+    os.environ |= {**WORKER_ENV, "OMP_NUM_THREADS": str(threads)}
     one: list[float] = []
     four: list[float] = []
     idle: list[float] = []
@@ -275,19 +288,18 @@ def main(
         command = [
             sys.executable, __file__, model, "--dtype", dtype, "--requests", str(requests), "--tokens", str(tokens),
         ]  # fmt: skip
-        done = subprocess.run(
-            [*command, "--alone"], env={**os.environ, **WORKER_ENV}, capture_output=True, check=True
-        )
+        done = subprocess.run([*command, "--alone"], capture_output=True, check=True)
         one.append(statistics.median(msgspec.json.decode(done.stdout.splitlines()[-1])[WARM:-WARM]))
         with tempfile.TemporaryDirectory(prefix="ag-") as folder:
             os.chmod(folder, 0o700)
-            last = Rounds(through_four(model, dtype, requests, tokens, Path(folder)))
+            last = Rounds(*through_four(model, dtype, requests, tokens, Path(folder)))
         four.append(statistics.median(last.periods()))
         idle.append(sum(last.idles()) / sum(last.periods()))
     ratio = statistics.median(f / o for f, o in zip(four, one, strict=True))
     print(f"{date.today()}  {processor()}")
     print(
-        f"model {Path(model).name}, {dtype}, {requests} requests decoding, {rounds} rounds in turns"
+        f"model {Path(model).name}, {dtype}, {requests} requests decoding, worker of {threads} threads, "
+        f"{rounds} rounds in turns"
     )
     print("one process    ms per iteration: " + "  ".join(f"{v * 1e3:.2f}" for v in one))
     print("four processes ms per iteration: " + "  ".join(f"{v * 1e3:.2f}" for v in four))
@@ -298,8 +310,9 @@ def main(
             f"  {name:28s} {begin * 1e3:7.2f} .. {end * 1e3:7.2f} ms   {1e3 * (end - begin):6.2f} ms"
         )
     if figure:
-        note = f"One iteration going round: {requests} requests, {statistics.median(four) * 1e3:.1f} ms"
-        draw(last.parts(), statistics.median(four), figure, note)
+        note = f"One iteration going round: {requests} requests, {statistics.median(four) * 1e3:.1f} ms a step"
+        for suffix in (figure.suffix, ".png"):
+            draw(last.parts(), statistics.median(four), figure.with_suffix(suffix), note)
 
 
 if __name__ == "__main__":

@@ -82,11 +82,13 @@ class Router:
         frames = self.codec.pack(peer, body, epoch)
         if len(frames[1]) > MAX_FRAME_BYTES:
             return _unsent(self.codec, peer, body, TOO_LARGE)
+        note(
+            "send", body
+        )  # before: the peer may run, and note that it received, before this returns
         try:
             self.socket.send_multipart([peer, *frames], flags=zmq.NOBLOCK)
         except zmq.ZMQError as error:
             return _unsent(self.codec, peer, body, str(error))
-        note("send", body)
         return True
 
     def recv(self) -> tuple[bytes, Header, Body] | None:
@@ -123,11 +125,11 @@ class Dealer:
         frames = self.codec.pack(b"", body, epoch)
         if len(frames[1]) > MAX_FRAME_BYTES:
             return _unsent(self.codec, b"", body, TOO_LARGE)
+        note("send", body)
         try:
             self.socket.send_multipart(frames, flags=zmq.NOBLOCK)
         except zmq.Again:
             return _unsent(self.codec, b"", body, "queue full")
-        note("send", body)
         return True
 
     def recv(self) -> tuple[Header, Body] | None:

@@ -1,6 +1,7 @@
-"""A record of every message of a process: when it was sent or received. Off unless `trace_dir` is configured.
+"""A record of every message of a process: when it was begun, sent or received. Off unless `trace_dir` is configured.
 
-Written when the process ends, one msgpack record for each message: [time_s, "send" or "recv", message type, step].
+Written when the process ends, one msgpack record for each moment of a message: [time_s, "begin" (the scheduler starts
+to think of a plan), "send" (just before) or "recv", message type, step].
 Times are of the one clock (accelgen.proto.clocks), so the files of all processes of a host can be laid side by side.
 """
 
@@ -29,10 +30,12 @@ def start_trace(folder: Path, process: str) -> None:
     atexit.register(write_trace)
 
 
-def note(direction: str, body: Body) -> None:
-    """Records one message if recording is on."""
+def note(direction: str, body: Body, moment_s: float | None = None) -> None:
+    """Records one message, now or as of `moment_s`, if recording is on."""
     if _records is not None:
-        _records.append((now_s(), direction, type(body).__name__, getattr(body, "step", -1)))
+        _records.append(
+            (moment_s or now_s(), direction, type(body).__name__, getattr(body, "step", -1))
+        )
 
 
 def write_trace() -> None:

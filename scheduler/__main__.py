@@ -20,12 +20,14 @@ from accelgen.proto.messages import (
     Inventory,
     KvReport,
     Member,
+    Plan,
     Role,
     StepResult,
     Submit,
 )
 from accelgen.proto.profiles import ProfileError, load_profile, profile_path
 from accelgen.proto.sockets import Dealer
+from accelgen.proto.trace import note
 from accelgen.scheduler.core import ReplicaSpec, SchedulerCore
 from accelgen.scheduler.cost_model import Coefficients, fit
 from accelgen.scheduler.gauges import Stopwatch, gauges_of
@@ -198,6 +200,8 @@ def _run(child: Child, links: Links, core: SchedulerCore) -> None:
             core.tick(begun)
             decisions.add(now_s() - begun)
         for role, index, body in core.outbox:
+            if isinstance(body, Plan):
+                note("begin", body, begun)
             links.send(role, index, body)
         core.outbox.clear()
 

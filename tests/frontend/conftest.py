@@ -104,8 +104,8 @@ Answer = Callable[[Submit], list[Body]]
 class FakeScheduler:
     """Speaks the scheduler's side: `answer` maps a Submit to what is sent back at once; `send` adds more.
 
-    `submits`, `aborts`: what the frontend sent. An Abort of the test before may come after `reset`: look for ids, do not
-    compare the whole list."""
+    `submits`, `aborts`: what the frontend sent. An Abort of the test before may come after `reset`: look for ids, do
+    not compare the whole list."""
 
     def __init__(self, endpoint: str, epoch: int = 1, credits: int = 64, name: str = "a") -> None:
         self.submits: list[Submit] = []
