@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import structlog
 import torch
 
 from accelgen.proto.clocks import now_s
@@ -19,6 +20,9 @@ from accelgen.worker.request import Request, RequestFault
 from accelgen.worker.runner import Runner
 from accelgen.worker.sampler import sample
 
+log = structlog.get_logger()
+
+FAILED_PASS = "the iteration with this request failed; the worker's log says why"
 MAX_FAILURES = 3  # consecutive forward passes that raise
 
 
@@ -125,8 +129,11 @@ class WorkerCore:
             chosen = [works[i].request for i in logits.order]
             tokens = sample(logits.rows, [request.draw() for request in chosen]) if chosen else []
         except Exception as error:  # whatever a model can raise: its batch fails, not the server
+            log.exception(
+                "iteration failed", step=batch.step, requests=[w.request.id for w in works]
+            )
             self._survive(error)
-            failed.update((work.request.id, one_line(error)) for work in works)
+            failed.update((work.request.id, FAILED_PASS) for work in works)
             return {}
         self._failures = 0
         for work in works:

@@ -53,6 +53,7 @@ def needs_counts(sampling: Sampling) -> bool:
     )
 
 
+@torch.inference_mode()  # logits come from a forward pass under it and may only be changed under it
 def sample(logits: Tensor, draws: Sequence[Draw]) -> list[int | None]:
     """One token for each row of `logits` [S, vocab] (float32, changed in place); None where they are not numbers."""
     assert logits.shape[0] == len(draws)

@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 import torch
+from structlog.testing import capture_logs
 
 from accelgen.proto.config import Config
 from accelgen.proto.messages import Batch, Prompt, Sampling
 from accelgen.worker.attention_torch import TorchPass
 from accelgen.worker.checkpoint import find_model, inspect_checkpoint
-from accelgen.worker.core import MAX_FAILURES, WorkerCore
+from accelgen.worker.core import FAILED_PASS, MAX_FAILURES, WorkerCore
 from accelgen.worker.faults import FatalError, LoadError
 from accelgen.worker.model import load_model
 from accelgen.worker.selfcheck import own_logits, self_check
@@ -129,11 +130,14 @@ def test_a_raising_forward_pass_fails_its_batch_and_repeats_are_fatal(
         raise RuntimeError("no kernel\nsecond line")
 
     new = [Prompt(1, [1, 2], GREEDY)]
-    with monkeypatch.context() as patch:
+    with monkeypatch.context() as patch, capture_logs() as logged:
         patch.setattr(core.runner, "forward", broken)
         for step in range(MAX_FAILURES - 1):
             result = core.execute(batch(step, [(1, 0, 2, 0, [3])], new))
-            assert result.failed == [1] and result.causes == ["RuntimeError: no kernel second line"]
+            assert result.failed == [1] and result.causes == [FAILED_PASS]
+        assert [(line["event"], line["requests"]) for line in logged] == [
+            ("iteration failed", [1])
+        ] * 2
     assert core.execute(batch(8, [(1, 0, 2, 0, [3])])).counts == [1]
     monkeypatch.setattr(core.runner, "forward", broken)
     with pytest.raises(
