@@ -80,7 +80,8 @@ def from_end(end: End) -> ApiError:
             return busy(429, "ttl_expired", message, retry_after_s)
         case Reason.REFUSED_TOO_LONG:
             message = end.detail or "the prompt does not fit the KV cache"
-            return ApiError(400, message, "prompt", "context_length_exceeded")
+            param = "n" if message.startswith("n:") else "prompt"
+            return ApiError(400, message, param, "context_length_exceeded")
         case Reason.REFUSED_DRAINING:
             return draining()
         case Reason.ABORTED:

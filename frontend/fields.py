@@ -6,6 +6,7 @@ ignored. Compared with their type: `logprobs: 0` asks for something where `logpr
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from accelgen.frontend.errors import ApiError
@@ -106,5 +107,5 @@ def drop_neutral(
 
 
 def _allowed(neutral: tuple[Any, ...]) -> str:
-    values = [repr(one) for one in neutral if one is not None]
+    values = [json.dumps(one) for one in neutral if one is not None]
     return f"; the only accepted value is {' or '.join(values)}" if values else ""

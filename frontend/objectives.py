@@ -21,7 +21,9 @@ CLASS_HEADER = "x-accelgen-slo-class"
 NUMBER_HEADERS: dict[str, tuple[str, ...]] = {
     "ttft_ms": ("x-slo-ttft-ms", "x-llm-d-slo-ttft-ms"),
     "tpot_ms": ("x-slo-tpot-ms", "x-llm-d-slo-tpot-ms"),
+    "e2e_ms": ("x-slo-e2e-ms",),
 }
+_KNOWN = {name for names in NUMBER_HEADERS.values() for name in names if name.startswith("x-slo-")}
 _NUMBER = re.compile(r"[+-]?[0-9]{1,20}(\.[0-9]{1,10})?", re.ASCII)
 
 RawHeaders = Iterable[tuple[bytes, bytes]]
@@ -56,7 +58,7 @@ def resolve(
     seconds = {}
     for field in ("ttft_ms", "tpot_ms", "e2e_ms"):
         stated_ms = _bounded(getattr(slo, field, None), f"accelgen.slo.{field}", slo_class)
-        if (text := _one(given, names := NUMBER_HEADERS.get(field, ()))) is not None:
+        if (text := _one(given, names := NUMBER_HEADERS[field])) is not None:
             stated_ms = _bounded(_number(text, names[0]), names[0], slo_class)
         value_ms = getattr(slo_class, field) if stated_ms is None else stated_ms
         seconds[field.replace("_ms", "_s")] = None if value_ms is None else value_ms / 1000
@@ -66,8 +68,13 @@ def resolve(
 def _values(headers: RawHeaders) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for raw, value in headers:
-        if b"-slo-" in raw:
-            found.setdefault(raw.decode("latin-1"), []).append(value.decode("latin-1").strip())
+        if b"-slo-" not in raw:
+            continue
+        name = raw.decode("latin-1")
+        if name.startswith("x-slo-") and name not in _KNOWN:
+            message = f"unknown header: {quoted(name)}; there are {', '.join(sorted(_KNOWN))}"
+            raise ApiError(400, message, name, "unknown_parameter")
+        found.setdefault(name, []).append(value.decode("latin-1").strip())
     return found
 
 
@@ -90,7 +97,7 @@ def _number(text: str, param: str) -> float:
 def _bounded(value_ms: float | None, param: str, slo_class: SloClass) -> float | None:
     low_ms, high_ms = slo_class.bounds_ms
     if value_ms is not None and not low_ms <= value_ms <= high_ms:
-        message = f"{param}: {value_ms:g} ms is outside of {low_ms:g}..{high_ms:g} ms"
+        message = f"{param}: {value_ms:,.15g} ms is outside of {low_ms:,.15g} to {high_ms:,.15g} ms"
         raise ApiError(400, message, param, "invalid_value")
     return value_ms
 

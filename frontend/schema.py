@@ -171,7 +171,14 @@ def validate(kind: type[AnyBody], given: dict[str, Any]) -> AnyBody:
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
         param = ".".join(str(part) for part in first["loc"])[:200]
-        raise _refusal(first["type"], first["msg"], param) from None
+        raise _refusal(first["type"], _wording(first["type"], first["msg"]), param) from None
+
+
+def _wording(kind: str, said: str) -> str:
+    """The validation library's words as the API's: what the field must be, in terms of JSON."""
+    if kind in ("model_type", "model_attributes_type", "dict_type"):
+        return "must be an object"
+    return said.replace("Input should", "must", 1)
 
 
 def _refusal(kind: str, reason: str, param: str) -> ApiError:

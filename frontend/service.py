@@ -214,6 +214,11 @@ class Service:
             raise draining() if self.link.draining else not_activated()
 
 
+def counted(tokens: int) -> str:
+    """1 token, 2 tokens."""
+    return f"{tokens} token" + "s" * (tokens != 1)
+
+
 def _limit(
     prompt: int, wanted: int | None, explicit: bool, context: int, kv_tokens: int, param: str
 ) -> int:
@@ -224,7 +229,7 @@ def _limit(
     room = context - prompt
     if room < 1:
         message = (
-            f"the prompt has {prompt} tokens, which leaves no room for an answer"
+            f"the prompt has {counted(prompt)}, which leaves no room for an answer"
             f" in the context of {context} tokens"
         )
         raise ApiError(400, message, param, "context_length_exceeded")
@@ -234,7 +239,7 @@ def _limit(
     assert wanted is not None
     if wanted > room:
         message = (
-            f"the prompt has {prompt} tokens and max_tokens is {wanted}:"
+            f"the prompt has {counted(prompt)} and max_tokens is {wanted}:"
             f" together more than the context of {context} tokens"
         )
         raise ApiError(400, message, "max_tokens", "context_length_exceeded")

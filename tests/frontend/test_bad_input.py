@@ -78,6 +78,19 @@ def test_field(stage: Any, kind: str, field: str, value: Any) -> None:
     assert stage.scheduler.submits == []
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("n", 0, "n: must be greater than or equal to 1"),
+        ("max_tokens", "a", "max_tokens: must be a valid integer"),
+        ("accelgen", 3, "accelgen: must be an object"),
+        ("echo", True, "echo is not supported; the only accepted value is false"),
+    ],
+)
+def test_wording(stage: Any, field: str, value: Any, said: str) -> None:
+    assert check_error(post(stage, "text", **{field: value}))["message"] == said
+
+
 @pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e309", "-1e309", "9" * 5000])
 def test_not_a_finite_number(stage: Any, number: str) -> None:
     body = f'{{"prompt": "hi", "temperature": {number}}}'

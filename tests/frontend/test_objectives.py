@@ -42,6 +42,7 @@ def found(headers: list[tuple[bytes, bytes]], body: dict[str, Any] | None) -> St
         ([(b"x-slo-ttft-ms", b"10")], None, "chat", 0.01, 0.1, None),
         ([(b"x-slo-ttft-ms", b"5000")], None, "chat", 5.0, 0.1, None),
         ([HEADER, HEADER], None, "chat", 0.2, 0.1, None),
+        ([(b"x-slo-e2e-ms", b"4000")], {"slo": {"e2e_ms": 70}}, "chat", 1.0, 0.1, 4.0),
     ],
 )
 def test_precedence(
@@ -68,6 +69,19 @@ def test_header_said_twice(second: Any) -> None:
     with pytest.raises(ApiError) as refused:
         found([HEADER, second], None)
     assert refused.value.param == "x-slo-ttft-ms"
+
+
+@pytest.mark.parametrize("name", [b"x-slo-", b"x-slo-ttft", b"x-slo-tbt-ms"])
+def test_unknown_header_is_refused(name: bytes) -> None:
+    with pytest.raises(ApiError) as refused:
+        found([(name, b"5")], None)
+    assert refused.value.status == 400 and refused.value.param == name.decode()
+    assert "x-slo-ttft-ms" in refused.value.message
+
+
+def test_limits_are_written_out() -> None:
+    with pytest.raises(ApiError, match="7,000,000 ms is outside of 10 to 5,000 ms"):
+        found([], {"slo": {"ttft_ms": 7e6}})
 
 
 def test_unknown_class_names_the_known_ones() -> None:

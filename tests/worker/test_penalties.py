@@ -18,8 +18,8 @@ def entry(step: int, prompt: Prompt, start: int, count: int, blocks: list[int]) 
     new = blocks if step == 0 else []
     return Batch(
         step=step, new=[] if step else [prompt], ids=[prompt.id], starts=[start], counts=[count],
-        table_at=[len(blocks) - len(new)], table_counts=[len(new)], table_blocks=new, copy_from=[], copy_to=[], release=[],
-        predicted_s=0.01, bound_s=1.0,
+        table_at=[len(blocks) - len(new)], table_counts=[len(new)], table_blocks=new,
+        copy_from=[], copy_to=[], release=[], predicted_s=0.01, bound_s=1.0,
     )  # fmt: skip
 
 
