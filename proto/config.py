@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
+import re
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 from msgspec import Meta, Struct, field
@@ -12,6 +14,8 @@ from msgspec import Meta, Struct, field
 Positive = Annotated[int, Meta(ge=1, le=2**62)]
 Natural = Annotated[int, Meta(ge=0, le=2**62)]
 Milliseconds = Annotated[float, Meta(gt=0, le=86_400_000)]
+
+T = TypeVar("T")
 
 
 class ConfigError(ValueError):
@@ -98,7 +102,8 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     def __post_init__(self) -> None:
         if self.default_class not in self.slo_classes:
             raise ValueError(
-                f"default_class: {self.default_class!r} is not in slo_classes {sorted(self.slo_classes)}"
+                f"default_class: {self.default_class!r} is not in slo_classes"
+                f" {', '.join(sorted(self.slo_classes))}"
             )
         for name, known in _CHOICES.items():
             value = getattr(self, name)
@@ -114,19 +119,88 @@ _CHOICES = {
 
 
 def make_config(file: Path | None, overrides: dict[str, Any]) -> Config:
-    """Configuration from a TOML file (or none) with `overrides` (command-line options) on top.
+    """Configuration from a TOML file (or none) with `overrides` (command-line options) on top. Classes of the file
+    are added to the built-in ones; one with a built-in name overrides the fields it states.
 
-    Raises ConfigError that names the field and the limit."""
+    Raises ConfigError that names the field and the limit, and the file if it is the file's."""
     settings: dict[str, Any] = {}
     if file is not None:
         try:
-            settings = tomllib.loads(file.read_text())
-        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+            settings = _read(file)
+            _convert(settings, Config)
+        except ConfigError as error:
             raise ConfigError(f"{file}: {error}") from error
+    return _convert({**settings, **overrides}, Config)
+
+
+def _read(file: Path) -> dict[str, Any]:
+    """The settings of a TOML file, its classes merged with the built-in ones."""
     try:
-        return msgspec.convert({**settings, **overrides}, Config)
+        settings = tomllib.loads(file.read_text())
+    except OSError as error:
+        raise ConfigError(error.strerror or str(error)) from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"not a text file (byte {error.start} is not UTF-8)") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"not TOML: {error}") from error
+    if "slo_classes" in settings:
+        settings["slo_classes"] = _merge_classes(settings["slo_classes"])
+    for name, value in _table(settings.get("policy_params", {}), "policy_params").items():
+        if not isinstance(value, float | int | str | bool):
+            raise ConfigError(
+                f"policy_params.{name}: expected a number, a text or true/false, got {value!r}"
+            )
+    return settings
+
+
+def _merge_classes(stated: Any) -> dict[str, SloClass]:
+    classes = default_classes()
+    for name, fields in _table(stated, "slo_classes").items():
+        at = f"slo_classes.{name}"
+        known = msgspec.structs.asdict(classes.get(name, SloClass()))
+        try:
+            classes[name] = _convert({**known, **_table(fields, at)}, SloClass, at)
+        except ConfigError as error:
+            culprit = str(error).removeprefix(f"{at}.").partition(":")[0]
+            if culprit in known and culprit not in fields:
+                hint = f"{error} ({culprit} is the built-in one; state another)"
+                raise ConfigError(hint) from error
+            raise
+    return classes
+
+
+def _table(value: Any, at: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ConfigError(f"{at}: expected a table, got {value!r}")
+    return value
+
+
+def _convert(value: Any, kind: type[T], at: str = "") -> T:
+    """`value` as a `kind`. Raises ConfigError with the field first; `at` is where the value itself stands."""
+    try:
+        return msgspec.convert(value, kind)
     except msgspec.ValidationError as error:
-        raise ConfigError(str(error)) from error
+        raise ConfigError(_explain(str(error), value, kind, at)) from error
+
+
+def _explain(error: str, value: Any, kind: Any, at: str) -> str:
+    """msgspec's words about a setting, field first: `port: expected int <= 65535, got 70000`."""
+    match = re.fullmatch(r"(?P<limit>.*?)(?: - at `\$\.?(?P<field>[^`]*)`)?", error, re.DOTALL)
+    assert match is not None
+    limit, field_name = match["limit"].replace("`", ""), match["field"] or ""
+    unknown = re.fullmatch(r"Object contains unknown field (.*)", limit)
+    if unknown:
+        near = difflib.get_close_matches(unknown[1], kind.__struct_fields__, 1)
+        field_name = unknown[1]
+        limit = "unknown field" + (f"; did you mean {near[0]}?" if near else "")
+    elif limit.startswith("Expected"):
+        limit = "e" + limit[1:]
+        stated = value.get(field_name) if isinstance(value, dict) else value
+        if ", got" not in limit and stated is not None:
+            limit += f", got {stated!r}"
+    where = ".".join(part for part in (at, field_name) if part)
+    inside = not unknown and not field_name and isinstance(value, dict)  # says its field itself
+    return f"{where}{'.' if inside else ': '}{limit}" if where else limit
 
 
 def save_config(config: Config, path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -102,20 +101,10 @@ def command(policy_param: tuple[str, ...], file: Path | None, detach: bool, **gi
     try:
         return serve(make_config(file, overrides), detach)
     except ConfigError as error:
-        raise BadSetting(explain(str(error), overrides)) from error
+        raise BadSetting(str(error)) from error
     except StartError as error:
         kind = BadSetting if error.status == 2 else click.ClickException
         raise kind(str(error)) from error
-
-
-def explain(error: str, given: dict[str, Any]) -> str:
-    """msgspec's words about a setting, field first: `port: expected int <= 65535, got 70000`."""
-    match = re.fullmatch(r"(?P<limit>.*) - at `\$\.?(?P<field>[^`]*)`", error)
-    if match is None:
-        return error.replace("`", "")
-    limit = match["limit"].replace("`", "")
-    got = f", got {given[match['field']]!r}" if match["field"] in given else ""
-    return f"{match['field']}: {limit[0].lower()}{limit[1:]}{got if ', got' not in limit else ''}"
 
 
 class BadSetting(click.ClickException):

@@ -9,7 +9,15 @@ from typing import Any
 import msgspec
 import pytest
 
-from accelgen.proto.config import Config, ConfigError, load_config, make_config, save_config
+from accelgen.proto.config import (
+    Config,
+    ConfigError,
+    SloClass,
+    default_classes,
+    load_config,
+    make_config,
+    save_config,
+)
 
 
 def refusal(settings: dict[str, Any]) -> str:
@@ -42,6 +50,68 @@ def test_options_go_before_the_file(tmp_path: Path) -> None:
     assert config.slo_classes["fast"].tpot_ms is None
 
 
+def test_classes_of_the_file_join_the_built_in_ones(tmp_path: Path) -> None:
+    file = tmp_path / "accelgen.toml"
+    file.write_text("""
+        [slo_classes.interactive]
+        ttft_ms = 300
+        [slo_classes.chat]
+        ttft_ms = 700
+    """)
+    config, built_in = make_config(file, {}), default_classes()
+    assert set(config.slo_classes) == {*built_in, "interactive"}
+    assert config.slo_classes["interactive"] == SloClass(ttft_ms=300)
+    assert config.slo_classes["chat"] == msgspec.structs.replace(built_in["chat"], ttft_ms=700)
+    assert config.slo_classes["standard"] == built_in["standard"]
+    assert config.default_class == "standard"
+    assert make_config(file, {"default_class": "interactive"}).default_class == "interactive"
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        (
+            "[slo_classes.fast]\nttft_ms = -1",
+            "slo_classes.fast.ttft_ms: expected float > 0.0, got -1",
+        ),
+        (
+            "[slo_classes.fast]\nttft_ms = 'x'",
+            "slo_classes.fast.ttft_ms: expected float | null, got str",
+        ),
+        (
+            "[slo_classes.fast]\nttft_s = 1",
+            "slo_classes.fast.ttft_s: unknown field; did you mean ttft_ms?",
+        ),
+        (
+            "[slo_classes.fast]\nttft_ms = 5\nbounds_ms = [10, 20]",
+            "slo_classes.fast.ttft_ms: 5 is outside bounds_ms 10 to 20",
+        ),
+        (
+            "[slo_classes.chat]\nbounds_ms = [10, 200]",
+            "slo_classes.chat.ttft_ms: 1000 is outside bounds_ms 10 to 200"
+            " (ttft_ms is the built-in one; state another)",
+        ),
+        ("slo_classes = 3", "slo_classes: expected a table, got 3"),
+        ("[slo_classes]\nchat = 3", "slo_classes.chat: expected a table, got 3"),
+        ("policy_params = 3", "policy_params: expected a table, got 3"),
+        ("prot = 1", "prot: unknown field; did you mean port?"),
+        ("port = 70000", "port: expected int <= 65535, got 70000"),
+        (
+            "default_class = 'gold'",
+            "default_class: 'gold' is not in slo_classes batch, chat, standard",
+        ),
+    ],
+)
+def test_an_error_of_the_file_begins_with_file_and_field(
+    tmp_path: Path, text: str, line: str
+) -> None:
+    file = tmp_path / "serve.toml"
+    file.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        make_config(file, {})
+    assert str(caught.value) == f"{file}: {line}"
+
+
 @pytest.mark.parametrize(
     "text, words",
     [
@@ -67,9 +137,9 @@ def test_options_go_before_the_file(tmp_path: Path) -> None:
         ("[slo_classes.standard]\nbounds_ms = [5, 1]", ["bounds_ms", "5", "1"]),
         ("[slo_classes.standard]\nbounds_ms = [1]", ["bounds_ms"]),
         ("[slo_classes.standard]\nbounds_ms = [0, 9]", ["bounds_ms", "0"]),
-        ("[slo_classes.standard]\nbounds_ms = [10, 20]\ntpot_ms = 3", ["tpot_ms", "10", "20"]),
-        ("[slo_classes.standard]\nbounds_ms = [10, 20]\ne2e_ms = 30", ["e2e_ms", "10", "20"]),
-        ("policy_params = {a = [1]}", ["policy_params"]),
+        ("[slo_classes.fast]\nbounds_ms = [10, 20]\ntpot_ms = 3", ["tpot_ms", "10", "20"]),
+        ("[slo_classes.fast]\nbounds_ms = [10, 20]\ne2e_ms = 30", ["e2e_ms", "10", "20"]),
+        ("policy_params = {a = [1]}", ["policy_params.a: ", "got [1]"]),
         ("port = 80 80", ["accelgen.toml", "line 1"]),
     ],
 )
@@ -84,8 +154,10 @@ def test_a_refused_file_says_where_and_why(tmp_path: Path, text: str, words: lis
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     for file in (tmp_path / "missing.toml", tmp_path):
-        with pytest.raises(ConfigError, match=file.name):
+        with pytest.raises(ConfigError) as caught:
             make_config(file, {})
+        assert str(caught.value).startswith(f"{file}: ")
+        assert str(caught.value).count(str(file)) == 1
     binary = tmp_path / "binary.toml"
     binary.write_bytes(b"\xff\xfe")
     with pytest.raises(ConfigError, match="binary.toml"):

@@ -82,7 +82,10 @@ def test_a_wrong_line_in_the_file_is_named(
     for text, says in (
         ("port = 'x'", "port: expected int, got str"),
         ("prot = 1", "prot"),
-        ("[slo_classes.chat]\nttft_ms = -1", "slo_classes[...].ttft_ms: expected float > 0"),
+        (
+            "[slo_classes.chat]\nttft_ms = -1",
+            "accelgen.toml: slo_classes.chat.ttft_ms: expected float > 0",
+        ),
         ("port = ", "accelgen.toml"),
     ):
         file.write_text(text)
