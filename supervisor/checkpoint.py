@@ -27,6 +27,13 @@ class Checkpoint:
     config: dict[str, Any]
     stored: dict[str, int]
 
+    @property
+    def context_tokens(self) -> int:
+        """The longest sequence according to the configuration, 0 if it does not say."""
+        config = self.config.get("text_config", self.config)
+        stated = config.get("max_position_embeddings")
+        return stated if isinstance(stated, int) else 0
+
     def weights_bytes(self, dtype: str) -> int:
         """Bytes of the weights in memory when loaded as `dtype` ("auto": as stored)."""
         return sum(
@@ -96,11 +103,28 @@ def _from_hub(name: str) -> Path:
     try:
         return Path(snapshot_download(name, allow_patterns=_DOWNLOADED))
     except Exception as error:  # whatever network and hub can come up with ends here, in one line
-        cause = " ".join(str(error).split())[:300]
         raise StartError(
-            f"model not found: no folder {name}, not in the local hub cache, and not to be"
-            f" downloaded ({type(error).__name__}: {cause})"
+            f"model not found: {name} is no folder and not in the local hub cache, and {_hub_cause(error)}"
         ) from error
+
+
+def _hub_cause(error: Exception) -> str:
+    from huggingface_hub import constants, errors
+
+    if constants.HF_HUB_OFFLINE:
+        return "HF_HUB_OFFLINE forbids downloading it"
+    match error:
+        case errors.GatedRepoError():
+            return "the hub wants a token of somebody who accepted its terms (HF_TOKEN)"
+        case errors.RepositoryNotFoundError() | errors.HFValidationError():
+            return "the hub has no such model (or a private one: HF_TOKEN)"
+        case errors.HfHubHTTPError(response=response) if response is not None:
+            return f"the hub answered with status {response.status_code}"
+        case errors.LocalEntryNotFoundError() | ConnectionError() | TimeoutError():
+            return "the hub cannot be reached"
+        case OSError(strerror=str(cause)):
+            return f"downloading it failed: {' '.join(cause.split())}"
+    return f"downloading it failed ({type(error).__name__})"
 
 
 def _read_json(folder: Path, name: str) -> dict[str, Any]:

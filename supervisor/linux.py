@@ -44,6 +44,11 @@ def available_memory_bytes() -> int:
     return available
 
 
+def has_cuda_driver() -> bool:
+    """There is a driver that torch could use as CUDA: NVIDIA's, WSL's, or ROCm's. Costs no import of torch."""
+    return any(map(os.path.exists, _CUDA_DEVICES))
+
+
 def oom_kills() -> int:
     """How often the kernel's out-of-memory killer has struck since boot (0 where that is not counted)."""
     try:
@@ -53,6 +58,7 @@ def oom_kills() -> int:
     return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), 0)
 
 
+_CUDA_DEVICES = ("/dev/nvidiactl", "/proc/driver/nvidia", "/dev/dxg", "/dev/kfd")
 _CGROUP_MEMORY = (
     (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")),
     (

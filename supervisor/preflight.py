@@ -12,18 +12,22 @@ import msgspec
 from accelgen.proto.config import Config
 from accelgen.supervisor.checkpoint import BUNDLED, Checkpoint, locate, open_checkpoint
 from accelgen.supervisor.errors import StartError
-from accelgen.supervisor.linux import available_memory_bytes
+from accelgen.supervisor.linux import available_memory_bytes, has_cuda_driver
+from accelgen.supervisor.policy_params import POLICY_GROUP, check_params
 
-POLICY_GROUP = "accelgen.policies"
+_LEAST_BLOCKS = 2  # with one block there is room for a prompt or an answer, hardly for both
 
 
 def check(config: Config) -> tuple[Config, Checkpoint]:
     """`config` with the model's folder and name filled in, and the checkpoint. Raises StartError."""
     check_policy(config.policy)
+    check_params(config.policy, config.policy_params)
     _check_key_file(config.api_key_file)
     _check_profile(config.profile_file)
+    _check_device(config.device, config.dtype)
     folder = locate(config.model)
     checkpoint = open_checkpoint(folder)
+    check_lengths(config, checkpoint)
     check_memory(config, checkpoint)
     hub_name = "" if folder.name == BUNDLED or Path(config.model).is_dir() else config.model
     name = config.served_model_name or Path(hub_name or folder).name
@@ -40,10 +44,38 @@ def check_policy(policy: str) -> None:
     raise StartError(f"--policy: there is no policy {policy!r}; {hint}", status=2)
 
 
+def check_lengths(config: Config, checkpoint: Checkpoint) -> None:
+    """Raises StartError (status 2) with the numbers if the longest request is more than the model allows or than the
+    stated number of KV blocks holds, or if these are too few for anything."""
+    wanted, allowed = config.max_model_len, checkpoint.context_tokens
+    if allowed and wanted > allowed:
+        raise StartError(
+            f"--max-model-len: {wanted} tokens, the model allows {allowed}"
+            " (max_position_embeddings in its config.json)",
+            status=2,
+        )
+    if not config.kv_blocks:
+        return
+    holds = config.kv_blocks * config.block_size
+    size = f"{config.kv_blocks} blocks of {config.block_size} tokens hold {holds:,} tokens"
+    if config.kv_blocks < _LEAST_BLOCKS:
+        raise StartError(
+            f"--kv-blocks: {size.replace('1 blocks', '1 block').replace('hold ', 'holds ')},"
+            f" too little to be of use; at least {_LEAST_BLOCKS} blocks, or 0: from free memory",
+            status=2,
+        )
+    if wanted > holds:
+        needed = -(-wanted // config.block_size)
+        raise StartError(
+            f"--kv-blocks: {size}, less than --max-model-len {wanted}, which needs {needed} blocks",
+            status=2,
+        )
+
+
 def check_memory(config: Config, checkpoint: Checkpoint) -> None:
     """Raises StartError with the numbers if weights (and a KV cache of fixed size) cannot fit the memory of a
     CPU machine. On a GPU the worker itself knows better."""
-    if config.device == "cuda" or (config.device == "auto" and Path("/dev/nvidiactl").exists()):
+    if config.device == "cuda" or (config.device == "auto" and has_cuda_driver()):
         return
     weights = checkpoint.weights_bytes(config.dtype) * config.replicas
     kv_tokens = config.kv_blocks * config.block_size * config.replicas
@@ -71,11 +103,26 @@ def _check_key_file(name: str) -> None:
     try:
         keys = Path(name).expanduser().read_text().split()
     except (OSError, UnicodeDecodeError) as error:
-        raise StartError(f"--api-key-file: {name} cannot be read: {error}") from error
+        cause = getattr(error, "strerror", None) or "it is not text"
+        raise StartError(f"--api-key-file: {name} cannot be read: {cause}", status=2) from error
     if not keys:
-        raise StartError(f"--api-key-file: {name} holds no key (one per line)")
+        raise StartError(f"--api-key-file: {name} holds no key (one per line)", status=2)
 
 
 def _check_profile(name: str) -> None:
     if name and not os.access(Path(name).expanduser(), os.R_OK):
-        raise StartError(f"--profile-file: {name} cannot be read")
+        raise StartError(f"--profile-file: {name} cannot be read", status=2)
+
+
+def _check_device(device: str, dtype: str) -> None:
+    """A driver that is there may still have no device that torch can use: that the worker says."""
+    driver = has_cuda_driver()
+    if dtype == "float16" and (device == "cpu" or not driver):
+        raise StartError(
+            "--dtype: float16 is far too slow on CPU; choose bfloat16 or float32", status=2
+        )
+    if device == "cuda" and not driver:
+        raise StartError(
+            "--device cuda: this machine has no CUDA driver; --device cpu, or auto, runs without",
+            status=2,
+        )

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import json
 import socket
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
+import httpx
+import huggingface_hub
 import msgspec
 import pytest
+from huggingface_hub import errors
 
 from accelgen.proto.config import Config
 from accelgen.supervisor import linux, preflight
@@ -33,6 +38,10 @@ def write_weights(path: Path, **tensors: tuple[str, list[int], int]) -> None:
         offset += size
     encoded = json.dumps(header).encode()
     path.write_bytes(len(encoded).to_bytes(8, "little") + encoded + bytes(offset))
+
+
+def answer(status: int) -> httpx.Response:
+    return httpx.Response(status, request=httpx.Request("GET", "http://hub"))
 
 
 @pytest.fixture
@@ -91,23 +100,119 @@ def test_weights_that_are_cut_off_are_refused(model: Path) -> None:
         open_checkpoint(model)
 
 
+@pytest.mark.parametrize(
+    ("settings", "line"),
+    [
+        ({"max_model_len": 2049}, "--max-model-len: 2049 tokens, the model allows 2048"),
+        (
+            {"kv_blocks": 1},
+            "--kv-blocks: 1 block of 16 tokens holds 16 tokens, too little to be of use; at least 2",
+        ),
+        (
+            {"kv_blocks": 4, "max_model_len": 100},
+            "--kv-blocks: 4 blocks of 16 tokens hold 64 tokens, less than --max-model-len 100,"
+            " which needs 7 blocks",
+        ),
+    ],
+)
+def test_lengths_that_cannot_be(model: Path, settings: dict[str, int], line: str) -> None:
+    (model / "config.json").write_text(json.dumps({**SHAPE, "max_position_embeddings": 2048}))
+    with pytest.raises(StartError) as refused:
+        preflight.check(Config(model=str(model), **settings))  # type: ignore[arg-type]
+    assert str(refused.value).startswith(line) and refused.value.status == 2
+    preflight.check(Config(model=str(model), max_model_len=2048, kv_blocks=128))
+
+
+def test_cuda_without_a_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linux, "_CUDA_DEVICES", ("/none/at/all",))
+    with pytest.raises(StartError, match="--device cuda: this machine has no CUDA") as refused:
+        preflight.check(Config(device="cuda"))
+    assert refused.value.status == 2
+    with pytest.raises(StartError, match="--dtype: float16 is far too slow on CPU"):
+        preflight.check(Config(dtype="float16"))
+    monkeypatch.setattr(linux, "_CUDA_DEVICES", ("/none/at/all", "/dev/null"))
+    preflight.check(Config(device="cuda", dtype="float16"))
+
+
+@pytest.mark.parametrize(
+    ("policy", "params", "line"),
+    [
+        ("sarathi", {"chunk": 5}, "sarathi has no parameter 'chunk'; it has chunk_size (512)"),
+        ("sarathi", {"chunk_size": "x"}, "chunk_size of sarathi must be a whole number, got 'x'"),
+        ("sarathi", {"chunk_size": True}, "chunk_size of sarathi must be a whole number, got True"),
+        ("sarathi", {"chunk_size": 0}, "sarathi: chunk_size: 0 tokens, must be at least 1"),
+        ("accelgen", {"gamma_s": 1, "raw_units": 1}, "raw_units of accelgen must be true or false"),
+    ],
+)
+def test_parameters_that_a_policy_does_not_take(
+    policy: str, params: dict[str, Any], line: str
+) -> None:
+    with pytest.raises(StartError) as refused:
+        preflight.check(Config(policy=policy, policy_params=params))
+    assert str(refused.value).startswith(f"--policy-param: {line}") and refused.value.status == 2
+
+
+def test_parameters_that_a_policy_takes() -> None:
+    preflight.check(Config(policy="accelgen", policy_params={"gamma_s": 1, "raw_units": True}))
+
+
+def test_judging_a_policy_imports_no_torch() -> None:
+    program = (
+        "import sys\nfrom accelgen.supervisor.policy_params import main\n"
+        "main('accelgen', '{\"gamma_s\": 1}')\nsys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", program]).returncode == 0
+
+
 @pytest.mark.parametrize("name", ["/no/such/folder", "./none", "a/b/c", "~/none/at/all"])
 def test_a_missing_folder_is_not_looked_for_elsewhere(name: str) -> None:
     with pytest.raises(StartError, match="model not found: there is no folder"):
         locate(name)
 
 
-def test_a_hub_name_without_network_ends_in_one_line(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+@pytest.mark.parametrize(
+    ("raised", "says"),
+    [
+        (OSError(28, "No space\nleft"), "downloading it failed: No space left"),
+        (
+            ConnectionError("Got: [Errno -2] Name or service\nnot known"),
+            "the hub cannot be reached",
+        ),
+        (errors.LocalEntryNotFoundError("Got:\nConnectError"), "the hub cannot be reached"),
+        (RuntimeError("a\nb"), "downloading it failed (RuntimeError)"),
+        (
+            errors.RepositoryNotFoundError("401", response=answer(401)),
+            "the hub has no such model (or a private one: HF_TOKEN)",
+        ),
+        (
+            errors.GatedRepoError("403", response=answer(403)),
+            "the hub wants a token of somebody who accepted its terms (HF_TOKEN)",
+        ),
+        (
+            errors.HfHubHTTPError("boom", response=answer(503)),
+            "the hub answered with status 503",
+        ),
+    ],
+)
+def test_what_the_hub_refuses_ends_in_a_line_of_our_own(
+    monkeypatch: pytest.MonkeyPatch, raised: Exception, says: str
 ) -> None:
-    import huggingface_hub
-
-    def refuse(name: str, **_: Any) -> str:
-        raise OSError("no\nnetwork")
+    def refuse(name: str, local_files_only: bool = False, **_: Any) -> str:
+        raise FileNotFoundError if local_files_only else raised
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
-    with pytest.raises(StartError, match=r"no folder some/model, .*\(OSError: no network\)"):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    with pytest.raises(StartError) as refused:
         locate("some/model")
+    assert refused.value.status == 1 and str(refused.value) == (
+        f"model not found: some/model is no folder and not in the local hub cache, and {says}"
+    )
+
+
+def test_a_hub_name_where_downloads_are_forbidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(StartError, match="HF_HUB_OFFLINE forbids"):
+        locate("no-such-owner/no-such-model")
 
 
 def test_memory_is_reckoned_with_numbers(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,8 +245,9 @@ def test_files_named_in_the_configuration_must_be_there(tmp_path: Path) -> None:
         Config(api_key_file=str(empty)),
         Config(profile_file=str(tmp_path / "none")),
     ):
-        with pytest.raises(StartError, match="^--(api-key|profile)-file: "):
+        with pytest.raises(StartError, match="^--(api-key|profile)-file: ") as refused:
             preflight.check(config)
+        assert refused.value.status == 2
 
 
 def test_listening(monkeypatch: pytest.MonkeyPatch) -> None:
