@@ -18,6 +18,8 @@ _PID, _READY, _FAILED = "\0pid", "\0ready", "\0failed"  # no line for people beg
 class _PipeDisplay(LineDisplay):
     """Lines into the pipe to the waiting caller, until the server is ready."""
 
+    detached = True
+
     def __init__(self, out: TextIO) -> None:
         super().__init__(out)
         self._print(f"{_PID} {os.getpid()}")

@@ -6,7 +6,7 @@ import os
 import shutil
 import sys
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from accelgen.proto.messages import Directory, Facts, Member
 from accelgen.supervisor.members import Seat
@@ -16,6 +16,8 @@ LOAD_GAUGE = "accelgen:worker_load_progress"  # a worker's gauge, 0..1, while it
 
 class LineDisplay:
     """One line per change of phase: for logs, pipes and `--detach`."""
+
+    detached = False  # no terminal holds the server: Ctrl-C does not reach it
 
     def __init__(self, out: TextIO) -> None:
         self._out: TextIO | None = out
@@ -30,7 +32,7 @@ class LineDisplay:
                 self._print(f"{uptime_s:6.1f} s  {seat.name:<12} {member.phase}")
 
     def ready(self, directory: Directory, took_s: float) -> None:
-        self._print(ready_block(directory, took_s))
+        self._print(ready_block(directory, took_s, self.detached))
 
     def end(self, status: int, line: str, logs: Path | None) -> None:
         self._print(f"accelgen: {line}")
@@ -96,7 +98,7 @@ def display_for(out: TextIO) -> LineDisplay:
     return BarDisplay(out) if out.isatty() else LineDisplay(out)
 
 
-def ready_block(directory: Directory, took_s: float) -> str:
+def ready_block(directory: Directory, took_s: float, detached: bool = False) -> str:
     """Address, model, policy, memory, and what to try next."""
     facts = directory.config
     workers = [member for member in directory.members if member.facts is not None]
@@ -109,14 +111,27 @@ def ready_block(directory: Directory, took_s: float) -> str:
     ]
     lines += [f"  memory   {_memory(member)}" for member in workers]
     lines.append(f"  logs     {facts['run_dir']}/logs")
-    if facts.get("open_to_others"):
-        lines.append(
-            "  WARNING  whoever reaches this address may use it; --api-key-file asks for keys"
-        )
+    lines += [f"  WARNING  {line}" for line in _warnings(facts, workers)]
     lines += ["", "Try:", *_example(facts)]
     command = _command()
-    lines += [f"  {command} chat", "", f"Stop it with Ctrl-C or `{command} down`.", ""]
+    stop = f"`{command} down`" if detached else f"Ctrl-C or `{command} down`"
+    lines += [f"  {command} chat", "", f"Stop it with {stop}.", ""]
     return "\n".join(lines)
+
+
+def _warnings(facts: dict[str, Any], workers: list[Member]) -> list[str]:
+    lines = []
+    known = workers[0].facts if workers else None
+    if known is not None:
+        room, wanted = known.num_blocks * known.block_size, facts.get("context_tokens", 0)
+        if known.max_model_len == room < wanted:
+            lines.append(
+                f"requests are limited to {room:,} tokens by the KV cache (the model allows {wanted:,});"
+                " --kv-blocks or --kv-memory-bytes sets its size"
+            )
+    if facts.get("open_to_others"):
+        lines.append("whoever reaches this address may use it; --api-key-file asks for keys")
+    return lines
 
 
 def _model_facts(workers: list[Member]) -> str:
@@ -132,17 +147,19 @@ def _model_facts(workers: list[Member]) -> str:
 def _memory(member: Member) -> str:
     assert member.facts is not None
     facts = member.facts
-    weights, cache, resident = (
-        size / 2**20 for size in (facts.weights_bytes, facts.kv_bytes, member.rss_bytes)
+    return (
+        f"{Seat(member.role, member.index).name}: {_size(facts.weights_bytes)} weights"
+        f" + {_size(facts.kv_bytes)} KV cache"
+        f" ({facts.num_blocks:,} blocks of {facts.block_size} tokens);"
+        f" {_size(member.rss_bytes)} resident"
     )
-    line = (
-        f"{Seat(member.role, member.index).name}: {weights:,.0f} MiB weights + {cache:,.0f} MiB KV cache"
-        f" ({facts.num_blocks:,} blocks of {facts.block_size} tokens)"
-    )
-    return f"{line}; {resident:,.0f} MiB resident"
 
 
-def _example(facts: dict[str, str]) -> list[str]:
+def _size(size: int) -> str:
+    return f"{size / 2**20:,.0f} MiB" if size >= 2**20 else f"{size / 2**10:,.0f} KiB"
+
+
+def _example(facts: dict[str, Any]) -> list[str]:
     body = (
         f'{{"model": "{facts["model"]}", '
         '"messages": [{"role": "user", "content": "What is AccelGen?"}]}'

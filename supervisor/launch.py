@@ -25,12 +25,13 @@ from accelgen.supervisor.members import all_seats
 from accelgen.supervisor.process import Display, Supervisor
 from accelgen.supervisor.rundir import CONFIG, RunDir
 
-Check = Callable[[Config], Config]
+Check = Callable[[Config], tuple[Config, int]]
 
 
-def check_config(config: Config) -> Config:
-    """`config` completed by the preflight checks."""
-    return preflight.check(config)[0]
+def check_config(config: Config) -> tuple[Config, int]:
+    """`config` completed by the preflight checks, and the model's context in tokens (0: not stated)."""
+    config, checkpoint = preflight.check(config)
+    return config, checkpoint.context_tokens
 
 
 def serve(
@@ -45,20 +46,22 @@ def serve(
     Raises StartError for everything that is known to be wrong before a process is started."""
     started_s = now_s()
     check_platform()
-    config = check(config)
+    config, context_tokens = check(config)
     listener = listen(config.host, config.port)
     run_dir = RunDir.create(config.run_dir)
     port = listener.getsockname()[1]
     config = msgspec.structs.replace(config, port=port, run_dir=str(run_dir.path))
-    if not detached:
-        return _supervise(config, run_dir, listener, command, display_for(sys.stdout), started_s)
-    return detach(
-        lambda display: _supervise(config, run_dir, listener, command, display, started_s)
-    )
+    facts = _facts(config, listener, context_tokens)
+
+    def supervise(display: Display) -> int:
+        return _supervise(config, facts, run_dir, listener, command, display, started_s)
+
+    return detach(supervise) if detached else supervise(display_for(sys.stdout))
 
 
 def _supervise(
     config: Config,
+    facts: dict[str, Any],
     run_dir: RunDir,
     listener: socket.socket,
     command: Command,
@@ -73,7 +76,7 @@ def _supervise(
             seats=all_seats(config.frontends, config.replicas),
             pid=os.getpid(),
             started_s=started_s,
-            facts=_facts(config, listener),
+            facts=facts,
             drain_s=config.shutdown_timeout_s,
         )
         children = Children(run_dir.path, listener.fileno(), config.replicas, command)
@@ -87,13 +90,14 @@ def _supervise(
     return end.status
 
 
-def _facts(config: Config, listener: socket.socket) -> dict[str, Any]:
+def _facts(config: Config, listener: socket.socket, context_tokens: int) -> dict[str, Any]:
     """What the Directory tells everyone about the server as a whole."""
     return {
         "url": url_of(listener),
         "model": config.served_model_name,
         "policy": config.policy,
         "run_dir": config.run_dir,
+        "context_tokens": context_tokens,  # what the model allows; a worker's facts say what there is room for
         "needs_key": bool(config.api_key_file),
         "open_to_others": not (config.api_key_file or is_loopback(listener)),
     }

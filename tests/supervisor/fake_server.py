@@ -19,7 +19,7 @@ def fake_command(role: Role) -> list[str]:
 
 def main() -> None:
     def serve(config, detached):  # type: ignore[no-untyped-def]
-        return launch.serve(config, detached, fake_command, lambda config: config)
+        return launch.serve(config, detached, fake_command, lambda config: (config, 0))
 
     up.serve = serve  # type: ignore[assignment]
     cli.main(["up", *sys.argv[1:]])

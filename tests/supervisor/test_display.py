@@ -6,6 +6,7 @@ import io
 import os
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from accelgen.proto.messages import Directory, Facts, Member, Role
@@ -43,10 +44,25 @@ def test_the_block_names_what_one_needs() -> None:
         "512 MiB resident", "curl http://127.0.0.1:8000/v1/chat/completions", " chat",
     ):  # fmt: skip
         assert part in block
-    assert "WARNING" not in block and "Bearer" not in block
+    assert "WARNING" not in block and "Bearer" not in block and "Stop it with Ctrl-C or `" in block
     ABOUT_OPEN = {**ABOUT, "open_to_others": True, "needs_key": True}
     block = ready_block(Directory([], True, False, ABOUT_OPEN), 1.0)
     assert "--api-key-file" in block and "Bearer $KEY" in block
+
+
+def test_a_small_cache_is_warned_of() -> None:
+    ready = directory("ready", msgspec.structs.replace(FACTS, max_model_len=1024, kv_bytes=3000))
+    about = {**ABOUT, "context_tokens": 4096}
+    block = ready_block(msgspec.structs.replace(ready, config=about), 1.0)
+    assert "WARNING  requests are limited to 1,024 tokens by the KV cache" in block
+    assert "the model allows 4,096" in block and "3 KiB KV cache" in block
+    block = ready_block(msgspec.structs.replace(ready, config={**about, "context_tokens": 1024}), 1)
+    assert "WARNING" not in block
+
+
+def test_ctrl_c_does_not_stop_a_detached_server() -> None:
+    block = ready_block(directory("ready", FACTS), 1.0, detached=True)
+    assert "Ctrl-C" not in block and "Stop it with `" in block and "down`." in block
 
 
 def test_bars_move_and_leave_the_block(monkeypatch: pytest.MonkeyPatch) -> None:
