@@ -13,9 +13,17 @@ from accelgen.scripts.bench_report import Report, generator, reasons, verdicts
 
 
 def dump(result: dict[str, Any]) -> str:
-    """As text, one line per key: lists of many numbers stay readable by eye and by diff."""
-    lines = (f" {json.dumps(key)}: {json.dumps(value)}" for key, value in result.items())
+    """As text, one line per key: lists of many numbers stay readable by eye and by diff. Figures without data are
+    null."""
+    lines = (f" {json.dumps(key)}: {json.dumps(_plain(value))}" for key, value in result.items())
     return "{\n" + ",\n".join(lines) + "\n}\n"
+
+
+def _plain(value: Any) -> Any:
+    """`value` with None for NaN, which JSON has no word for."""
+    if isinstance(value, dict):
+        return {key: _plain(one) for key, one in value.items()}
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def as_json(report: Report, detailed: bool) -> dict[str, Any]:
@@ -46,6 +54,7 @@ def as_json(report: Report, detailed: bool) -> dict[str, Any]:
         "total_token_throughput": per_second(tokens, duration_s),
         "max_output_tokens_per_s": float(summary.peak_output_tokens_per_s),
         "max_concurrent_requests": summary.peak_concurrency,
+        "tpot_not_measurable": summary.clumped,
     }
     for name, values in summary.spreads.items():
         result |= _spread_keys(name, values)
@@ -84,10 +93,11 @@ def _spread_keys(name: str, values: Spread) -> dict[str, float]:
 def _attainment_keys(kept: Attainment) -> dict[str, Any]:
     return {
         "sent": kept.sent,
-        "ttft": kept.ttft,
-        "tpot": kept.tpot,
-        "e2e": kept.e2e,
-        "all": kept.overall,
+        "ttft": kept.ttft.fraction,
+        "tpot": {rule: share.fraction for rule, share in kept.tpot.items()},
+        "tpot_not_judged": kept.unmeasured,
+        "e2e": kept.e2e.fraction,
+        "all": {rule: share.fraction for rule, share in kept.overall.items()},
     }
 
 

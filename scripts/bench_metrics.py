@@ -10,7 +10,7 @@ Symbols (seconds of one clock; request i of N, its tokens k = 1..n)
 
 Names
     TTFT         t_1 - a
-    TPOT         (t_n - t_1) / (n - 1), for n > 1 only
+    TPOT         (t_n - t_1) / (n - 1), for n > 1 only, and not measurable where all tokens came at once (t_n = t_1)
     ITL          gaps between chunks that carry tokens, all requests' together (long answers weigh more)
     E2EL         t_n - a
     attainment   requests that succeeded and met all their objectives, divided by N. TTFT <= F and E2EL <= D are judged
@@ -21,7 +21,10 @@ Names
       request mean         TPOT <= G (DistServe)
                  Every gap implies the other two, and exactly so here: each rule is judged by its slack G - g_k.
     goodput      requests that attained, divided by T
-Boundaries count as met. A request of one token meets every G.
+Boundaries count as met. A request of one token meets every G. Of several tokens that came at once (in a single chunk,
+or from a proxy that holds the answer back) nobody can say here how long each took: where the request states a G, no
+rule judges it, it is counted apart, and attainment leaves it out of numerator and denominator, unless F or D was
+missed: that is a miss whatever G. It is never counted as good.
 """
 
 from __future__ import annotations
@@ -78,6 +81,11 @@ class Timing:
         return sum(self.chunk_tokens)
 
     @property
+    def in_one_clump(self) -> bool:
+        """Several tokens, all at one time: the time per token cannot be measured."""
+        return self.output_tokens > 1 and self.chunk_s[0] == self.chunk_s[-1]
+
+    @property
     def succeeded(self) -> bool:
         return not self.failed and len(self.chunk_s) > 0
 
@@ -92,7 +100,9 @@ class Timing:
     @property
     def tpot_s(self) -> float | None:
         tokens = self.output_tokens
-        return (self.chunk_s[-1] - self.chunk_s[0]) / (tokens - 1) if tokens > 1 else None
+        if tokens <= 1 or self.in_one_clump:
+            return None
+        return (self.chunk_s[-1] - self.chunk_s[0]) / (tokens - 1)
 
     def chunk_gaps_s(self) -> list[float]:
         """The gaps of ITL."""
@@ -117,12 +127,15 @@ def meets_e2e(request: Timing) -> bool:
     return request.succeeded and (limit_s is None or request.e2e_s <= limit_s)
 
 
-def meets_tpot(request: Timing, rule: Rule) -> bool:
-    """The slack of gap k is G - g_k, and G for a token that came in one chunk with the one before."""
+def meets_tpot(request: Timing, rule: Rule) -> bool | None:
+    """None if it cannot be measured. The slack of gap k is G - g_k, and G for a token that came in one chunk with the
+    one before."""
     if not request.succeeded:
         return False
     if request.limits.tpot_s is None:
         return True
+    if request.in_one_clump:
+        return None
     slacks_s = list(_slacks(request, request.limits.tpot_s))
     match rule:
         case Rule.EVERY_GAP:
@@ -142,41 +155,70 @@ def _slacks(request: Timing, limit_s: float) -> Iterable[float]:
         yield from repeat(limit_s, count - 1)
 
 
-def attains(request: Timing, rule: Rule) -> bool:
-    """Succeeded and met every objective it stated."""
+def attains(request: Timing, rule: Rule) -> bool | None:
+    """Succeeded and met every objective it stated; None if only an unmeasurable TPOT leaves that open."""
     return meets_ttft(request) and meets_e2e(request) and meets_tpot(request, rule)
 
 
 @dataclass(frozen=True)
+class Share:
+    """How many requests kept something, of those that could be judged; `stated` is how many asked for it."""
+
+    stated: int
+    judged: int
+    kept: int
+
+    @property
+    def fraction(self) -> float | None:
+        """0..1; None where nobody asked, or nothing could be judged."""
+        return self.kept / self.judged if self.stated and self.judged else None
+
+
+@dataclass(frozen=True)
 class Attainment:
-    """Fractions 0..1 of the requests sent."""
+    """Shares of the requests sent. `unmeasured` state a TPOT objective, and their tokens came at once."""
 
     sent: int
-    ttft: float
-    tpot: dict[Rule, float]
-    e2e: float
-    overall: dict[Rule, float]
+    unmeasured: int
+    ttft: Share
+    tpot: dict[Rule, Share]
+    e2e: Share
+    overall: dict[Rule, Share]
+
+    @property
+    def by_rule(self) -> bool:
+        """Whether the rules can differ: some request states a time per output token."""
+        return self.tpot[Rule.MEAN].stated > 0
 
 
 def attainment(requests: Sequence[Timing]) -> Attainment:
-    """Of `requests`, all that were sent. An empty sequence attains 0."""
+    """Of `requests`, all that were sent."""
+    limits = [request.limits for request in requests]
+    ttft, tpot, e2e = (
+        sum(getattr(one, name) is not None for one in limits)
+        for name in ("ttft_s", "tpot_s", "e2e_s")
+    )
+    any_stated = sum(one.stated for one in limits)
     return Attainment(
         sent=len(requests),
-        ttft=_fraction(meets_ttft(request) for request in requests),
-        tpot={rule: _fraction(meets_tpot(request, rule) for request in requests) for rule in Rule},
-        e2e=_fraction(meets_e2e(request) for request in requests),
-        overall={rule: _fraction(attains(request, rule) for request in requests) for rule in Rule},
+        unmeasured=sum(meets_tpot(request, Rule.MEAN) is None for request in requests),
+        ttft=_share(ttft, (meets_ttft(one) for one in requests)),
+        tpot={rule: _share(tpot, (meets_tpot(one, rule) for one in requests)) for rule in Rule},
+        e2e=_share(e2e, (meets_e2e(one) for one in requests)),
+        overall={
+            rule: _share(any_stated, (attains(one, rule) for one in requests)) for rule in Rule
+        },
     )
 
 
-def _fraction(kept: Iterable[bool]) -> float:
-    judged = list(kept)
-    return sum(judged) / len(judged) if judged else 0.0
+def _share(stated: int, verdicts: Iterable[bool | None]) -> Share:
+    judged = [kept for kept in verdicts if kept is not None]
+    return Share(stated, len(judged), sum(judged))
 
 
 @dataclass(frozen=True)
 class Spread:
-    """A distribution in seconds; all 0 when it has no values. Percentiles interpolate linearly."""
+    """A distribution in seconds; without values (`count` 0) its figures are NaN. Percentiles interpolate linearly."""
 
     count: int
     mean_s: float
@@ -187,7 +229,7 @@ class Spread:
 
 def spread(values_s: Sequence[float], percentiles: Sequence[float]) -> Spread:
     if not values_s:
-        return Spread(0, 0.0, 0.0, 0.0, dict.fromkeys(percentiles, 0.0))
+        return Spread(0, math.nan, math.nan, math.nan, dict.fromkeys(percentiles, math.nan))
     values = np.asarray(values_s)
     return Spread(
         count=len(values_s),
@@ -209,14 +251,16 @@ class Summary:
     output_tokens: int
     peak_output_tokens_per_s: int
     peak_concurrency: int
+    clumped: int  # successful requests without a TPOT, because their tokens came at once
     spreads: dict[str, Spread]  # ttft, tpot, itl, e2el
     attainment: Attainment
     by_label: dict[str, Attainment]
 
     def goodput(self, rule: Rule) -> float:
-        """Requests per second that attained."""
-        attained = self.attainment.overall[rule] * self.attainment.sent
-        return per_second(round(attained), self.duration_s)
+        """Requests per second that attained; NaN if none of those sent can be judged."""
+        if self.attainment.unmeasured and not self.attainment.overall[rule].judged:
+            return math.nan
+        return per_second(self.attainment.overall[rule].kept, self.duration_s)
 
 
 def summarise(requests: Sequence[Timing], percentiles: Sequence[float]) -> Summary:
@@ -239,6 +283,7 @@ def summarise(requests: Sequence[Timing], percentiles: Sequence[float]) -> Summa
         output_tokens=sum(request.output_tokens for request in good),
         peak_output_tokens_per_s=peak_rate(good, started_s),
         peak_concurrency=peak_concurrency(requests),
+        clumped=sum(request.in_one_clump for request in good),
         spreads={name: spread(values, percentiles) for name, values in spreads.items()},
         attainment=attainment(requests),
         by_label={

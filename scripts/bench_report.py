@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -43,6 +44,7 @@ class Report:
     summary: Summary
     goodput: dict[Rule, float]  # requests per second
     judged: bool  # whether any objective is known to us
+    goodput_by_rule: bool  # whether the rules can differ in it
 
 
 def make_report(setting: Setting, run: Run) -> Report:
@@ -59,6 +61,7 @@ def make_report(setting: Setting, run: Run) -> Report:
         summary,
         {rule: good.goodput(rule) for rule in Rule},
         any(timing.limits.stated for timing in timings),
+        good.attainment.by_rule,
     )
 
 
@@ -72,23 +75,23 @@ def reasons(outcomes: Sequence[Outcome]) -> list[tuple[str, int]]:
 
 
 def verdicts(outcomes: Sequence[Outcome]) -> list[bool]:
-    """Of each answer that the server judged: whether it says that every objective was met."""
-    met = [outcome.verdict.get("slo_met") for outcome in outcomes if not outcome.error]
-    return [
-        all(kept for kept in one.values() if kept is not None)
-        for one in met
-        if isinstance(one, dict)
-    ]
+    """Of each answer that the server judged: whether it says that every objective was met. Empty where no answer had
+    an objective."""
+    answers = [outcome.verdict.get("slo_met") for outcome in outcomes if not outcome.error]
+    met = [list(one.values()) for one in answers if isinstance(one, dict)]
+    if all(kept is None for one in met for kept in one):
+        return []
+    return [all(kept for kept in one if kept is not None) for one in met]
 
 
 def generator(run: Run) -> dict[str, float]:
-    """What the load cost this side, and how late requests were sent."""
+    """What the load cost this side, and how late requests were sent; NaN where nothing came."""
     chunks = sum(len(outcome.timing.chunk_s) for outcome in run.outcomes)
     tokens = sum(outcome.timing.output_tokens for outcome in run.outcomes)
     lags_s = [outcome.lag_s for outcome in run.outcomes]
     return {
         "cpu_s": run.cpu_s,
-        "cpu_ms_per_chunk": 1000 * run.cpu_s / chunks if chunks else 0.0,
-        "p99_dispatch_delay_ms": 1000 * float(np.percentile(lags_s, 99)) if lags_s else 0.0,
-        "tokens_per_chunk": tokens / chunks if chunks else 0.0,
+        "cpu_ms_per_chunk": 1000 * run.cpu_s / chunks if chunks else math.nan,
+        "p99_dispatch_delay_ms": 1000 * float(np.percentile(lags_s, 99)) if lags_s else math.nan,
+        "tokens_per_chunk": tokens / chunks if chunks else math.nan,
     }

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from accelgen.scripts.bench_metrics import Attainment, Rule, Spread, per_second
+from accelgen.scripts.bench_metrics import Attainment, Rule, Share, Spread, per_second
 from accelgen.scripts.bench_report import Report, generator, reasons, verdicts
 
 WIDTH, LABEL_WIDTH = 50, 40
@@ -22,34 +22,45 @@ RULES = {
     Rule.MEAN: "request mean",
 }
 MAX_REASONS = 10
+NO_DATA = "-"
 
 
 def table(report: Report) -> str:
     """The whole result as text."""
-    lines = [f"{' Serving Benchmark Result ':=^{WIDTH}}", *_totals(report)]
+    lines = [f"{' Serving Benchmark Result ':=^{WIDTH}}", *_failures(report), *_totals(report)]
     for name in report.setting.sections:
         short, title = TITLES[name]
         lines += [f"{title:-^{WIDTH}}", *_latencies(short, report.summary.spreads[name])]
+        if name == "tpot" and report.summary.clumped:
+            lines.append(_row("Not measurable: tokens came at once", report.summary.clumped))
     if report.judged or verdicts(report.run.outcomes):
         lines += _slo_section(report)
     lines += [f"{'Load Generator':-^{WIDTH}}", *_generator(report)]
-    failures = reasons(report.run.outcomes)
-    if failures:
-        lines.append(f"{'Failures':-^{WIDTH}}")
-        lines += [f"{count} x {reason}" for reason, count in failures[:MAX_REASONS]]
-        if len(failures) > MAX_REASONS:
-            lines.append(f"and {len(failures) - MAX_REASONS} other reasons")
     return "\n".join([*lines, "=" * WIDTH])
 
 
-def _row(label: str, value: float | str) -> str:
+def _failures(report: Report) -> list[str]:
+    """How many requests failed and why, before any figure: they decide what the others are worth."""
+    failures = reasons(report.run.outcomes)
+    if not failures:
+        return []
+    lines = [f"{report.summary.failed} of {len(report.run.outcomes)} requests FAILED"]
+    lines += [f"  {count} x {reason}" for reason, count in failures[:MAX_REASONS]]
+    if len(failures) > MAX_REASONS:
+        lines.append(f"  other reasons: {len(failures) - MAX_REASONS}")
+    return [*lines, "-" * WIDTH]
+
+
+def _row(label: str, value: float | str | None) -> str:
+    """One line. A figure without data is a dash: None, or NaN."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        value = NO_DATA
     shown = f"{value:.2f}" if isinstance(value, float) else str(value)
     return f"{label + ':':<{LABEL_WIDTH}} {shown:<10}".rstrip()
 
 
 def _totals(report: Report) -> list[str]:
     summary, setting = report.summary, report.setting
-    rate = per_second(summary.completed, summary.duration_s)
     rows = [_row("Successful requests", summary.completed), _row("Failed requests", summary.failed)]
     if report.run.not_sent:
         rows.append(_row("Not sent (interrupted)", report.run.not_sent))
@@ -59,21 +70,29 @@ def _totals(report: Report) -> list[str]:
         rows.append(_row("Request rate configured (RPS)", setting.request_rate))
     rows += [
         _row("Benchmark duration (s)", summary.duration_s),
-        _row("Total input tokens", summary.input_tokens),
-        _row("Total generated tokens", summary.output_tokens),
-        _row("Request throughput (req/s)", rate),
+        _row("Total input tokens", _came(report, summary.input_tokens)),
+        _row("Total generated tokens", _came(report, summary.output_tokens)),
+        _row("Request throughput (req/s)", _rate(report, summary.completed)),
     ]
     if setting.goodput.stated or report.judged:
         rows.append(_row("Request goodput (req/s)", report.goodput[Rule.MEAN]))
     tokens = summary.input_tokens + summary.output_tokens
+    peak = float(summary.peak_output_tokens_per_s)
     return rows + [
-        _row(
-            "Output token throughput (tok/s)", per_second(summary.output_tokens, summary.duration_s)
-        ),
-        _row("Peak output token throughput (tok/s)", float(summary.peak_output_tokens_per_s)),
+        _row("Output token throughput (tok/s)", _rate(report, summary.output_tokens)),
+        _row("Peak output token throughput (tok/s)", _came(report, peak)),
         _row("Peak concurrent requests", float(summary.peak_concurrency)),
-        _row("Total token throughput (tok/s)", per_second(tokens, summary.duration_s)),
+        _row("Total token throughput (tok/s)", _rate(report, tokens)),
     ]
+
+
+def _came(report: Report, figure: float) -> float | None:
+    """`figure`, unless no request succeeded: then it says nothing."""
+    return figure if report.summary.completed else None
+
+
+def _rate(report: Report, count: float) -> float | None:
+    return _came(report, per_second(count, report.summary.duration_s))
 
 
 def _latencies(short: str, values: Spread) -> list[str]:
@@ -87,23 +106,11 @@ def _latencies(short: str, values: Spread) -> list[str]:
 
 
 def _slo_section(report: Report) -> list[str]:
-    """Percentages of the requests sent, each rule with its goodput."""
+    """Percentages of the requests sent, for the objectives that were stated."""
     rows = [f"{'SLO Attainment (of requests sent)':-^{WIDTH}}"]
     rows.append(_row("Requests sent", report.summary.attainment.sent))
     if report.judged:
-        kept = report.summary.attainment
-        rows += _attained("All objectives", kept)
-        rows.append(_row("TTFT (%)", 100 * kept.ttft))
-        rows += [_row(f"TPOT, {RULES[rule]} (%)", 100 * kept.tpot[rule]) for rule in Rule]
-        rows.append(_row("E2EL (%)", 100 * kept.e2e))
-        rows += [
-            _row(f"Goodput, {RULES[rule]} (req/s)", report.goodput[rule])
-            for rule in (Rule.EVERY_GAP, Rule.CUMULATIVE)
-        ]
-        if len(report.summary.by_label) > 1:
-            for label, part in report.summary.by_label.items():
-                rows.append(_row(f"{label}: requests sent", part.sent))
-                rows += _attained(label, part)
+        rows += _stated_rows(report)
     judgements = verdicts(report.run.outcomes)
     if judgements:
         kept_share = sum(judgements) / report.summary.attainment.sent
@@ -111,14 +118,48 @@ def _slo_section(report: Report) -> list[str]:
     return rows
 
 
+def _stated_rows(report: Report) -> list[str]:
+    kept = report.summary.attainment
+    rows = _attained("All objectives", kept)
+    if kept.ttft.stated:
+        rows.append(_row("TTFT (%)", _percent(kept.ttft)))
+    if kept.by_rule:
+        rows += [_row(f"TPOT, {RULES[rule]} (%)", _percent(kept.tpot[rule])) for rule in Rule]
+        if kept.unmeasured:
+            rows.append(_row("TPOT not judged: tokens came at once", kept.unmeasured))
+    if kept.e2e.stated:
+        rows.append(_row("E2EL (%)", _percent(kept.e2e)))
+    if report.goodput_by_rule:
+        rows += [
+            _row(f"Goodput, {RULES[rule]} (req/s)", report.goodput[rule])
+            for rule in (Rule.EVERY_GAP, Rule.CUMULATIVE)
+        ]
+    if len(report.summary.by_label) > 1:
+        for label, part in report.summary.by_label.items():
+            rows.append(_row(f"{label}: requests sent", part.sent))
+            rows += _attained(label, part)
+    return rows
+
+
 def _attained(name: str, kept: Attainment) -> list[str]:
-    return [_row(f"{name}, {RULES[rule]} (%)", 100 * kept.overall[rule]) for rule in Rule]
+    """One row for each rule, one in all where they cannot differ, none where no objective is stated."""
+    if not kept.overall[Rule.MEAN].stated:
+        return []
+    if not kept.by_rule:
+        return [_row(f"{name} (%)", _percent(kept.overall[Rule.MEAN]))]
+    return [_row(f"{name}, {RULES[rule]} (%)", _percent(kept.overall[rule])) for rule in Rule]
+
+
+def _percent(share: Share) -> float | None:
+    return None if share.fraction is None else 100 * share.fraction
 
 
 def _generator(report: Report) -> list[str]:
     figures = generator(report.run)
     held_s = [outcome.held_s for outcome in report.run.outcomes]
-    rows = [_row("Processor time per chunk (ms)", f"{figures['cpu_ms_per_chunk']:.3f}")]
+    cost_ms = figures["cpu_ms_per_chunk"]
+    shown = NO_DATA if math.isnan(cost_ms) else f"{cost_ms:.3f}"
+    rows = [_row("Processor time per chunk (ms)", shown)]
     rows.append(
         _row("Processor use (% of a core)", _share(report.run.cpu_s, report.summary.duration_s))
     )

@@ -42,6 +42,8 @@ class Script:
     tokens_per_chunk: int = 1
     counted: bool = True  # usage in every chunk
     pause_s: float = 0.0
+    refused: int = 0  # so many requests get 503 before the others are answered
+    verdict: dict[str, Any] = field(default_factory=lambda: VERDICT)
     api_key: str = ""
 
 
@@ -98,6 +100,9 @@ class FakeServer:
         refused = self._refusal(request)
         if refused is not None:
             return refused
+        if script.refused > 0:
+            script.refused -= 1
+            return JSONResponse({"error": {"message": "starting"}}, 503)
         if script.status != 200:
             return JSONResponse({"error": script.error}, script.status, headers=script.headers)
         events = self._events(script, body, choice)
@@ -130,7 +135,7 @@ class FakeServer:
             yield _event(choices=[{"index": 0, "finish_reason": "stop", **choice("")}], usage=None)
             tokens = len(pieces) * script.tokens_per_chunk
             usage = {"prompt_tokens": prompt, "completion_tokens": tokens}
-            yield _event(choices=[], usage=usage, accelgen=VERDICT)
+            yield _event(choices=[], usage=usage, accelgen=script.verdict)
             if script.done:
                 yield b"data: [DONE]\n\n"
         except asyncio.CancelledError:

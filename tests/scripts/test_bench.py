@@ -128,11 +128,81 @@ def test_failures_are_counted_with_their_reasons(server: Any) -> None:
     server.script.error = {"message": "the queue is full\x1b[2J"}
     result = run(server, "--num-prompts", "5", "--slo", "ttft=9999")
     assert result.exit_code == 1
-    assert row(result.stdout, "Failed requests") == "5"
-    assert "5 x HTTP 429: the queue is full\n" in result.stdout
-    assert row(result.stdout, "All objectives, request mean (%)") == "0.00"
+    table = result.stdout
+    assert row(table, "Failed requests") == "5"
+    first = "5 of 5 requests FAILED\n  5 x HTTP 429: the queue is full\n"
+    assert table.split("\n", 1)[1].startswith(first)
+    for label in ("Mean TTFT (ms)", "P99 E2EL (ms)", "Request throughput (req/s)", "Total input tokens",
+                  "Processor time per chunk (ms)", "Output token throughput (tok/s)"):  # fmt: skip
+        assert row(table, label) == "-"
+    assert row(table, "All objectives (%)") == row(table, "TTFT (%)") == "0.00"
+    assert row(table, "Request goodput (req/s)") == "0.00"
     warm = run(server, "--num-prompts", "5", "--num-warmups", "1")
     assert warm.exit_code == 1 and "a warm-up request failed: HTTP 429" in warm.output
+
+
+def test_some_failures(server: Any) -> None:
+    server.script.refused = 2
+    result = run(server, "--num-prompts", "6", "--max-concurrency", "1")
+    assert result.exit_code == 0
+    assert "\n2 of 6 requests FAILED\n  2 x HTTP 503: starting\n" in result.stdout
+    assert float(row(result.stdout, "Mean TTFT (ms)")) > 0
+
+
+def test_results_without_data_are_null(server: Any, tmp_path: Path) -> None:
+    server.script.status, server.script.error = 503, {"message": "the server is starting"}
+    run(
+        server,
+        "--num-prompts",
+        "2",
+        "--save-result",
+        "--result-dir",
+        str(tmp_path),
+        "--result-filename",
+        "r",
+    )
+    saved = json.loads((tmp_path / "r").read_text())
+    assert saved["mean_ttft_ms"] is None and saved["p99_tpot_ms"] is None
+    assert saved["load_generator"]["tokens_per_chunk"] is None
+    assert saved["failed"] == 2 and saved["failures"] == {"HTTP 503: the server is starting": 2}
+
+
+@pytest.mark.parametrize(
+    ("args", "shown", "absent"),
+    [
+        (["--slo", "ttft=5000"], ["All objectives (%)", "TTFT (%)"], ["TPOT, ", "E2EL (%)", "Goodput,"]),
+        (["--slo", "e2e=5000"], ["All objectives (%)", "E2EL (%)"], ["TPOT, ", "TTFT (%)"]),
+        (["--slo-class", "batch"], ["By the server's own verdict (%)"], ["All objectives", "(%):  100"]),
+        (["--goodput", "tpot:5000"], ["All objectives, every gap (%)", "TPOT, every gap (%)",
+                                      "Goodput, every gap (req/s)"], ["TTFT (%)", "E2EL (%)"]),
+        (["--slo", "ttft=5000", "--goodput", "tpot:5000"], ["Goodput, every gap (req/s)", "TTFT (%)"], ["TPOT, "]),
+    ],
+)  # fmt: skip
+def test_only_stated_objectives_have_rows(
+    server: Any, args: list[str], shown: list[str], absent: list[str]
+) -> None:
+    table = run(server, "--num-prompts", "2", *args).stdout
+    for label in shown:
+        row(table, label)
+    assert not [text for text in absent if text in table]
+
+
+def test_a_server_that_judges_nothing_has_no_verdict(server: Any) -> None:
+    server.script.verdict = {"slo_class": "free", "slo_met": {"ttft": None, "tpot": None}}
+    assert "SLO Attainment" not in run(server, "--num-prompts", "2").stdout
+
+
+@pytest.mark.parametrize("counted", [True, False])
+def test_answers_in_one_chunk_have_no_tpot(server: Any, counted: bool) -> None:
+    server.script.tokens_per_chunk, server.script.counted = 5, counted
+    table = run(server, "--num-prompts", "3", "--slo", "ttft=9000,tpot=0.001").stdout
+    assert row(table, "Mean TPOT (ms)") == row(table, "Mean ITL (ms)") == "-"
+    assert row(table, "Not measurable: tokens came at once") == "3"
+    assert row(table, "TPOT not judged: tokens came at once") == "3"
+    assert row(table, "Request goodput (req/s)") == "-"
+    assert row(table, "TTFT (%)") == "100.00"
+    for rule in ("every gap", "cumulative deadline", "request mean"):
+        assert row(table, f"TPOT, {rule} (%)") == row(table, f"All objectives, {rule} (%)") == "-"
 
 
 @pytest.mark.parametrize(

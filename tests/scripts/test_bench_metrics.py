@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from accelgen.scripts.bench_metrics import (
     Limits,
     Rule,
+    Share,
     Timing,
     attainment,
     attains,
@@ -91,6 +93,33 @@ def test_one_token_meets_every_tpot_and_no_token_meets_nothing() -> None:
     assert not any(attains(replace(FOUR, failed=True), rule) for rule in Rule)
 
 
+@pytest.mark.parametrize(
+    ("chunk_s", "tokens"), [([1.0], [5]), ([1.0, 1.0], [1, 4]), ([1.0, 1.0, 1.0], [1, 1, 1])]
+)
+def test_tokens_that_all_came_at_once_have_no_tpot(chunk_s: list[float], tokens: list[int]) -> None:
+    clump = Timing(0.0, 1.0, chunk_s, tokens)
+    assert clump.tpot_s is None and clump.in_one_clump
+    assert all(meets_tpot(clump, rule) for rule in Rule)  # nothing stated
+    asked = replace(clump, limits=Limits(tpot_s=0.001))
+    assert [meets_tpot(asked, rule) for rule in Rule] == [None] * 3
+    assert [attains(asked, rule) for rule in Rule] == [None] * 3
+    late = replace(clump, limits=Limits(ttft_s=0.5, tpot_s=0.001))
+    assert [attains(late, rule) for rule in Rule] == [False] * 3  # missed, whatever its TPOT
+    assert [meets_tpot(replace(asked, failed=True), rule) for rule in Rule] == [False] * 3
+
+
+def test_attainment_leaves_out_what_cannot_be_judged() -> None:
+    clump = Timing(0.0, 1.0, [1.0], [5], limits=Limits(ttft_s=2.0, tpot_s=0.001))
+    kept = attainment([clump, replace(FOUR, limits=Limits(ttft_s=2.0, tpot_s=1.0))])
+    assert (kept.sent, kept.unmeasured, kept.by_rule) == (2, 1, True)
+    assert kept.tpot[MEAN] == kept.overall[MEAN] == Share(2, 1, 1)
+    assert kept.ttft.fraction == 1.0 and kept.e2e.fraction is None  # no request states it
+    alone = summarise([clump], [99.0])
+    assert alone.attainment.overall[MEAN].fraction is None
+    assert math.isnan(alone.goodput(MEAN))
+    assert alone.clumped == 1 and alone.spreads["tpot"].count == 0
+
+
 def test_attainment_divides_by_requests_sent() -> None:
     kept = attainment([
         replace(FOUR, limits=Limits(tpot_s=0.5)),  # cumulative, mean
@@ -99,10 +128,15 @@ def test_attainment_divides_by_requests_sent() -> None:
         replace(FOUR, failed=True),  # sent, and not answered
     ])  # fmt: skip
     assert kept.sent == 4
-    assert kept.overall == {GAP: 0.25, CUMULATIVE: 0.5, MEAN: 0.5}
-    assert kept.tpot == {GAP: 0.5, CUMULATIVE: 0.75, MEAN: 0.75}
-    assert (kept.ttft, kept.e2e) == (0.5, 0.75)
-    assert attainment([]).overall[GAP] == 0
+    assert kept.overall == {GAP: Share(3, 4, 1), CUMULATIVE: Share(3, 4, 2), MEAN: Share(3, 4, 2)}
+    assert {rule: share.fraction for rule, share in kept.tpot.items()} == {
+        GAP: 0.5,
+        CUMULATIVE: 0.75,
+        MEAN: 0.75,
+    }
+    assert kept.ttft.fraction == 0.5
+    assert kept.e2e == Share(0, 4, 3) and kept.e2e.fraction is None
+    assert attainment([]).overall[GAP].fraction is None
 
 
 def test_a_whole_run() -> None:
@@ -139,7 +173,8 @@ def test_peaks() -> None:
 def test_no_requests() -> None:
     summary = summarise([], [99.0])
     assert summary.duration_s == 0 and summary.goodput(MEAN) == 0
-    assert spread([], [99.0]).percentiles_s == {99.0: 0.0}
+    empty = spread([], [99.0])
+    assert empty.count == 0 and math.isnan(empty.mean_s) and math.isnan(empty.percentiles_s[99.0])
 
 
 SECONDS = st.floats(0, 100, allow_nan=False)
@@ -191,7 +226,8 @@ def test_wider_limits_never_lose(request: Timing, factor: float) -> None:
         request, limits=Limits(wider(limits.ttft_s), wider(limits.tpot_s), wider(limits.e2e_s))
     )
     for rule in Rule:
-        assert attains(relaxed, rule) >= attains(request, rule)
+        before, after = attains(request, rule), attains(relaxed, rule)
+        assert after or before == after or (before, after) == (False, None)
 
 
 @settings(max_examples=40)
@@ -200,13 +236,16 @@ def test_a_summary_adds_up(requests: list[Timing]) -> None:
     summary = summarise(requests, [50.0, 99.0])
     kept = summary.attainment
     assert summary.completed + summary.failed == kept.sent == len(requests)
-    assert kept.overall[GAP] <= min(kept.overall[CUMULATIVE], kept.overall[MEAN])
+    assert kept.overall[GAP].kept <= min(kept.overall[CUMULATIVE].kept, kept.overall[MEAN].kept)
     for rule in Rule:
-        assert 0 <= kept.overall[rule] <= min(kept.ttft, kept.tpot[rule], kept.e2e) <= 1
-        attained = sum(part.overall[rule] * part.sent for part in summary.by_label.values())
-        assert attained == pytest.approx(kept.overall[rule] * kept.sent)
+        shares = [kept.ttft, kept.tpot[rule], kept.e2e]
+        parts = [share.fraction for share in shares if share.fraction is not None]
+        overall = kept.overall[rule].fraction
+        assert overall is None or 0 <= overall <= min(parts, default=1.0) <= 1
+        attained = sum(part.overall[rule].kept for part in summary.by_label.values())
+        assert attained == kept.overall[rule].kept
     assert summary.peak_concurrency <= len(requests)
     assert summary.peak_output_tokens_per_s <= summary.output_tokens
-    for values in summary.spreads.values():
+    for values in (one for one in summary.spreads.values() if one.count):
         assert values.percentiles_s[50.0] == pytest.approx(values.median_s)
         assert values.median_s <= values.percentiles_s[99.0] + 1e-9
