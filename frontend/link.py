@@ -17,7 +17,7 @@ from accelgen.frontend.journal import Journal
 from accelgen.frontend.metrics import Metrics
 from accelgen.proto.clocks import now_s
 from accelgen.proto.frame import Header
-from accelgen.proto.messages import Abort, Activate, Body, End, Reason
+from accelgen.proto.messages import Abort, Activate, Body, End, Reason, Replayed
 from accelgen.proto.sockets import Router
 
 ACTIVATION_WAIT_S = 1.0  # how long a request waits for a scheduler before it is told to come back
@@ -161,9 +161,10 @@ class Link:
         self.epoch, self._peer, self.credits = header.epoch, peer, body.credits
         self._activated.set()
         log.info("scheduler activated", epoch=self.epoch, credits=self.credits)
-        if renewed:  # a new scheduler knows nothing: tell it what is live
-            for submit in self.journal.replay(now_s()):
-                self._send(submit)
+        submits = self.journal.replay(now_s()) if renewed else []  # a new scheduler knows nothing
+        for submit in submits:
+            self._send(submit)
+        self._send(Replayed(len(submits)))
 
     def _deliver(self, event: Event) -> None:
         self._observe(event)

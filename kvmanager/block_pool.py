@@ -87,6 +87,12 @@ class BlockPool:
             self.pinned -= self.pins[block] == self.owners[block]
             self.pins[block] -= 1
 
+    def demote(self, blocks: Iterable[int]) -> None:
+        """The reverse of `unpin`: an owner of `blocks` waits from now on, and they can be taken away from it."""
+        for block in blocks:
+            self.pins[block] += 1
+            self.pinned += self.pins[block] == self.owners[block]
+
     def give_back(self, blocks: Iterable[int]) -> None:
         """One owner less for each of `blocks`; of those that become cached, the first named is evicted first."""
         owners = self.owners

@@ -47,7 +47,9 @@ class KvCore:
         hit_ids, hit_tokens = [], []
         for prompt in lookup.prompts:
             request = self._requests.get(prompt.id)
-            if request is None:
+            if request is not None and lookup.adopt:
+                self._adopt(request, prompt)
+            elif request is None:
                 request = self._requests[prompt.id] = self._make_request(prompt)
                 if prompt.parent:
                     continue  # it gets its parent's blocks by a fork
@@ -143,6 +145,24 @@ class KvCore:
                 else:
                     request.tokens.extend(tokens[at : at + count])
             at += count
+
+    def _adopt(self, request: Request, prompt: Prompt) -> None:
+        """A new scheduler's word on a known request: `prompt` is the truth, KV beyond it is given up. The last token
+        must be computed (again) for the next one to be sampled."""
+        fresh = self._make_request(prompt)
+        same = min(len(request.tokens), len(fresh.tokens))
+        keep = min(request.computed, len(fresh.tokens) - 1)
+        if request.tokens[:same] != fresh.tokens[:same]:
+            keep = 0  # another prompt under this id: nothing of it can be used
+        if keep > 0:
+            self.tables.truncate(request, keep)
+        else:
+            self.tables.drop(request)
+        request.tokens, request.root, request.length = fresh.tokens, fresh.root, fresh.length
+        request.prompt, request.follows = prompt, True
+        if keep <= 0:
+            request.chain = []
+            self.tables.pin_prefix(request)
 
     def _fork(self, fork: Fork) -> bool:
         child = self._requests.get(fork.child)

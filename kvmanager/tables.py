@@ -144,6 +144,22 @@ class BlockTables:
         child.shares_tail = computed % self.block_size > 0
         return True
 
+    def truncate(self, request: Request, keep: int) -> None:
+        """Keeps the KV of the first `keep` tokens, pinned like a prefix hit; the rest of the blocks is given back."""
+        assert 0 < keep <= request.computed
+        self._index_full_blocks(request)
+        self._unpin(request)
+        blocks = -(-keep // self.block_size)
+        self.pool.give_back(reversed(request.table[blocks:]))
+        del request.table[blocks:], request.chain[keep // self.block_size :]
+        request.computed, request.sent, request.capacity = keep, 0, 0
+        request.running = False
+        # The block that it writes next may be in the index, as full, or be read by a forked sibling.
+        request.shares_tail = keep % self.block_size > 0
+        self.pool.demote(request.table)
+        self._pinned[request.id] = request
+        self._set_indexed(request, min(request.indexed, keep // self.block_size))
+
     def pin_prefix(self, request: Request) -> None:
         """Takes hold of the longest cached prefix, of whole blocks, short of the last token (which must be computed
         for the next one to be sampled)."""

@@ -209,9 +209,13 @@ class Finished(Body, frozen=True):
 
 class Lookup(Body, frozen=True):
     """scheduler -> kvmanager, at arrival: remember these requests, pin what the prefix cache has of them.
-    Answered by a KvReport whose `hits` name every request without a parent."""
+    Answered by a KvReport whose `hits` name every request without a parent.
+
+    A new scheduler takes over requests of the Inventory with `adopt`: prompts[i] replaces what is known of that
+    request, and of its computed tokens those that the prompt covers are kept, in whatever block they end."""
 
     prompts: list[Prompt]
+    adopt: bool = False
 
 
 class Fork(Body, frozen=True):
@@ -352,9 +356,11 @@ class Directory(Body, frozen=True):
 
 class Activate(Body, frozen=True):
     """scheduler -> frontend, KV manager, worker: the first message of its epoch (the header carries it). Whoever
-    receives it obeys this epoch from now on. `credits`: requests a frontend may have open at a time."""
+    receives it obeys this epoch from now on. `credits`: requests a frontend may have open at a time. `step`: the last
+    one that the KV manager has passed on; the worker runs it before it answers, so that both Inventories agree."""
 
     credits: Count = 0
+    step: Annotated[int, Meta(ge=-1)] = -1
 
 
 class Inventory(Body, frozen=True):
@@ -364,6 +370,12 @@ class Inventory(Body, frozen=True):
     held: list[Held]
     free: Count = 0
     cached: Count = 0
+
+
+class Replayed(Body, frozen=True):
+    """frontend -> scheduler, after Activate: all `count` choices that were live here have been submitted again."""
+
+    count: Count
 
 
 class Stop(Body, frozen=True):
@@ -376,6 +388,6 @@ class Stop(Body, frozen=True):
 MESSAGES: tuple[type[Body], ...] = (
     Submit, Abort, Admitted, Tokens, Finished,
     Lookup, Plan, KvReport, Batch, StepResult,
-    Hello, Heartbeat, Failure, Query, Directory, Activate, Inventory, Stop,
+    Hello, Heartbeat, Failure, Query, Directory, Activate, Inventory, Stop, Replayed,
 )  # fmt: skip
 """The order gives each type its tag on the wire: append, never reorder."""

@@ -18,6 +18,7 @@ from accelgen.proto.messages import (
     Body,
     End,
     Finished,
+    Inventory,
     KvReport,
     Lookup,
     Prompt,
@@ -31,7 +32,7 @@ from accelgen.scheduler.admission import Expiry, Refusal, judge
 from accelgen.scheduler.cost_model import Coefficients, CostModel
 from accelgen.scheduler.policy import Limits, Policy
 from accelgen.scheduler.predictor import ClassMedian, LengthPredictor
-from accelgen.scheduler.replica import Outcome, Replica
+from accelgen.scheduler.replica import Outcome, Replica, end_reason
 from accelgen.scheduler.request import Request
 
 SEED_SPACE = 1 << 63
@@ -82,6 +83,7 @@ class SchedulerCore:
         self.outbox: list[tuple[Role, int, Body]] = []
         self.refused = self.finished = self.admitted = 0
         self._home: dict[int, int] = {}  # request id -> replica
+        self._inherited: dict[int, int] = {}  # request id -> replica whose KV manager knows it, not claimed yet
         self._expiry = Expiry()
 
     # --- from frontends ------------------------------------------------------------------------------------------
@@ -91,15 +93,19 @@ class SchedulerCore:
         if submit.prompt.id in self._home:  # sent again after a reconnection: already here
             return
         requests = _requests_of(submit, frontend)
+        if self._is_over(requests[0], now_s):
+            return
         views = [replica.view() for replica in self.replicas]
-        refusal = judge(self.config, submit, views, self.draining)
+        known = self._inherited.pop(submit.prompt.id, None)
+        accepted = known is not None or submit.prompt.generated  # by the scheduler before this one
+        refusal = None if accepted else judge(self.config, submit, views, self.draining)
         if refusal is not None:
             self.refused += 1
             ends = [_refused(request, refusal) for request in requests]
             self.outbox.append((Role.FRONTEND, frontend, Finished(ends)))
             return
         verdict = self.policy.admit(requests[0], views)
-        home = verdict.replica
+        home = verdict.replica if known is None else known
         arrival_s = now_s - submit.waited_s
         queue_s = self._queue_limit_s(submit.slo_class)
         for request in requests:
@@ -111,8 +117,9 @@ class SchedulerCore:
             self._home[request.id] = home
             request.expires_s = arrival_s + queue_s
             request.predicted_ttft_s = verdict.predicted_ttft_s
-            self._expiry.add(request)
-        self._lookup(home, requests)
+            if not submit.prompt.generated:
+                self._expiry.add(request)
+        self._lookup(home, requests, adopt=known is not None)
 
     def on_abort(self, abort: Abort, now_s: float) -> None:
         """Ends requests that the frontend no longer wants; unknown ids are ignored."""
@@ -125,13 +132,37 @@ class SchedulerCore:
         ids = [id for id in self._home if self._request(id).frontend == frontend]
         self.on_abort(Abort(ids), now_s)
 
+    # --- from the scheduler before this one ------------------------------------------------------------------------
+
+    def inherit(self, inventory: Inventory, index: int) -> None:
+        """Takes over a replica that has served another scheduler: before anything is submitted or planned."""
+        replica = self.replicas[index]
+        replica.step = inventory.step + 1
+        replica.free_blocks = inventory.free + inventory.cached
+        self._inherited |= {held.id: index for held in inventory.held}
+
+    def release_unclaimed(self) -> None:
+        """All frontends have submitted again what is live: the rest of what was inherited has ended meanwhile."""
+        for id, index in self._inherited.items():
+            self.replicas[index].release(id)
+        self._inherited = {}
+
+    def _is_over(self, request: Request, now_s: float) -> bool:
+        """Whether only the word of its end is missing; then it is given."""
+        reason = end_reason(request) if request.generated else None
+        if reason is not None:
+            self.finished += 1
+            end = _end_of(request, reason, "", now_s, now_s)
+            self.outbox.append((Role.FRONTEND, request.frontend, Finished([end])))
+        return reason is not None
+
     # --- from KV managers and workers ----------------------------------------------------------------------------
 
     def on_report(self, report: KvReport, index: int, now_s: float) -> None:
         """Free blocks, dropped entries, answers to lookups."""
         replica = self.replicas[index]
         for slot in replica.on_report(report, now_s):
-            replica.enqueue(slot)
+            replica.take_up(slot, now_s)
             request = replica.table.request(slot)
             for choice in (request, *request.children):
                 self.admitted += 1
@@ -191,7 +222,7 @@ class SchedulerCore:
 
     # --- inside --------------------------------------------------------------------------------------------------
 
-    def _lookup(self, home: int, requests: list[Request]) -> None:
+    def _lookup(self, home: int, requests: list[Request], adopt: bool = False) -> None:
         prompts = [
             Prompt(
                 request.id,
@@ -203,7 +234,7 @@ class SchedulerCore:
             )
             for request in requests
         ]
-        self.outbox.append((Role.KVMANAGER, home, Lookup(prompts)))
+        self.outbox.append((Role.KVMANAGER, home, Lookup(prompts, adopt)))
 
     def _end(
         self,

@@ -123,6 +123,22 @@ class Replica:
             self._parents[request.id] = request
         self.table.enqueue(slot, self.policy.order_key(self.view(), slot, self.state))
 
+    def take_up(self, slot: int, now_s: float) -> None:
+        """A looked-up request is queued; one that ran under the scheduler before goes on where it was."""
+        request = self.table.request(slot)
+        if request.generated:
+            request.started_s = request.first_token_s = self.table.last_s[slot] = now_s
+            if self.table.remaining(np.array([slot]))[0] == 1:
+                self._stalled_s = None
+                self.table.start(slot)
+                return
+        self.enqueue(slot)
+
+    def release(self, id: int) -> None:
+        """What the KV manager holds of a request unknown here is given back with the next plan."""
+        self._stalled_s = None
+        self._release.append(id)
+
     def end(self, request: Request, spoiled: bool = False) -> bool:
         """The request is over: frees its slot, its blocks with the next plan; `spoiled` if its KV cannot be relied on.
         Returns whether its siblings still wait for it (they can no longer fork)."""
@@ -354,7 +370,7 @@ class Replica:
             if request.first_token_s is None:
                 request.first_token_s = now_s
             table.last_s[slot] = now_s
-            reason = _end_of(request)
+            reason = end_reason(request)
             if reason is None:
                 self._confirmed.append((id, tokens))
             yield Outcome(request, tokens, reason)
@@ -364,7 +380,7 @@ class Replica:
                 yield Outcome(table.request(slot), [], Reason.FAILED, cause)
 
 
-def _end_of(request: Request) -> Reason | None:
+def end_reason(request: Request) -> Reason | None:
     """STOP at a stop token (the newest one counts), LENGTH at max_tokens, else None."""
     if request.generated[-1] in request.stop_token_ids:
         return Reason.STOP

@@ -84,6 +84,7 @@ class Loop:
         self.router = Router(child.endpoint, child.incarnation)
         self.queue: deque[Queued] = deque()
         self.epoch, self.scheduler = 0, b""
+        self._owed_step: int | None = None  # a scheduler waits to hear that it has been run
         self.counters: Counter[str] = Counter()
         self._poller = zmq.Poller()
         self._poller.register(self.router.socket, zmq.POLLIN)
@@ -105,26 +106,27 @@ class Loop:
             self._take(*message)
 
     def _take(self, peer: bytes, header: Header, body: Body) -> None:
-        if header.epoch < self.epoch:
-            self.counters["stale"] += 1
-            return
         match body:
+            case Activate() if header.epoch >= self.epoch:
+                self._activate(peer, header.epoch, body.step)
             case Activate():
-                self._activate(peer, header.epoch)
-            case Batch() if header.epoch == self.epoch:
+                self.counters["stale"] += 1
+            case Batch():  # of an older epoch, too: its KV manager counts on it, and passes on no more of them
                 self.queue.append(Queued(body, header.epoch))
             case _:
                 self.counters["unexpected"] += 1
                 log.warning("unexpected message", kind=type(body).__name__, epoch=header.epoch)
 
-    def _activate(self, peer: bytes, epoch: int) -> None:
-        """A scheduler takes over (or repeats itself): work of older epochs is discarded, the cache is reported."""
-        discarded = [item for item in self.queue if item.epoch < epoch]
-        self.counters["discarded"] += len(discarded)
-        self.queue = deque(item for item in self.queue if item.epoch >= epoch)
-        self.epoch, self.scheduler = epoch, peer
-        log.info("activated", epoch=epoch, discarded=len(discarded))
-        self.router.send(peer, self.core.inventory(), epoch)
+    def _activate(self, peer: bytes, epoch: int, step: int) -> None:
+        """A scheduler takes over (or repeats itself): it hears what the cache holds once `step` has been run."""
+        self.epoch, self.scheduler, self._owed_step = epoch, peer, step
+        log.info("activated", epoch=epoch, step=self.core.step, wanted=step)
+        self._answer_activate()
+
+    def _answer_activate(self) -> None:
+        if self._owed_step is not None and self.core.step >= self._owed_step:
+            self._owed_step = None
+            self.router.send(self.scheduler, self.core.inventory(), self.epoch)
 
     def _execute(self, item: Queued) -> None:
         self.child.beat(max(item.batch.bound_s, IDLE_BOUND_S))
@@ -133,6 +135,7 @@ class Loop:
         for id, cause in zip(result.failed, result.causes, strict=True):
             log.warning("request failed", id=id, step=result.step, cause=cause)
         self._gauge(result.run_s)
+        self._answer_activate()
 
     def _gauge(self, step_s: float) -> None:
         label = f'{{replica="{self.child.index}"}}'

@@ -13,6 +13,8 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from itertools import count
 
+from msgspec import structs
+
 from accelgen.kvmanager.core import KvCore
 from accelgen.proto.config import Config
 from accelgen.proto.messages import (
@@ -55,11 +57,12 @@ class FakeWorker:
     tables: dict[int, list[int]] = field(default_factory=lambda: defaultdict(list))
     memory: dict[tuple[int, int], tuple[int, ...]] = field(default_factory=dict)
     processed: int = 0
+    forgives: bool = False  # a new scheduler may introduce requests again
     fails: set[int] = field(default_factory=set)  # requests that it fails to compute
 
     def run(self, batch: Batch) -> StepResult:
         for prompt in batch.new:
-            assert prompt.id not in self.tokens
+            assert prompt.id not in self.tokens or self.forgives
             self.tokens[prompt.id] = list(prompt.tokens)
             self.seeds[prompt.id] = prompt.sampling.seed
         for source, target in zip(batch.copy_from, batch.copy_to, strict=True):
@@ -118,8 +121,10 @@ class World:
         params: dict[str, float] | None = None, **config: object,
     ) -> None:  # fmt: skip
         self.config = Config(policy=policy, replicas=replicas, **config)  # type: ignore[arg-type]
-        specs = [ReplicaSpec(blocks, block_size)] * replicas
-        self.core = SchedulerCore(self.config, load_policy(policy, params or {}), specs)
+        self.specs = [ReplicaSpec(blocks, block_size)] * replicas
+        self.core = SchedulerCore(self.config, load_policy(policy, params or {}), self.specs)
+        self.epoch = self.adopted = 0
+        self.journal: dict[int, Submit] = {}  # live choices, each by itself
         self.kvs = [KvCore(blocks, block_size) for _ in range(replicas)]
         self.workers = [FakeWorker(block_size) for _ in range(replicas)]
         self.busy_until_s = [0.0] * replicas
@@ -145,6 +150,10 @@ class World:
 
     def abort(self, ids: list[int], at_s: float | None = None) -> None:
         self._at(self.now_s if at_s is None else at_s, ("abort", Abort(ids)))
+
+    def crash(self, at_s: float, policy: str | None = None) -> None:
+        """The scheduler dies at that moment with everything on its way to or from it; another one takes over."""
+        self._at(at_s, ("crash", policy or self.config.policy))
 
     def run(self, until_s: float = 1e6, most_events: int = 20_000) -> None:
         """Until nothing is left to do (or `until_s`)."""
@@ -179,9 +188,16 @@ class World:
 
     def _handle(self, event: object) -> None:
         kind, *rest = event  # type: ignore[misc]
-        if kind == "submit":
+        if kind in ("kv", "report", "result") and rest.pop() != self.epoch:
+            return  # of a scheduler that is gone
+        if kind == "crash":
+            self._take_over(rest[0])
+        elif kind == "submit":
+            self._remember(rest[0])
             self.core.on_submit(rest[0], 0, self.now_s)
         elif kind == "abort":
+            for id in rest[0].ids:
+                self.journal.pop(id, None)
             self.core.on_abort(rest[0], self.now_s)
         elif kind == "kv":
             self._to_kv(rest[0], rest[1])
@@ -192,26 +208,51 @@ class World:
 
     def _to_kv(self, index: int, body: Body) -> None:
         if isinstance(body, Lookup):
-            self._at(self.now_s + HOP_S, ("report", index, self.kvs[index].on_lookup(body)))
+            self._at(self.now_s + HOP_S, ("report", index, self.kvs[index].on_lookup(body), self.epoch))
             return
         assert isinstance(body, Plan)
         self.plans.append(body)
         batch, report = self.kvs[index].on_plan(body)
         self.kvs[index].settle()
         assert isinstance(report, KvReport) and report.step == body.step
-        self._at(self.now_s + HOP_S, ("report", index, report))
+        self._at(self.now_s + HOP_S, ("report", index, report, self.epoch))
         result = self.workers[index].run(batch)
         begin_s = max(self.now_s + HOP_S, self.busy_until_s[index])
         self.busy_until_s[index] = begin_s + result.run_s
-        self._at(self.busy_until_s[index] + HOP_S, ("result", index, result))
+        self._at(self.busy_until_s[index] + HOP_S, ("result", index, result, self.epoch))
 
     def _flush(self) -> None:
         for role, index, body in self.core.outbox:
             if role is Role.KVMANAGER:
-                self._at(self.now_s + HOP_S, ("kv", index, body))
+                self._at(self.now_s + HOP_S, ("kv", index, body, self.epoch))
             else:
                 self._receive(body)
         self.core.outbox.clear()
+
+    def _remember(self, submit: Submit) -> None:
+        prompt = submit.prompt
+        for i, id in enumerate([prompt.id, *submit.siblings]):
+            sampling = Sampling(seed=prompt.sampling.seed + i)
+            own = structs.replace(prompt, id=id, sampling=sampling)
+            self.journal[id] = structs.replace(submit, prompt=own, siblings=[])
+
+    def _take_over(self, policy: str) -> None:
+        """What the processes do when a new scheduler activates them, in one moment."""
+        self.epoch += 1
+        self.core = SchedulerCore(self.config, load_policy(policy, {}), self.specs)
+        for index, (kv, worker) in enumerate(zip(self.kvs, self.workers, strict=True)):
+            inventory = kv.on_activate()
+            assert kv.check() == []
+            self.adopted += sum(held.computed for held in inventory.held)
+            self.core.inherit(inventory, index)
+            worker.forgives = True
+        for id, submit in self.journal.items():
+            tokens = self.delivered[id]
+            prompt = structs.replace(
+                submit.prompt, tokens=submit.prompt.tokens + tokens, generated=len(tokens)
+            )
+            self.core.on_submit(structs.replace(submit, prompt=prompt), 0, self.now_s)
+        self.core.release_unclaimed()
 
     def _receive(self, body: Body) -> None:
         match body:
@@ -226,6 +267,7 @@ class World:
                 for end in body.ends:
                     assert end.id not in self.ended, f"request {end.id} ended twice"
                     self.ended[end.id] = end.reason
+                    self.journal.pop(end.id, None)
             case Admitted():
                 self.admitted[body.id] = body
 
