@@ -83,7 +83,9 @@ class SchedulerCore:
         self.outbox: list[tuple[Role, int, Body]] = []
         self.refused = self.finished = self.admitted = 0
         self._home: dict[int, int] = {}  # request id -> replica
-        self._inherited: dict[int, int] = {}  # request id -> replica whose KV manager knows it, not claimed yet
+        self._inherited: dict[
+            int, int
+        ] = {}  # request id -> replica whose KV manager knows it, not claimed yet
         self._expiry = Expiry()
 
     # --- from frontends ------------------------------------------------------------------------------------------

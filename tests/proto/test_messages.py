@@ -81,10 +81,11 @@ def test_fields_of_another_type_are_refused(kind: type[Body]) -> None:
 
 def test_tags_are_stable() -> None:
     """Append new messages at the end; a tag that changes its meaning breaks a running server's successor."""
-    assert [kind.__name__ for kind in MESSAGES][:18] == [
+    assert [kind.__name__ for kind in MESSAGES][:19] == [
         "Submit", "Abort", "Admitted", "Tokens", "Finished",
         "Lookup", "Plan", "KvReport", "Batch", "StepResult",
         "Hello", "Heartbeat", "Failure", "Query", "Directory", "Activate", "Inventory", "Stop",
+        "Replayed",
     ]  # fmt: skip
     assert list(TAG_OF.values()) == list(range(len(MESSAGES)))
 
@@ -95,7 +96,7 @@ ZERO, ONE, HALF, TWO = (
 GOLDEN: list[tuple[Body, str]] = [
     (Abort([1, 300]), "91" "9201cd012c"),
     (Query(), "90"),
-    (Activate(8), "91" "08"),
+    (Activate(8, 3), "92" "08" "03"),
     (Tokens(3, [1], [2], [7, 128]), "94" "03" "9101" "9102" "9207cc80"),
     (
         Finished([End(5, Reason.STOP, "ok")]),
@@ -103,7 +104,7 @@ GOLDEN: list[tuple[Body, str]] = [
     ),
     (
         Lookup([Prompt(9, [1, 2], Sampling(temperature=0.0), salt=b"t")]),
-        "91" "91" "96" "09" "920102" "98" + ZERO + ONE + "00" + ZERO * 3 + ONE + "00" "00" "c40174" "00",
+        "92" "91" "96" "09" "920102" "98" + ZERO + ONE + "00" + ZERO * 3 + ONE + "00" "00" "c40174" "00" "c2",
     ),
     (
         Plan(7, [1, 2**62], [0, 9], [16, 1], [2**62], [1], [50256], [], [5], [], [], 0.5, 2.0),

@@ -62,6 +62,18 @@ def test_only_the_word_of_the_end_was_missing() -> None:
     world.check_idle()
 
 
+def test_siblings_at_every_moment() -> None:
+    """Choices share their prompt's last block until they write: each keeps its own whenever the crash comes."""
+    for tenth_ms in range(0, 600, 3):
+        world = World("sarathi")
+        world.submit(1, prompt_of(10, 1), max_tokens=8, siblings=[2, 3], seed=5)
+        world.crash(tenth_ms * 1e-4)
+        world.run()
+        for i in range(3):
+            assert world.delivered[1 + i] == expected(prompt_of(10, 1), 8, 5 + i), tenth_ms
+        world.check_idle()
+
+
 @settings(deadline=None, max_examples=120, phases=[Phase.explicit, Phase.reuse, Phase.generate])
 @given(
     seed=st.integers(0, 10**6),

@@ -208,7 +208,9 @@ class World:
 
     def _to_kv(self, index: int, body: Body) -> None:
         if isinstance(body, Lookup):
-            self._at(self.now_s + HOP_S, ("report", index, self.kvs[index].on_lookup(body), self.epoch))
+            self._at(
+                self.now_s + HOP_S, ("report", index, self.kvs[index].on_lookup(body), self.epoch)
+            )
             return
         assert isinstance(body, Plan)
         self.plans.append(body)
