@@ -1,4 +1,4 @@
-"""A new scheduler goes on where the old one was: no token lost, repeated or different, hardly anything computed twice."""
+"""A new scheduler goes on where the old one was: no token lost, repeated or different, little computed twice."""
 
 from __future__ import annotations
 
