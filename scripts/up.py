@@ -12,6 +12,7 @@ import msgspec
 from accelgen.proto.config import Config, ConfigError, make_config
 from accelgen.supervisor.errors import StartError
 from accelgen.supervisor.launch import serve
+from accelgen.supervisor.policy_params import known_policies
 
 HELP = {
     "model": "Folder or hub name of the model; the bundled demo model if not given.",
@@ -19,7 +20,7 @@ HELP = {
     "dtype": "auto (as stored), float32, bfloat16 or float16.",
     "device": "auto, cpu or cuda.",
     "max_model_len": "Longest prompt + answer in tokens; 0: what the model allows.",
-    "seed": "Seed of requests that state none.",
+    "seed": "Seed of requests that state none; 0 if not given.",
     "kv_blocks": "Blocks of the KV cache; 0: from free memory.",
     "block_size": "Tokens of a KV block.",
     "gpu_memory_utilization": "Part of the device's memory that may be used.",
@@ -31,7 +32,7 @@ HELP = {
     "api_key_file": "File with one API key per line; without it no key is needed.",
     "max_body_bytes": "Largest accepted request body.",
     "max_choices": "Largest accepted `n`.",
-    "policy": "Scheduling policy.",
+    "policy": "Scheduling policy: {policies}.",
     "replicas": "Number of copies of the model, each with KV manager and worker.",
     "pipeline_depth": "Plans made ahead of the worker: 0 or 1.",
     "max_num_seqs": "Most requests in one iteration.",
@@ -48,24 +49,31 @@ HELP = {
 }
 """Every field of Config but `policy_params` (--policy-param) and `slo_classes` (file only)."""
 
+_NO_DEFAULT = ("", 0, False)  # what these mean, the line in HELP says
 _TYPES: dict[type, Any] = {int: int, float: float, bool: bool, str: str}
 
 
 def options(function: Callable[..., Any]) -> Callable[..., Any]:
     """Gives a command one option per field of Config that has a line in HELP."""
     defaults = Config()
+    policies = ", ".join(known_policies())
     for name in reversed(HELP):
         default = getattr(defaults, name)
+        words = HELP[name].format(policies=policies)
         option = "--" + name.replace("_", "-")
         names = [name, f"{option}/--no-{option[2:]}" if isinstance(default, bool) else option]
         if name.endswith("_s"):
             names.append(option.removesuffix("-s"))
-        shown = f" [{default}]" if default not in ("", 0, False) else ""
-        add = click.option(
-            *names, type=_TYPES[type(default)], default=None, help=HELP[name] + shown
-        )
+        shown = f"  [default: {_shown(default)}]" if default not in _NO_DEFAULT else ""
+        add = click.option(*names, type=_TYPES[type(default)], default=None, help=words + shown)
         function = add(function)
     return function
+
+
+def _shown(default: Any) -> str:
+    return (
+        "on" if default is True else f"{default:g}" if isinstance(default, float) else str(default)
+    )
 
 
 def parse_params(given: tuple[str, ...]) -> dict[str, Any]:
@@ -87,14 +95,22 @@ def parse_params(given: tuple[str, ...]) -> dict[str, Any]:
 @click.command(name="up")
 @options
 @click.option(
-    "--policy-param", multiple=True, metavar="K=V", help="Parameter of the policy; repeatable."
+    "--policy-param",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="Parameter of the policy; repeatable. A wrong name lists those there are.",
 )
 @click.option(
-    "--config", "file", type=click.Path(path_type=Path), help="TOML file with these settings."
+    "--config",
+    "file",
+    type=click.Path(path_type=Path),
+    help="TOML file with these settings, and [slo_classes.NAME].",
 )
 @click.option("--detach", is_flag=True, help="Return when the server is ready; it goes on.")
 def command(policy_param: tuple[str, ...], file: Path | None, detach: bool, **given: Any) -> int:
-    """Start a server: all its processes, and the model. Options go before the settings of --config."""
+    """Start a server: all its processes, and the model.
+
+    What an option says goes before what the file of --config says."""
     overrides = {name: value for name, value in given.items() if value is not None}
     if policy_param:
         overrides["policy_params"] = parse_params(policy_param)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import os
-from importlib.metadata import entry_points
 from pathlib import Path
 
 import msgspec
@@ -13,7 +12,7 @@ from accelgen.proto.config import Config
 from accelgen.supervisor.checkpoint import BUNDLED, Checkpoint, locate, open_checkpoint
 from accelgen.supervisor.errors import StartError
 from accelgen.supervisor.linux import available_memory_bytes, has_cuda_driver
-from accelgen.supervisor.policy_params import POLICY_GROUP, check_params
+from accelgen.supervisor.policy_params import check_params, known_policies
 
 _LEAST_BLOCKS = 2  # with one block there is room for a prompt or an answer, hardly for both
 
@@ -36,7 +35,7 @@ def check(config: Config) -> tuple[Config, Checkpoint]:
 
 def check_policy(policy: str) -> None:
     """Raises StartError (status 2) with near matches if no installed package offers `policy`."""
-    known = sorted({point.name for point in entry_points(group=POLICY_GROUP)})
+    known = known_policies()
     if policy in known:
         return
     near = difflib.get_close_matches(policy, known)

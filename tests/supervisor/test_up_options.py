@@ -37,6 +37,14 @@ def test_every_field_has_an_option_and_a_word() -> None:
     assert set(up.HELP) == fields - {"policy_params", "slo_classes"}
 
 
+def test_help_lists_policies_and_defaults(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("up", "--help") == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "Scheduling policy: accelgen, sarathi, vllm. [default: accelgen]" in shown
+    assert "Port to listen on; 0: any free one. [default: 8000]" in shown
+    assert "prompt beginnings. [default: on]" in shown and "{policies}" not in shown
+
+
 def test_options_go_before_the_file(served: Any, tmp_path: Path) -> None:
     file = tmp_path / "accelgen.toml"
     file.write_text("port = 1234\nmax_num_seqs = 7\n[slo_classes.standard]\nttft_ms = 5\n")
