@@ -20,7 +20,7 @@ HELP = {
     "dtype": "auto (as stored), float32, bfloat16 or float16.",
     "device": "auto, cpu or cuda.",
     "max_model_len": "Longest prompt + answer in tokens; 0: what the model allows.",
-    "seed": "Seed of requests that state none; 0 if not given.",
+    "seed": "Seed of requests that state none.",
     "kv_blocks": "Blocks of the KV cache; 0: from free memory.",
     "block_size": "Tokens of a KV block.",
     "gpu_memory_utilization": "Part of the device's memory that may be used.",
@@ -49,7 +49,6 @@ HELP = {
 }
 """Every field of Config but `policy_params` (--policy-param) and `slo_classes` (file only)."""
 
-_NO_DEFAULT = ("", 0, False)  # what these mean, the line in HELP says
 _TYPES: dict[type, Any] = {int: int, float: float, bool: bool, str: str}
 
 
@@ -64,7 +63,7 @@ def options(function: Callable[..., Any]) -> Callable[..., Any]:
         names = [name, f"{option}/--no-{option[2:]}" if isinstance(default, bool) else option]
         if name.endswith("_s"):
             names.append(option.removesuffix("-s"))
-        shown = f"  [default: {_shown(default)}]" if default not in _NO_DEFAULT else ""
+        shown = f"  [default: {_shown(default)}]" if default != "" else ""
         add = click.option(*names, type=_TYPES[type(default)], default=None, help=words + shown)
         function = add(function)
     return function
@@ -117,10 +116,16 @@ def command(policy_param: tuple[str, ...], file: Path | None, detach: bool, **gi
     try:
         return serve(make_config(file, overrides), detach)
     except ConfigError as error:
-        raise BadSetting(str(error)) from error
+        raise BadSetting(as_option(str(error), overrides)) from error
     except StartError as error:
         kind = BadSetting if error.status == 2 else click.ClickException
         raise kind(str(error)) from error
+
+
+def as_option(line: str, overrides: dict[str, Any]) -> str:
+    """A line about a field, in the words of the option that set it: `--port: expected int <= 65535, ...`."""
+    field, colon, rest = line.partition(":")
+    return f"--{field.replace('_', '-')}{colon}{rest}" if field in overrides else line
 
 
 class BadSetting(click.ClickException):

@@ -42,6 +42,7 @@ def test_help_lists_policies_and_defaults(capsys: pytest.CaptureFixture[str]) ->
     shown = " ".join(capsys.readouterr().out.split())
     assert "Scheduling policy: accelgen, sarathi, vllm. [default: accelgen]" in shown
     assert "Port to listen on; 0: any free one. [default: 8000]" in shown
+    assert "0: from free memory. [default: 0]" in shown
     assert "prompt beginnings. [default: on]" in shown and "{policies}" not in shown
 
 
@@ -62,11 +63,11 @@ def test_options_go_before_the_file(served: Any, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (["--port", "70000"], "accelgen: port: expected int <= 65535, got 70000\n"),
-        (["--kv-blocks", "-1"], "accelgen: kv_blocks: expected int >= 0, got -1\n"),
+        (["--port", "70000"], "accelgen: --port: expected int <= 65535, got 70000\n"),
+        (["--kv-blocks", "-1"], "accelgen: --kv-blocks: expected int >= 0, got -1\n"),
         (
             ["--dtype", "int3"],
-            "accelgen: dtype: 'int3' is not one of auto, float32, bfloat16, float16\n",
+            "accelgen: --dtype: 'int3' is not one of auto, float32, bfloat16, float16\n",
         ),
         (["--frontends", "many"], "Invalid value for '--frontends': 'many' is not a valid integer"),
         (["--prot", "1"], "No such option"),
