@@ -9,8 +9,8 @@ ARGS ?=
 TORCH_INDEX ?=
 VENV := .venv
 BIN := $(VENV)/bin
-# On a terminal pip shows what it fetches; in a log it keeps quiet.
-QUIET := $$(test -t 1 || echo -qq)
+# On a terminal (seen by stderr: stdout is a pipe in here) pip shows what it fetches; in a log it keeps quiet.
+QUIET := $$(test -t 2 || echo -qq)
 PIP := $(BIN)/python -m pip --disable-pip-version-check $(QUIET)
 LOCK_PIP := $(VENV)/lock/bin/python -m pip --disable-pip-version-check $(QUIET)
 TORCH := $(shell sed -n '/^torch==/p' constraints.txt)
