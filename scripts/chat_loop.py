@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 
 from rich.console import Console
@@ -21,6 +22,7 @@ from accelgen.scripts.chat_options import ClientOptions
 from accelgen.scripts.chat_session import Chat, is_command, obey
 from accelgen.scripts.chat_stats import describe
 from accelgen.scripts.chat_terminal import EditedLines, Lines, PipedLines, open_history
+from accelgen.scripts.chat_wrap import Wrapper
 
 CHAT_PATH = "/v1/chat/completions"
 
@@ -47,18 +49,17 @@ class Talk:
         body = {"model": self.model, **chat.body(said), **self.options.generation(chat.objective)}
         pieces: list[str] = []
         stopped = False
+        wrapper = Wrapper(shutil.get_terminal_size().columns) if sys.stdout.isatty() else None
         with self.client.stream(CHAT_PATH, body) as stream:
             try:
                 for piece in stream:
                     pieces.append(piece)
-                    sys.stdout.write(piece)
-                    sys.stdout.flush()
+                    _print(wrapper.feed(piece) if wrapper else piece)
             except KeyboardInterrupt:
                 stopped = True
             finally:
                 if pieces and not pieces[-1].endswith("\n"):
-                    sys.stdout.write("\n")
-                    sys.stdout.flush()
+                    _print("\n")
             answer = stream.answer
         if stopped:
             self.say("[stopped]")
@@ -95,6 +96,12 @@ class Talk:
                 if error.option == "--slo" and chat.objective != chat.accepted:
                     chat = chat.after_refusal()
                     self.say(f"objective as before: {chat.describe_objective()}")
+
+
+def _print(text: str) -> None:
+    """What the model says, at once."""
+    sys.stdout.write(text)
+    sys.stdout.flush()
 
 
 def run_chat(options: ClientOptions, system: str, quick: str | None) -> None:
