@@ -9,7 +9,7 @@ import click
 from accelgen.scripts.chat_options import ClientOptions, as_click, client_options
 
 
-@click.command(name="chat")
+@click.command(name="chat", context_settings={"show_default": True})
 @client_options
 @click.option("--system-prompt", help="What the model is told first.", show_default="nothing")
 @click.option(

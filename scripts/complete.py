@@ -10,7 +10,7 @@ from accelgen.scripts.chat import read_text
 from accelgen.scripts.chat_options import ClientOptions, as_click, client_options
 
 
-@click.command(name="complete")
+@click.command(name="complete", context_settings={"show_default": True})
 @click.argument("prompt", default="-")
 @client_options
 @click.option("--stop", multiple=True, metavar="TEXT", help="End before TEXT; repeatable.")

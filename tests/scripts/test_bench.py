@@ -251,6 +251,21 @@ def test_options_that_cannot_be(server: Any, args: list[str], told: str) -> None
     assert server.seen == []
 
 
+def test_the_help_shows_defaults() -> None:
+    shown = " ".join(
+        CliRunner().invoke(bench, ["serve", "--help"], terminal_width=200).output.split()
+    )
+    for default in (
+        "(1000; of a trace: all)",
+        "600.0;",
+        "(the server's first)",
+        "1.0;",
+        "0.0;",
+        "inf",
+    ):
+        assert f"[default: {default}" in shown or f"[default: ({default}" in shown, default
+
+
 def test_interrupted(server: Any) -> None:
     server.script.hang = True
     args = ["bench", "serve", "--url", server.url, "--request-rate", "0.01", "--num-prompts", "3"]

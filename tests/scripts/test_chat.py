@@ -255,6 +255,14 @@ def test_prompts_that_cannot_be(server: Any) -> None:
     assert server.seen == []
 
 
+@pytest.mark.parametrize("verb", [chat, complete])
+def test_the_help_shows_defaults(verb: Any) -> None:
+    shown = " ".join(CliRunner().invoke(verb, ["--help"], terminal_width=200).output.split())
+    assert "[default: (the one running here, else http://127.0.0.1:8000)]" in shown
+    assert "[default: (those of the server's default class)]" in shown
+    assert shown.count("[default: (the server's); ") == 3
+
+
 def test_keys(server: Any) -> None:
     server.script.api_key = "right"
     assert run(chat, "--url", server.url, "-q", "x", ACCELGEN_API_KEY="right").exit_code == 0
