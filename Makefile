@@ -9,8 +9,10 @@ ARGS ?=
 TORCH_INDEX ?=
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
-LOCK_PIP := $(VENV)/lock/bin/python -m pip --disable-pip-version-check -qq
+# On a terminal (seen by stderr: stdout is a pipe in here) pip shows what it fetches; in a log it keeps quiet.
+QUIET := $$(test -t 2 || echo -qq)
+PIP := $(BIN)/python -m pip --disable-pip-version-check $(QUIET)
+LOCK_PIP := $(VENV)/lock/bin/python -m pip --disable-pip-version-check $(QUIET)
 TORCH := $(shell sed -n '/^torch==/p' constraints.txt)
 
 .PHONY: up test check bench lock install install-dev clean
@@ -47,14 +49,17 @@ $(VENV)/bin/python:
 
 # torch first and by itself: an index given for it must not serve anything else.
 $(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
-	@echo "Installing $(TORCH) and what AccelGen needs into $(VENV) ..."
+	@echo "Installing into $(VENV): about 2 to 5 minutes the first time, longer on a slow network."
+	@echo "1 of 2: $(TORCH), the largest part ..."
 	@$(PIP) install $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $(TORCH)
+	@echo "2 of 2: AccelGen and the other packages it needs ..."
 	@$(PIP) install -c constraints.txt -e .
+	@echo "Installed."
 	@touch $@
 
 # The dev group is read by Python itself: `pip install --group` came with pip 25.1.
 $(VENV)/.installed-dev: $(VENV)/.installed
-	@echo "Installing the tools for tests into $(VENV) ..."
+	@echo "Installing the tools for tests into $(VENV), about a minute ..."
 	@$(BIN)/python -c 'import tomllib; \
 	  print(*tomllib.load(open("pyproject.toml", "rb"))["dependency-groups"]["dev"], sep="\n")' > $(VENV)/dev.txt
 	@$(PIP) install -c constraints.txt -r $(VENV)/dev.txt

@@ -148,7 +148,7 @@ class KvProcess:
         core, wire = self.core, self.router.codec.counters
         pool, counts = core.pool, core.counters
         samples = {
-            "kv_blocks_total": pool.num_blocks,
+            "kv_blocks": pool.num_blocks,
             "kv_blocks_free": pool.free,
             "kv_blocks_cached": pool.cached,
             "kv_blocks_used": pool.used,

@@ -24,18 +24,20 @@ def command() -> None:
     """Measure a running server."""
 
 
-@command.command("serve")
+@command.command("serve", context_settings={"show_default": True})
 @click.option(
     "--base-url",
     "--url",
     "url",
     envvar="ACCELGEN_URL",
-    help="Server; the one running here if not given.",
+    show_default="the one running here, else http://127.0.0.1:8000",
+    help="Server.",
 )
-@click.option("--model", help="Model; the server's first if not given.")
+@click.option("--model", show_default="the server's first", help="Model.")
 @click.option(
     "--api-key",
     envvar=["ACCELGEN_API_KEY", "OPENAI_API_KEY"],
+    show_default="none",
     help="Key; better given in ACCELGEN_API_KEY.",
 )
 @click.option(
@@ -58,11 +60,14 @@ def command() -> None:
 @click.option(
     "--dataset-name",
     type=click.Choice(["random", "trace"]),
-    help="Lengths; by --trace if not given.",
+    show_default="trace with --trace, else random",
+    help="Where lengths come from.",
 )
-@click.option("--num-prompts", type=COUNT, help="Requests to send. [1000; a trace: all]")
-@click.option("--random-input-len", type=COUNT, default=1024, show_default=True, help="Tokens in.")
-@click.option("--random-output-len", type=COUNT, default=128, show_default=True, help="Tokens out.")
+@click.option(
+    "--num-prompts", type=COUNT, show_default="1000; of a trace: all", help="Requests to send."
+)
+@click.option("--random-input-len", type=COUNT, default=1024, help="Tokens in.")
+@click.option("--random-output-len", type=COUNT, default=128, help="Tokens out.")
 @click.option(
     "--random-range-ratio",
     type=click.FloatRange(0, 1),
@@ -90,27 +95,34 @@ def command() -> None:
     "--trace-length-scale", type=SCALE, default=1.0, help="Multiply the trace's lengths by this."
 )
 @click.option(
-    "--max-model-len", type=COUNT, help="Pass over longer rows of a trace. [what the server says]"
+    "--max-model-len",
+    type=COUNT,
+    show_default="what the server says",
+    help="Pass over longer rows of a trace.",
 )
 @click.option(
     "--request-rate",
     type=RateParam(),
     default=None,
-    help="Requests per second, or inf: all at once. [inf]",
+    show_default="inf; of a trace: its own times",
+    help="Requests per second, or inf: all at once.",
 )
 @click.option(
     "--burstiness",
     type=SCALE,
     default=1.0,
-    show_default=True,
     help="1: Poisson arrivals; below: burstier.",
 )
-@click.option("--max-concurrency", type=COUNT, help="Hold requests back beyond so many at a time.")
+@click.option(
+    "--max-concurrency",
+    type=COUNT,
+    show_default="no limit",
+    help="Hold requests back beyond so many at a time.",
+)
 @click.option("--num-warmups", type=NATURAL, default=0, help="Requests sent before, not measured.")
 @click.option(
     "--ignore-eos/--no-ignore-eos",
     default=True,
-    show_default=True,
     help="Generate exactly the tokens asked for.",
 )
 @click.option(
@@ -119,7 +131,8 @@ def command() -> None:
 @click.option(
     "--vocab-size",
     type=click.IntRange(2, 2**31),
-    help="Prompts are random ids below this. [what the server says, or 1000]",
+    show_default="what the server says, else 1000",
+    help="Prompts are random ids below this.",
 )
 @click.option(
     "--seed",
@@ -135,6 +148,7 @@ def command() -> None:
     "slos",
     multiple=True,
     metavar="[LABEL:]OBJECTIVE",
+    show_default="none stated",
     help="Sent with requests: ttft=300,tpot=40,e2e=9000 (ms).",
 )
 @click.option(
@@ -142,28 +156,28 @@ def command() -> None:
     "classes",
     multiple=True,
     metavar="[LABEL:]CLASS",
+    show_default="the server's default class",
     help="Class sent with requests.",
 )
 @click.option(
     "--goodput",
     multiple=True,
     metavar="ttft:MS tpot:MS e2el:MS",
+    show_default="what the requests state",
     help="Count a request as good within these; not sent.",
 )
 @click.option(
     "--percentile-metrics",
     default="ttft,tpot,itl,e2el",
-    show_default=True,
     help="Sections of the table.",
 )
 @click.option(
     "--metric-percentiles",
     type=NumbersParam(),
     default="99",
-    show_default=True,
     help="For example 50,90,99.",
 )
-@click.option("--label", default="", help="Name of this run in the result.")
+@click.option("--label", default="", show_default="none", help="Name of this run in the result.")
 @click.option(
     "--metadata",
     multiple=True,
@@ -178,7 +192,9 @@ def command() -> None:
 @click.option(
     "--result-dir", type=click.Path(file_okay=False), default=".", help="Where to write it."
 )
-@click.option("--result-filename", help="Name of the file; from date, model and rate if not given.")
+@click.option(
+    "--result-filename", show_default="from rate, model and date", help="Name of the file."
+)
 @click.option("--disable-tqdm", "quiet", is_flag=True, help="No progress bar.")
 @click.argument("more_goodput", nargs=-1, metavar="")
 def serve(goodput: tuple[str, ...], more_goodput: tuple[str, ...], **given: Any) -> None:

@@ -42,6 +42,8 @@ from accelgen.scripts.bench_workload import (
     trace_arrivals,
 )
 from accelgen.scripts.chat_client import Client, Server, ServerError, find_url, make_server
+from accelgen.scripts.chat_options import as_click
+from accelgen.scripts.chat_stats import counted
 
 DEFAULT_NUM_PROMPTS = 1000
 READY_POLL_S = 0.5
@@ -99,8 +101,10 @@ def run_serve(options: Options) -> int:
         server = make_server(options.url or find_url(), options.api_key)
         model = _ask_model(server, options)
         requests = make_requests(options, model)
-    except (ServerError, WorkloadError) as error:
-        raise click.ClickException(str(error)) from error
+    except ServerError as error:
+        raise as_click(error) from error
+    except WorkloadError as error:  # what was asked for cannot be made
+        raise click.UsageError(str(error), click.get_current_context(silent=True)) from error
     _allow_files(min(len(requests), options.max_concurrency or len(requests)))
     setting = _setting(options, server, model["id"], requests, sections)
     run = _run(options, server, model, requests)
@@ -176,7 +180,9 @@ def _trace_shapes(options: Options, model: dict[str, Any]) -> list[Shape]:
     shapes, too_long = select(rows, options.num_prompts, max_len)
     if too_long:
         click.echo(
-            f"{path.name}: {too_long} rows are longer than {max_len} tokens and left out", err=True
+            f"{path.name}: left out for being longer than {max_len} tokens: "
+            f"{counted(too_long, 'row')}",
+            err=True,
         )
     if not shapes:
         raise WorkloadError(f"{path}: no row can be sent")

@@ -6,16 +6,16 @@ import sys
 
 import click
 
-from accelgen.scripts.chat_options import ClientOptions, client_options
+from accelgen.scripts.chat_options import ClientOptions, as_click, client_options
 
 
-@click.command(name="chat")
+@click.command(name="chat", context_settings={"show_default": True})
 @client_options
-@click.option("--system-prompt", default="", help="What the model is told first.")
+@click.option("--system-prompt", help="What the model is told first.", show_default="nothing")
 @click.option(
     "-q", "--quick", metavar="MSG", help="Say MSG, print the answer, end. `-` reads MSG from stdin."
 )
-def command(options: ClientOptions, system_prompt: str, quick: str | None) -> None:
+def command(options: ClientOptions, system_prompt: str | None, quick: str | None) -> None:
     """Talk to a model in the terminal. /help lists the commands; Ctrl-C stops an answer, Ctrl-D ends.
 
     What is piped in is said line by line."""
@@ -23,9 +23,9 @@ def command(options: ClientOptions, system_prompt: str, quick: str | None) -> No
     from accelgen.scripts.chat_loop import run_chat
 
     try:
-        run_chat(options, system_prompt, read_text(quick) if quick is not None else None)
+        run_chat(options, system_prompt or "", read_text(quick) if quick is not None else None)
     except ServerError as error:
-        raise click.ClickException(str(error)) from error
+        raise as_click(error) from error
 
 
 def read_text(given: str) -> str:

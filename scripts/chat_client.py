@@ -16,9 +16,11 @@ from typing import Any, Self
 from urllib.parse import urlsplit
 
 import httpx
+import msgspec
 
 from accelgen.proto.clocks import now_s
 from accelgen.proto.config import Config, load_config
+from accelgen.scripts.chat_classes import Classes
 from accelgen.scripts.chat_clean import Cleaner, clean_line
 from accelgen.scripts.sse import DONE, SseError, SseReader
 from accelgen.supervisor.errors import StartError
@@ -31,7 +33,12 @@ MAX_ERROR_BYTES = 64 * 1024
 
 
 class ServerError(Exception):
-    """What went wrong between us and the server, in one line for people, safe to print."""
+    """What went wrong between us and the server, in one line for people, safe to print. `option` is the one of the
+    command line that is at fault, or empty."""
+
+    def __init__(self, said: str, option: str = "") -> None:
+        super().__init__(said)
+        self.option = option
 
 
 @dataclass(frozen=True)
@@ -54,9 +61,9 @@ def make_server(url: str, api_key: str | None) -> Server:
     except ValueError:
         port = 0
     if parts.scheme not in ("http", "https") or not parts.hostname or port == 0:
-        raise ServerError(f"--url: {clean_line(url)} is not like http://HOST:PORT")
+        raise ServerError(f"--url: {clean_line(url)} is not like http://HOST:PORT", "--url")
     if api_key and not (api_key.isascii() and api_key.isprintable()):
-        raise ServerError("--api-key: a key has printable ASCII characters only")
+        raise ServerError("--api-key: a key has printable ASCII characters only", "--api-key")
     path = parts.path.rstrip("/").removesuffix("/v1")
     return Server(f"{parts.scheme}://{parts.netloc}{path}", api_key or None)
 
@@ -67,9 +74,21 @@ def find_url() -> str:
     urls = [_url_of(load_config(run / CONFIG)) for run in _live_runs()]
     if len(urls) > 1:
         raise ServerError(
-            f"{len(urls)} servers are running; name one with --url: {', '.join(urls)}"
+            f"{len(urls)} servers are running; name one with --url: {', '.join(urls)}", "--url"
         )
     return urls[0] if urls else DEFAULT_URL
+
+
+def find_classes(url: str) -> Classes:
+    """The classes of the server at `url` if it lives on this machine under our name, else none."""
+    for run in _live_runs():
+        try:
+            config = load_config(run / CONFIG)
+        except (OSError, msgspec.DecodeError):  # of another version, or just gone
+            continue
+        if _url_of(config) == url.replace("//localhost:", "//127.0.0.1:"):
+            return Classes(config.slo_classes, config.default_class)
+    return Classes()
 
 
 def _live_runs() -> list[Path]:
@@ -250,6 +269,8 @@ class Client:
 def refusal(status: int, body: bytes, retry_after: str | None = None) -> ServerError:
     """The error for an answer that is not 200."""
     said = error_text(body)
+    if status == 400 and error_param(body).startswith("accelgen."):
+        return ServerError(f"400: {said}", "--slo")
     if status == 401:
         return ServerError(
             f"401: {said} (the server wants an API key: --api-key or the variable ACCELGEN_API_KEY)"
@@ -269,6 +290,14 @@ def error_text(body: bytes) -> str:
         return _excerpt(body)
     line = clean_line(str(said))
     return f"{line} ({clean_line(str(param))})" if param and str(param) not in line else line
+
+
+def error_param(body: bytes) -> str:
+    """The field that an OpenAI error object names, or nothing."""
+    try:
+        return str(json.loads(body)["error"]["param"] or "")
+    except (ValueError, KeyError, TypeError):
+        return ""
 
 
 def _read_some(response: httpx.Response) -> bytes:

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 
 from rich.console import Console
 from rich.text import Text
 
+from accelgen.scripts.chat_classes import Classes
 from accelgen.scripts.chat_clean import clean_line
-from accelgen.scripts.chat_client import Client, ServerError, find_url, make_server
+from accelgen.scripts.chat_client import (
+    Client,
+    ServerError,
+    find_classes,
+    find_url,
+    make_server,
+)
+from accelgen.scripts.chat_objective import Objective, ObjectiveError
 from accelgen.scripts.chat_options import ClientOptions
 from accelgen.scripts.chat_session import Chat, is_command, obey
 from accelgen.scripts.chat_stats import describe
 from accelgen.scripts.chat_terminal import EditedLines, Lines, PipedLines, open_history
+from accelgen.scripts.chat_wrap import Wrapper
 
 CHAT_PATH = "/v1/chat/completions"
 
@@ -31,7 +41,7 @@ class Talk:
 
     def status(self, chat: Chat) -> str:
         """Model and objective, for the line below the prompt."""
-        return f" {clean_line(self.model, 60)} · objective: {chat.objective} · /help"
+        return f" {clean_line(self.model, 60)} · objective: {chat.describe_objective()} · /help"
 
     def exchange(self, chat: Chat, said: str) -> Chat:
         """Sends `said`, prints the answer as it comes. Ctrl-C ends the answer (closing the stream makes the server
@@ -39,18 +49,17 @@ class Talk:
         body = {"model": self.model, **chat.body(said), **self.options.generation(chat.objective)}
         pieces: list[str] = []
         stopped = False
+        wrapper = Wrapper(shutil.get_terminal_size().columns) if sys.stdout.isatty() else None
         with self.client.stream(CHAT_PATH, body) as stream:
             try:
                 for piece in stream:
                     pieces.append(piece)
-                    sys.stdout.write(piece)
-                    sys.stdout.flush()
+                    _print(wrapper.feed(piece) if wrapper else piece)
             except KeyboardInterrupt:
                 stopped = True
             finally:
                 if pieces and not pieces[-1].endswith("\n"):
-                    sys.stdout.write("\n")
-                    sys.stdout.flush()
+                    _print("\n")
             answer = stream.answer
         if stopped:
             self.say("[stopped]")
@@ -84,6 +93,15 @@ class Talk:
                 self.say("[stopped]")
             except ServerError as error:
                 self.say(str(error), style="red")
+                if error.option == "--slo" and chat.objective != chat.accepted:
+                    chat = chat.after_refusal()
+                    self.say(f"objective as before: {chat.describe_objective()}")
+
+
+def _print(text: str) -> None:
+    """What the model says, at once."""
+    sys.stdout.write(text)
+    sys.stdout.flush()
 
 
 def run_chat(options: ClientOptions, system: str, quick: str | None) -> None:
@@ -93,7 +111,12 @@ def run_chat(options: ClientOptions, system: str, quick: str | None) -> None:
     with Client(server) as client:
         model = options.model or client.models()[0]["id"]
         talk = Talk(client, model, options)
-        chat = Chat(system=system, objective=options.slo, stats=options.stats)
+        chat = Chat(
+            system=system,
+            objective=options.slo,
+            stats=options.stats,
+            classes=known_classes(server.url, options.slo),
+        )
         if quick is not None:
             asked = talk.exchange(chat, quick)
             if asked.last is not None and not asked.last.complete:  # Ctrl-C
@@ -102,6 +125,16 @@ def run_chat(options: ClientOptions, system: str, quick: str | None) -> None:
             _converse_on_terminal(talk, chat)
         else:
             talk.converse(chat, PipedLines())
+
+
+def known_classes(url: str, asked: Objective) -> Classes:
+    """What is known here of the classes of the server at `url`. Raises ServerError if it cannot take `asked`."""
+    classes = find_classes(url)
+    try:
+        classes.check(asked)
+    except ObjectiveError as error:
+        raise ServerError(f"--slo: {error}", "--slo") from error
+    return classes
 
 
 def _converse_on_terminal(talk: Talk, chat: Chat) -> None:

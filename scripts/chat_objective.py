@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass, replace
 
 from accelgen.scripts.chat_clean import clean_line
 
 MAX_MS = 86_400_000  # a day, the bound of accelgen.proto.config.Milliseconds
 OBJECTIVES = ("ttft", "tpot", "e2e")
+_UNFINISHED = re.compile(r"(ttft|tpot|e2e)(_ms)?($|[:<>\d])")  # no name of a class
+_NUMBER = re.compile(r"[-+.\d]+(ms|s)?$")
 
 
 class ObjectiveError(ValueError):
@@ -35,13 +38,16 @@ class Objective:
             asked["slo"] = slo
         return asked or None
 
+    def limits(self) -> str:
+        """The numbers, as text; empty if it states none."""
+        limits = ((name, getattr(self, f"{name}_ms")) for name in OBJECTIVES)
+        return ", ".join(
+            f"{name} <= {limit:.10g} ms" for name, limit in limits if limit is not None
+        )
+
     def __str__(self) -> str:
         parts = [] if self.slo_class is None else [f"class {self.slo_class}"]
-        for name in OBJECTIVES:
-            limit = getattr(self, f"{name}_ms")
-            if limit is not None:
-                parts.append(f"{name} <= {limit:g} ms")
-        return ", ".join(parts) or "none"
+        return ", ".join([*parts, *filter(None, [self.limits()])]) or "none"
 
 
 def parse_objective(text: str) -> Objective:
@@ -57,6 +63,8 @@ def parse_objective(text: str) -> Objective:
     objective = Objective()
     for word in words:
         name, given, value = word.partition("=")
+        if not given and (_UNFINISHED.match(word) or _NUMBER.match(word)):
+            raise ObjectiveError(f"{clean_line(word)}: an objective is of the form ttft=300 (ms)")
         if given:
             field = f"{name.removesuffix('_ms')}_ms"
             limit = parse_milliseconds(name, value)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from accelgen.scripts.chat_objective import Objective, ObjectiveError, parse_objective
+
+if TYPE_CHECKING:
+    from accelgen.scripts.chat_client import ServerError
 
 
 class ObjectiveParam(click.ParamType):
@@ -55,27 +58,51 @@ _OPTIONS = (
     click.option(
         "--url",
         envvar="ACCELGEN_URL",
-        help="Server; the one running here if not given, else http://127.0.0.1:8000.",
+        show_default="the one running here, else http://127.0.0.1:8000",
+        help="Server; also from the variable ACCELGEN_URL.",
     ),
-    click.option("--model", help="Model; the server's first if not given."),
+    click.option("--model", show_default="the server's first", help="Model."),
     click.option(
         "--api-key",
         envvar=["ACCELGEN_API_KEY", "OPENAI_API_KEY"],
+        show_default="none",
         help="Key; better given in ACCELGEN_API_KEY (or OPENAI_API_KEY), which `ps` does not show.",
     ),
-    click.option("--max-tokens", type=click.IntRange(1), help="Longest answer in tokens."),
-    click.option("--temperature", type=click.FloatRange(0, 2), help="0 takes the likeliest token."),
-    click.option("--seed", type=click.IntRange(0, 2**63 - 1), help="Same seed, same answer."),
+    click.option(
+        "--max-tokens",
+        type=click.IntRange(1),
+        show_default="the server's",
+        help="Longest answer in tokens.",
+    ),
+    click.option(
+        "--temperature",
+        type=click.FloatRange(0, 2),
+        show_default="the server's",
+        help="0 takes the likeliest token.",
+    ),
+    click.option(
+        "--seed",
+        type=click.IntRange(0, 2**63 - 1),
+        show_default="the server's",
+        help="Same seed, same answer.",
+    ),
     click.option(
         "--slo",
         type=ObjectiveParam(),
         default=Objective(),
-        show_default=False,
+        show_default="those of the server's default class",
         metavar="OBJECTIVE",
         help='Objective, in ms, or a class: "ttft=300 tpot=40", "chat".',
     ),
     click.option("--stats", is_flag=True, help="Show times and the verdict after an answer."),
 )
+
+
+def as_click(error: ServerError) -> click.ClickException:
+    """A server's error as click's: exit status 2 if an option is at fault, else 1."""
+    if error.option:
+        return click.UsageError(str(error), click.get_current_context(silent=True))
+    return click.ClickException(str(error))
 
 
 def client_options(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from accelgen.scripts.chat_classes import Classes
 from accelgen.scripts.chat_client import Answer
 from accelgen.scripts.chat_objective import Objective, ObjectiveError, parse_objective
 from accelgen.scripts.chat_stats import describe
@@ -18,6 +19,7 @@ COMMANDS = {
     "/stats [on|off]": "times and verdict after every answer, and of the last one",
     "/exit": "end (also Ctrl-D)",
 }
+SLO_FORMS = "valid: /slo ttft=300 tpot=40 e2e=9000 (any of them, ms), /slo CLASS, both, or /slo off"
 KEYS = """\
 Enter sends; Alt-Enter, or a backslash at the end, begins a new line.
 Ctrl-C stops an answer. Tab completes a command."""
@@ -30,6 +32,8 @@ class Chat:
     messages: tuple[dict[str, str], ...] = ()
     system: str = ""
     objective: Objective = Objective()
+    accepted: Objective = Objective()  # the last one with which the server answered
+    classes: Classes = Classes()
     stats: bool = False
     last: Answer | None = field(default=None, compare=False)
     ended: bool = False
@@ -42,7 +46,25 @@ class Chat:
     def after(self, said: str, answered: str, answer: Answer) -> Chat:
         """The chat with one exchange more. An exchange without any answer is forgotten."""
         exchange = ({"role": "user", "content": said}, {"role": "assistant", "content": answered})
-        return replace(self, messages=self.messages + (exchange if answered else ()), last=answer)
+        named = answer.verdict.get("slo_class")
+        classes = self.classes
+        if isinstance(named, str) and self.objective.slo_class is None:
+            classes = replace(classes, default=named)
+        return replace(
+            self,
+            messages=self.messages + (exchange if answered else ()),
+            last=answer,
+            accepted=self.objective,
+            classes=classes,
+        )
+
+    def after_refusal(self) -> Chat:
+        """The chat after the server refused the objective: with the last one that it took."""
+        return replace(self, objective=self.accepted)
+
+    def describe_objective(self) -> str:
+        """What holds for the next request."""
+        return self.classes.describe(self.objective)
 
 
 def obey(chat: Chat, line: str) -> tuple[Chat, str]:
@@ -80,10 +102,12 @@ def _system(chat: Chat, rest: str) -> tuple[Chat, str]:
 def _slo(chat: Chat, rest: str) -> tuple[Chat, str]:
     if rest:
         try:
-            chat = replace(chat, objective=parse_objective(rest))
+            objective = parse_objective(rest)
+            chat.classes.check(objective)
         except ObjectiveError as error:
-            return chat, str(error)
-    return chat, f"objective: {chat.objective}"
+            return chat, f"{error}\n{SLO_FORMS}\nobjective as before: {chat.describe_objective()}"
+        chat = replace(chat, objective=objective)
+    return chat, f"objective: {chat.describe_objective()}"
 
 
 def _stats(chat: Chat, rest: str) -> tuple[Chat, str]:

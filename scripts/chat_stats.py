@@ -19,19 +19,24 @@ def describe(answer: Answer) -> str:
 def describe_times(answer: Answer) -> str:
     """TTFT; TPOT, the mean time between tokens; tokens per second over the whole answer."""
     if answer.first_s is None or answer.last_s is None:
-        return f"no text came ({answer.tokens} tokens)"
+        return f"no text came ({counted(answer.tokens, 'token')})"
     taken_s = answer.last_s - answer.sent_s
     parts = [f"TTFT {1000 * (answer.first_s - answer.sent_s):.0f} ms"]
     if answer.tokens > 1:
         tpot_s = (answer.last_s - answer.first_s) / (answer.tokens - 1)
         parts.append(f"TPOT {1000 * tpot_s:.1f} ms")
-    parts.append(f"{answer.tokens} tokens in {taken_s:.2f} s")
+    parts.append(f"{counted(answer.tokens, 'token')} in {taken_s:.2f} s")
     if taken_s > 0:
         parts.append(f"{answer.tokens / taken_s:.1f} tokens/s")
     prompt = answer.usage.get("prompt_tokens")
     if isinstance(prompt, int):
-        parts.append(f"prompt {prompt} tokens")
+        parts.append(f"prompt {counted(prompt, 'token')}")
     return " · ".join(parts)
+
+
+def counted(number: int, noun: str) -> str:
+    """`1 token`, `2 tokens`."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def describe_verdict(verdict: dict[str, Any]) -> str:
@@ -45,7 +50,7 @@ def describe_verdict(verdict: dict[str, Any]) -> str:
             parts.append(f"{name} {value:.1f} ms")
     cached = verdict.get("cached_tokens")
     if isinstance(cached, int) and cached > 0:
-        parts.append(f"{cached} prompt tokens cached")
+        parts.append(f"{counted(cached, 'prompt token')} cached")
     met = verdict.get("slo_met")
     if isinstance(met, dict):
         judged = [f"{clean_line(str(name), 20)} {_word(kept)}" for name, kept in met.items()]

@@ -7,10 +7,10 @@ import sys
 import click
 
 from accelgen.scripts.chat import read_text
-from accelgen.scripts.chat_options import ClientOptions, client_options
+from accelgen.scripts.chat_options import ClientOptions, as_click, client_options
 
 
-@click.command(name="complete")
+@click.command(name="complete", context_settings={"show_default": True})
 @click.argument("prompt", default="-")
 @client_options
 @click.option("--stop", multiple=True, metavar="TEXT", help="End before TEXT; repeatable.")
@@ -25,7 +25,7 @@ def command(options: ClientOptions, prompt: str, stop: tuple[str, ...]) -> None:
     try:
         run_complete(options, read_text(prompt), list(stop))
     except ServerError as error:
-        raise click.ClickException(str(error)) from error
+        raise as_click(error) from error
 
 
 def run_complete(options: ClientOptions, prompt: str, stop: list[str]) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from accelgen.supervisor.errors import StartError
-from accelgen.supervisor.rundir import find_logs
+from accelgen.supervisor.rundir import LOCK, LOGS, find_logs, is_live
 
 _FIRST_KEYS = ("timestamp", "level", "process", "event", "exception")
 _COLORS = {"warning": "yellow", "error": "red", "critical": "red", "debug": "bright_black"}
@@ -30,19 +30,34 @@ def command(process: str, follow: bool, count: int, run_dir: str) -> int:
 
     Without --run-dir: of the running server, or of the last one that failed."""
     try:
-        files = chosen_files(find_logs(run_dir), process)
+        logs = find_logs(run_dir)
+        files = chosen_files(logs, process)
     except StartError as error:
         raise click.ClickException(str(error)) from error
     tails = [Tail(path) for path in files]
     first = list(merge([tail.new_lines() for tail in tails]))
     for line in first[max(0, len(first) - count) :]:
         click.echo(pretty(line))
+    if not first:
+        click.echo(f"accelgen: nothing logged yet in {logs}", err=True)
     with suppress(KeyboardInterrupt):
-        while follow and files[0].parent.is_dir():  # a server that ends well takes its folder away
-            time.sleep(_FOLLOW_S)
-            for line in merge([tail.new_lines() for tail in tails]):
-                click.echo(pretty(line))
+        if follow:
+            go_on(logs.parent, tails)
     return 0
+
+
+def go_on(run: Path, tails: list[Tail]) -> None:
+    """Shows what is added until the server of run directory `run` has ended, and then says so."""
+    alive = True
+    while alive:
+        alive = is_live(run)  # asked first: what it said last is still read
+        for line in merge([tail.new_lines() for tail in tails]):
+            click.echo(pretty(line))
+        if alive:
+            time.sleep(_FOLLOW_S)
+    left = (run / LOCK).is_file()  # a server that ends well takes its folder away
+    kept = f"its logs are in {run / LOGS}" if left else "it has taken its logs away"
+    click.echo(f"accelgen: the server has ended; {kept}", err=True)
 
 
 def chosen_files(logs: Path, process: str) -> list[Path]:
@@ -50,6 +65,8 @@ def chosen_files(logs: Path, process: str) -> list[Path]:
     files = sorted(logs.glob("*.log"))
     chosen = [path for path in files if not process or path.stem == process]
     chosen = chosen or [path for path in files if path.stem.split("-")[0] == process]
+    if not files:
+        raise StartError(f"there are no logs in {logs}")
     if not chosen:
         known = ", ".join(path.stem for path in files)
         raise StartError(f"there is no log of {process!r} in {logs}; there are: {known}")

@@ -30,35 +30,42 @@ _DEFAULT_BUDGET_S = 60.0
 _COSTLY_TOKENS = 512
 
 
-@click.command(name="profile")
+@click.command(name="profile", context_settings={"show_default": True})
 @click.option(
-    "--model", default="", help="Folder or hub name; the bundled demo model if not given."
+    "--model", default="", show_default="the bundled demo model", help="Folder or hub name."
 )
 @click.option("--dtype", default="auto", help="auto (as stored), float32, bfloat16 or float16.")
 @click.option("--device", default="auto", help="auto, cpu or cuda.")
 @click.option(
     "--kv-blocks", type=int, default=0, help="Blocks of the KV cache; 0: from free memory."
 )
-@click.option("--max-num-seqs", type=int, default=256, show_default=True)
-@click.option("--max-num-batched-tokens", type=int, default=8192, show_default=True)
+@click.option("--max-num-seqs", type=int, default=256, help="Most requests in one iteration.")
+@click.option(
+    "--max-num-batched-tokens", type=int, default=8192, help="Most tokens in one iteration."
+)
 @click.option(
     "--budget-s",
     type=click.FloatRange(3, 3600),
     default=_DEFAULT_BUDGET_S,
-    show_default=True,
     help="Seconds to measure; what does not fit is left out.",
 )
 @click.option(
     "--output",
     type=click.Path(dir_okay=False, path_type=Path),
-    help="File to write instead of the cached one; name it to `accelgen up` with --profile-file.",
+    show_default="the cached one, which `accelgen up` finds by itself",
+    help="File to write; name it to `accelgen up` with --profile-file.",
 )
 def command(budget_s: float, output: Path | None, **given: str | int) -> int:
-    """Measure this device for the cost model, once per model. Nothing else should run meanwhile."""
+    """Measure this device for the cost model, once per model.
+
+    Nothing else should be running meanwhile, a server least of all: its work would be measured, too. The result is
+    picked up at the next start of a server with the same model, device and dtype; one that runs goes on as before."""
     try:
         config, _ = preflight.check(make_config(None, given))
     except (ConfigError, StartError) as error:
-        raise click.ClickException(str(error)) from error
+        bad_option = isinstance(error, ConfigError) or error.status == 2
+        kind = click.UsageError if bad_option else click.ClickException
+        raise kind(str(error)) from error
     # The thread settings of a served worker, before torch reads them.
     os.environ.update(environment(Role.WORKER, replicas=1, listen_fd=-1))
     facts, samples = _measure(config, budget_s)
@@ -71,6 +78,11 @@ def command(budget_s: float, output: Path | None, **given: str | int) -> int:
     save_profile(Profile(facts.model, facts.device, facts.dtype, taken, samples), path)
     click.echo(report(samples))
     click.echo(f"\nWrote {len(samples)} samples to {path}")
+    click.echo(
+        "The next `accelgen up` with this model, device and dtype uses it."
+        if output is None
+        else f"Name it to the next `accelgen up`: --profile-file {path}"
+    )
     return 0
 
 

@@ -12,6 +12,7 @@ import msgspec
 from accelgen.proto.config import Config, ConfigError, make_config
 from accelgen.supervisor.errors import StartError
 from accelgen.supervisor.launch import serve
+from accelgen.supervisor.policy_params import known_policies
 
 HELP = {
     "model": "Folder or hub name of the model; the bundled demo model if not given.",
@@ -31,7 +32,7 @@ HELP = {
     "api_key_file": "File with one API key per line; without it no key is needed.",
     "max_body_bytes": "Largest accepted request body.",
     "max_choices": "Largest accepted `n`.",
-    "policy": "Scheduling policy.",
+    "policy": "Scheduling policy: {policies}.",
     "replicas": "Number of copies of the model, each with KV manager and worker.",
     "pipeline_depth": "Plans made ahead of the worker: 0 or 1.",
     "max_num_seqs": "Most requests in one iteration.",
@@ -54,18 +55,24 @@ _TYPES: dict[type, Any] = {int: int, float: float, bool: bool, str: str}
 def options(function: Callable[..., Any]) -> Callable[..., Any]:
     """Gives a command one option per field of Config that has a line in HELP."""
     defaults = Config()
+    policies = ", ".join(known_policies())
     for name in reversed(HELP):
         default = getattr(defaults, name)
+        words = HELP[name].format(policies=policies)
         option = "--" + name.replace("_", "-")
         names = [name, f"{option}/--no-{option[2:]}" if isinstance(default, bool) else option]
         if name.endswith("_s"):
             names.append(option.removesuffix("-s"))
-        shown = f" [{default}]" if default not in ("", 0, False) else ""
-        add = click.option(
-            *names, type=_TYPES[type(default)], default=None, help=HELP[name] + shown
-        )
+        shown = f"  [default: {_shown(default)}]" if default != "" else ""
+        add = click.option(*names, type=_TYPES[type(default)], default=None, help=words + shown)
         function = add(function)
     return function
+
+
+def _shown(default: Any) -> str:
+    return (
+        "on" if default is True else f"{default:g}" if isinstance(default, float) else str(default)
+    )
 
 
 def parse_params(given: tuple[str, ...]) -> dict[str, Any]:
@@ -87,24 +94,38 @@ def parse_params(given: tuple[str, ...]) -> dict[str, Any]:
 @click.command(name="up")
 @options
 @click.option(
-    "--policy-param", multiple=True, metavar="K=V", help="Parameter of the policy; repeatable."
+    "--policy-param",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="Parameter of the policy; repeatable. A wrong name lists those there are.",
 )
 @click.option(
-    "--config", "file", type=click.Path(path_type=Path), help="TOML file with these settings."
+    "--config",
+    "file",
+    type=click.Path(path_type=Path),
+    help="TOML file with these settings, and [slo_classes.NAME].",
 )
 @click.option("--detach", is_flag=True, help="Return when the server is ready; it goes on.")
 def command(policy_param: tuple[str, ...], file: Path | None, detach: bool, **given: Any) -> int:
-    """Start a server: all its processes, and the model. Options go before the settings of --config."""
+    """Start a server: all its processes, and the model.
+
+    What an option says goes before what the file of --config says."""
     overrides = {name: value for name, value in given.items() if value is not None}
     if policy_param:
         overrides["policy_params"] = parse_params(policy_param)
     try:
         return serve(make_config(file, overrides), detach)
     except ConfigError as error:
-        raise BadSetting(str(error)) from error
+        raise BadSetting(as_option(str(error), overrides)) from error
     except StartError as error:
         kind = BadSetting if error.status == 2 else click.ClickException
         raise kind(str(error)) from error
+
+
+def as_option(line: str, overrides: dict[str, Any]) -> str:
+    """A line about a field, in the words of the option that set it: `--port: expected int <= 65535, ...`."""
+    field, colon, rest = line.partition(":")
+    return f"--{field.replace('_', '-')}{colon}{rest}" if field in overrides else line
 
 
 class BadSetting(click.ClickException):

@@ -16,12 +16,9 @@ def listen(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         return socket.create_server((host, port), family=family, backlog=BACKLOG)
-    except socket.gaierror as error:
-        raise StartError(
-            f"--host {host} is not an address of this machine: {error.strerror}"
-        ) from error
     except OSError as error:
-        raise StartError(f"cannot listen on {host}:{port}: {_cause(error, port)}") from error
+        line, status = _cause(error, host, port)
+        raise StartError(f"cannot listen on {host}:{port}: {line}", status) from error
 
 
 def url_of(listener: socket.socket) -> str:
@@ -36,13 +33,14 @@ def is_loopback(listener: socket.socket) -> bool:
     return ipaddress.ip_address(listener.getsockname()[0]).is_loopback
 
 
-def _cause(error: OSError, port: int) -> str:
+def _cause(error: OSError, host: str, port: int) -> tuple[str, int]:
+    """What is wrong, and the exit status."""
     match error.errno:
         case errno.EADDRINUSE:
-            return f"port {port} is in use; choose another with --port (0: any free one)"
-        case errno.EADDRNOTAVAIL:
-            return "--host is not an address of this machine"
+            return f"port {port} is in use; choose another with --port (0: any free one)", 1
+        case errno.EADDRNOTAVAIL | socket.EAI_NONAME | socket.EAI_NODATA | socket.EAI_AGAIN:
+            return f"--host {host} is not an address of this machine", 2
         case errno.EACCES:
-            return f"port {port} needs privileges; choose one above 1023 with --port"
+            return f"port {port} needs privileges; choose one above 1023 with --port", 2
         case _:
-            return str(error.strerror)
+            return str(error.strerror), 1

@@ -22,6 +22,11 @@ POLICY_GROUP = "accelgen.policies"
 _TIMEOUT_S = 60.0
 
 
+def known_policies() -> list[str]:
+    """Names of the installed policies, sorted."""
+    return sorted({point.name for point in entry_points(group=POLICY_GROUP)})
+
+
 def check_params(policy: str, params: dict[str, Any]) -> None:
     """Raises StartError (status 2) if the installed `policy` does not take `params`."""
     if not params:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import os
-from importlib.metadata import entry_points
 from pathlib import Path
 
 import msgspec
@@ -13,7 +12,7 @@ from accelgen.proto.config import Config
 from accelgen.supervisor.checkpoint import BUNDLED, Checkpoint, locate, open_checkpoint
 from accelgen.supervisor.errors import StartError
 from accelgen.supervisor.linux import available_memory_bytes, has_cuda_driver
-from accelgen.supervisor.policy_params import POLICY_GROUP, check_params
+from accelgen.supervisor.policy_params import check_params, known_policies
 
 _LEAST_BLOCKS = 2  # with one block there is room for a prompt or an answer, hardly for both
 
@@ -24,6 +23,7 @@ def check(config: Config) -> tuple[Config, Checkpoint]:
     check_params(config.policy, config.policy_params)
     _check_key_file(config.api_key_file)
     _check_profile(config.profile_file)
+    _check_trace(config.trace_dir)
     _check_device(config.device, config.dtype)
     folder = locate(config.model)
     checkpoint = open_checkpoint(folder)
@@ -36,7 +36,7 @@ def check(config: Config) -> tuple[Config, Checkpoint]:
 
 def check_policy(policy: str) -> None:
     """Raises StartError (status 2) with near matches if no installed package offers `policy`."""
-    known = sorted({point.name for point in entry_points(group=POLICY_GROUP)})
+    known = known_policies()
     if policy in known:
         return
     near = difflib.get_close_matches(policy, known)
@@ -52,6 +52,20 @@ def check_lengths(config: Config, checkpoint: Checkpoint) -> None:
         raise StartError(
             f"--max-model-len: {wanted} tokens, the model allows {allowed}"
             " (max_position_embeddings in its config.json)",
+            status=2,
+        )
+    if wanted == 1:
+        raise StartError(
+            "--max-model-len: 1 token has no room for a prompt and an answer; at least 2, or 0:"
+            " what the model allows",
+            status=2,
+        )
+    block_bytes = config.block_size * checkpoint.kv_token_bytes(config.dtype)
+    if 0 < config.kv_memory_bytes < _LEAST_BLOCKS * block_bytes:
+        raise StartError(
+            f"--kv-memory-bytes: {config.kv_memory_bytes:,} bytes are too little to be of use:"
+            f" {_LEAST_BLOCKS} blocks of {config.block_size} tokens have"
+            f" {_LEAST_BLOCKS * block_bytes:,}",
             status=2,
         )
     if not config.kv_blocks:
@@ -112,6 +126,19 @@ def _check_key_file(name: str) -> None:
 def _check_profile(name: str) -> None:
     if name and not os.access(Path(name).expanduser(), os.R_OK):
         raise StartError(f"--profile-file: {name} cannot be read", status=2)
+
+
+def _check_trace(name: str) -> None:
+    if not name:
+        return
+    try:
+        Path(name).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StartError(
+            f"--trace-dir: {name} cannot be made: {error.strerror}", status=2
+        ) from error
+    if not os.access(name, os.W_OK | os.X_OK):
+        raise StartError(f"--trace-dir: {name} cannot be written to", status=2)
 
 
 def _check_device(device: str, dtype: str) -> None:

@@ -91,6 +91,25 @@ def test_broken_names_of_others_do_not_break_the_page() -> None:
     assert "fine" in found and "evil" not in found
 
 
+def test_kinds_and_words_of_what_others_report() -> None:
+    others = {
+        "accelgen:scheduler_step_seconds_sum": 3.0,
+        "accelgen:scheduler_step_seconds_count": 2.0,
+        "accelgen:kv_blocks": 64.0,
+        "accelgen:kv_copies_total": 1.0,
+        "accelgen:lone_sum": 1.0,
+        "of_a_policy": 1.0,
+    }
+    directory = Directory([member(Role.SCHEDULER, 0, others)], ready=True, draining=False)
+    text = render(collect({}, 0, directory)).decode()
+    found = families(text)
+    kinds = {name.removeprefix(PREFIX): family.type for name, family in found.items()}
+    assert kinds["scheduler_step_seconds"] == "summary" and kinds["kv_blocks"] == "gauge"
+    assert kinds["kv_copies"] == "counter" and kinds["lone_sum"] == kinds["of_a_policy"] == "gauge"
+    assert found[PREFIX + "kv_blocks"].documentation == "Blocks of the KV cache."
+    assert "HELP of_a_policy" not in text
+
+
 @given(st.lists(st.floats(0, 1e4), max_size=30))
 def test_histogram_is_cumulative(values: list[float]) -> None:
     histogram = Histogram("h", (0.1, 1.0, 10.0))

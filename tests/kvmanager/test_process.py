@@ -161,7 +161,7 @@ def test_life_of_a_kv_manager(around: Surroundings) -> None:
     for name in ("kv_messages_malformed_total", "kv_messages_unexpected_total"):
         around.hear(Heartbeat, around.gauge(name))
     beat = around.hear(Heartbeat, around.gauge("kv_invariant_ok"))
-    assert beat.gauges['accelgen:kv_blocks_total{replica="0"}'] == 16
+    assert beat.gauges['accelgen:kv_blocks{replica="0"}'] == 16
     assert beat.gauges['accelgen:kv_blocks_used{replica="0"}'] == 3
     assert beat.gauges['accelgen:prefix_cache_queries_total{replica="0"}'] == 9
     assert beat.rss_bytes < 150e6

@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 import openai
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 import accelgen.models
 
@@ -184,3 +185,17 @@ def test_objectives_are_reported(server: Any) -> None:
     assert verdict["slo_class"] == "chat"
     assert verdict["slo_met"] == {"ttft": True, "tpot": True, "e2e": None}
     assert verdict["ttft_ms"] > 0 and verdict["tpot_ms"] > 0
+
+
+def test_every_metric_says_what_it_is(server: Any, client: openai.OpenAI) -> None:
+    client.completions.create(model=server.model, prompt="Once", max_tokens=2, temperature=0)
+    reported = {"accelgen:worker_steps", "accelgen:kv_blocks", "accelgen:num_requests_running"}
+    until_s = time.monotonic() + 15
+    while True:
+        text = httpx.get(f"{server.url}/metrics").text
+        families = {family.name: family for family in text_string_to_metric_families(text)}
+        if reported <= families.keys():
+            break
+        assert time.monotonic() < until_s, f"not reported: {reported - families.keys()}"
+        time.sleep(0.1)
+    assert [name for name, family in families.items() if not family.documentation] == []

@@ -42,6 +42,7 @@ class Script:
     tokens_per_chunk: int = 1
     counted: bool = True  # usage in every chunk
     pause_s: float = 0.0
+    classes: list[str] = field(default_factory=list)  # if any: other classes are refused
     refused: int = 0  # so many requests get 503 before the others are answered
     verdict: dict[str, Any] = field(default_factory=lambda: VERDICT)
     api_key: str = ""
@@ -100,6 +101,10 @@ class FakeServer:
         refused = self._refusal(request)
         if refused is not None:
             return refused
+        named = body.get("accelgen", {}).get("slo_class")
+        if script.classes and named is not None and named not in script.classes:
+            known = f"{named!r} is not one of {', '.join(script.classes)}"
+            return JSONResponse({"error": {"message": known, "param": "accelgen.slo_class"}}, 400)
         if script.refused > 0:
             script.refused -= 1
             return JSONResponse({"error": {"message": "starting"}}, 503)

@@ -118,7 +118,7 @@ def test_a_trace_is_replayed(server: Any, tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     saved = json.loads(next(tmp_path.glob("accelgen-trace-tiny-*.json")).read_text())
     assert saved["arrivals"] == "trace" and "token_times" not in saved
-    assert "1 rows are longer than 4096 tokens and left out" in result.stderr
+    assert "left out for being longer than 4096 tokens: 1 row\n" in result.stderr
     assert [(len(one["prompt"]), one["max_tokens"]) for one in server.seen] == [(9, 2), (11, 3)]
     assert 0.2 <= float(row(result.stdout, "Benchmark duration (s)")) < 5
 
@@ -225,6 +225,8 @@ def test_answers_that_break_off(server: Any, script: dict[str, Any], reason: str
 @pytest.mark.parametrize(
     ("args", "told"),
     [
+        (["--url", "ftp://host"], "--url: ftp://host is not like"),
+        (["--trace", "/nowhere", "--dataset-name", "random"], "belongs to --dataset-name trace"),
         (["--slo", "ttft=0"], "ttft: 0 is not more than 0"),
         (["--goodput", "tbt:3"], "tbt: not one of"),
         (["--goodput", "ttft:3", "oops"], "'oops' is not of the form"),
@@ -244,9 +246,24 @@ def test_answers_that_break_off(server: Any, script: dict[str, Any], reason: str
 )
 def test_options_that_cannot_be(server: Any, args: list[str], told: str) -> None:
     result = run(server, "--num-prompts", "1", *args)
-    assert result.exit_code in (1, 2)
+    assert result.exit_code == (1 if "cannot reach" in told else 2)
     assert told in result.output
     assert server.seen == []
+
+
+def test_the_help_shows_defaults() -> None:
+    shown = " ".join(
+        CliRunner().invoke(bench, ["serve", "--help"], terminal_width=200).output.split()
+    )
+    for default in (
+        "(1000; of a trace: all)",
+        "600.0;",
+        "(the server's first)",
+        "1.0;",
+        "0.0;",
+        "inf",
+    ):
+        assert f"[default: {default}" in shown or f"[default: ({default}" in shown, default
 
 
 def test_interrupted(server: Any) -> None:

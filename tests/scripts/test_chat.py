@@ -19,8 +19,12 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
+from accelgen.proto.config import Config, default_classes, save_config
+from accelgen.scripts import chat_client
 from accelgen.scripts.chat import command as chat
-from accelgen.scripts.chat_client import Answer, ServerError, find_url, make_server
+from accelgen.scripts.chat_classes import Classes
+from accelgen.scripts.chat_client import Answer, ServerError, find_classes, find_url, make_server
+from accelgen.scripts.chat_loop import known_classes
 from accelgen.scripts.chat_objective import Objective, ObjectiveError, parse_objective
 from accelgen.scripts.chat_session import Chat, obey
 from accelgen.scripts.chat_stats import describe
@@ -53,6 +57,11 @@ def test_objectives() -> None:
         ("e2e=soon", "e2e: 'soon' is not a number"),
         ("tbt=3", "tbt: not one of ttft, tpot, e2e"),
         ("a b", "two classes"),
+        ("300", "300: an objective is of the form ttft=300"),
+        ("300ms", "300ms: an objective is of the form"),
+        ("ttft", "ttft: an objective is of the form"),
+        ("ttft:300", "ttft:300: an objective is of the form"),
+        ("tpot<40", "tpot<40: an objective is of the form"),
         ("  ", "write an objective"),
     ],
 )
@@ -65,9 +74,9 @@ def test_commands() -> None:
     state = Chat().after("hi", "hello", Answer(sent_s=1.0, first_s=1.25, last_s=1.75, pieces=6))
     assert len(state.messages) == 2
     state, told = obey(state, "/slo ttft=300")
-    assert told == "objective: ttft <= 300 ms"
+    assert told == "objective: ttft <= 300 ms, else that of the server's default class"
     state, told = obey(state, "/slo ttft=0")
-    assert "ttft" in told and state.objective.ttft_ms == 300
+    assert "ttft" in told and "valid: /slo ttft=300" in told and state.objective.ttft_ms == 300
     state, told = obey(state, "/system  be brief ")
     assert state.body("x")["messages"][0] == {"role": "system", "content": "be brief"}
     state, told = obey(state, "/stats")
@@ -81,6 +90,63 @@ def test_commands() -> None:
     assert "/reset" in obey(state, "/help")[1]
     assert "/nonsense is no command" in obey(state, "/nonsense")[1]
     assert obey(state, "/exit")[0].ended
+
+
+CLASSES = Classes(default_classes(), "standard")
+
+
+def test_a_class_applies_to_what_is_not_stated() -> None:
+    standard = "that of class standard (ttft <= 5000 ms, tpot <= 250 ms)"
+    known = Chat(classes=CLASSES)
+    assert obey(known, "/slo")[1] == f"objective: {standard}"
+    assert obey(known, "/slo tpot=40")[1] == f"objective: tpot <= 40 ms, else {standard}"
+    assert obey(known, "/slo batch")[1] == "objective: that of class batch (e2e <= 600000 ms)"
+    unknown = Chat()
+    assert unknown.describe_objective() == "that of the server's default class"
+    learned = unknown.after("hi", "hello", Answer(verdict={"slo_class": "standard"}))
+    assert learned.describe_objective() == "that of class standard"
+    asked, _ = obey(unknown, "/slo chat")
+    asked = asked.after("hi", "hello", Answer(verdict={"slo_class": "chat"}))
+    assert asked.describe_objective() == "that of class chat"
+    assert obey(asked, "/slo off")[1] == "objective: that of the server's default class"
+
+
+@pytest.mark.parametrize(
+    ("said", "why"),
+    [
+        ("nope", "nope is no class of this server (batch, chat, standard)"),
+        ("ttft=0.5", "ttft: 0.5 is outside of 1 to 3600000 ms (class standard)"),
+        ("ttft:300", "ttft:300: an objective is of the form ttft=300"),
+        ("tbt=3", "tbt: not one of ttft, tpot, e2e"),
+    ],
+)
+def test_an_objective_that_cannot_be_is_refused_at_once(said: str, why: str) -> None:
+    state, _ = obey(Chat(classes=CLASSES), "/slo chat")
+    after, told = obey(state, f"/slo {said}")
+    assert after == state
+    assert told.startswith(why)
+    assert "\nvalid: /slo ttft=300 tpot=40 e2e=9000" in told
+    assert told.endswith(
+        "objective as before: that of class chat (ttft <= 1000 ms, tpot <= 100 ms)"
+    )
+
+
+def test_the_classes_of_a_server_of_ours(tmp_path: Path, monkeypatch: Any) -> None:
+    run_dir = tmp_path / "run"
+    run_dir.mkdir()
+    save_config(Config(port=1234, default_class="chat"), run_dir / "config.json")
+    monkeypatch.setattr(chat_client, "_live_runs", lambda: [tmp_path / "gone", run_dir])
+    assert find_classes("http://127.0.0.1:1234").default == "chat"
+    assert set(find_classes("http://localhost:1234").named) == {"batch", "chat", "standard"}
+    assert find_classes("http://127.0.0.1:1235") == Classes()
+    with pytest.raises(ServerError, match="--slo: nope is no class") as refused:
+        known_classes("http://localhost:1234", Objective("nope"))
+    assert refused.value.option == "--slo"
+
+
+def test_one_token() -> None:
+    one = Answer(0.0, 0.5, 0.5, 1, usage={"prompt_tokens": 1})
+    assert "· 1 token in 0.50 s" in describe(one) and describe(one).endswith("prompt 1 token")
 
 
 def test_an_exchange_without_answer_is_forgotten() -> None:
@@ -152,6 +218,19 @@ def test_piped_lines_are_a_conversation(server: Any) -> None:
     assert said == ["one\nline", "Hello there!", "two"]
 
 
+def test_a_refused_objective_is_taken_back(server: Any) -> None:
+    """The server is not one of ours here: it alone knows its classes."""
+    server.script.classes = ["chat"]
+    result = run(chat, "--url", server.url, said="/slo chat\none\n/slo nope\ntwo\nthree\n/slo\n")
+    assert result.exit_code == 0
+    assert "400: 'nope' is not one of chat" in result.stderr
+    assert result.stderr.count("objective as before: that of class chat") == 1
+    sent = [one["accelgen"]["slo_class"] for one in server.seen]
+    assert sent == ["chat", "nope", "chat"]
+    for verb, args in ((chat, ["-q", "x"]), (complete, ["x"])):
+        assert run(verb, "--url", server.url, "--slo", "nope", *args).exit_code == 2
+
+
 def test_complete(server: Any) -> None:
     result = run(complete, "--url", server.url, "--stats", "--stop", "END", "a prompt")
     assert (result.exit_code, result.stdout) == (0, "Hello there!\n")
@@ -162,10 +241,26 @@ def test_complete(server: Any) -> None:
 
 
 def test_prompts_that_cannot_be(server: Any) -> None:
+    for verb in (chat, complete):
+        for wrong in (
+            ["--url", "ftp://host"],
+            ["--slo", "ttft=0"],
+            ["--api-key", "k\n"],
+            ["--seed", "-1"],
+        ):
+            assert run(verb, "--url", server.url, *wrong, said="x").exit_code == 2
     assert "not UTF-8 at byte 1" in run(complete, "--url", server.url, "-", said=b"a\xff").output
     assert "empty" in run(complete, "--url", server.url, "-").output
     assert "empty" in run(chat, "--url", server.url, "-q", "").output
     assert server.seen == []
+
+
+@pytest.mark.parametrize("verb", [chat, complete])
+def test_the_help_shows_defaults(verb: Any) -> None:
+    shown = " ".join(CliRunner().invoke(verb, ["--help"], terminal_width=200).output.split())
+    assert "[default: (the one running here, else http://127.0.0.1:8000)]" in shown
+    assert "[default: (those of the server's default class)]" in shown
+    assert shown.count("[default: (the server's); ") == 3
 
 
 def test_keys(server: Any) -> None:

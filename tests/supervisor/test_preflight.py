@@ -104,6 +104,12 @@ def test_weights_that_are_cut_off_are_refused(model: Path) -> None:
     ("settings", "line"),
     [
         ({"max_model_len": 2049}, "--max-model-len: 2049 tokens, the model allows 2048"),
+        ({"max_model_len": 1}, "--max-model-len: 1 token has no room for a prompt and an answer"),
+        (
+            {"kv_memory_bytes": 8191},
+            "--kv-memory-bytes: 8,191 bytes are too little to be of use: 2 blocks of 16 tokens have"
+            " 8,192",
+        ),
         (
             {"kv_blocks": 1},
             "--kv-blocks: 1 block of 16 tokens holds 16 tokens, too little to be of use; at least 2",
@@ -244,8 +250,11 @@ def test_files_named_in_the_configuration_must_be_there(tmp_path: Path) -> None:
         Config(api_key_file=str(tmp_path / "none")),
         Config(api_key_file=str(empty)),
         Config(profile_file=str(tmp_path / "none")),
+        Config(trace_dir=str(empty / "traces")),
     ):
-        with pytest.raises(StartError, match="^--(api-key|profile)-file: ") as refused:
+        with pytest.raises(
+            StartError, match="^--(api-key-file|profile-file|trace-dir): "
+        ) as refused:
             preflight.check(config)
         assert refused.value.status == 2
 
@@ -258,8 +267,10 @@ def test_listening(monkeypatch: pytest.MonkeyPatch) -> None:
             pass
         with pytest.raises(StartError, match=f"port {port} is in use"):
             listen("127.0.0.1", port)
-    with pytest.raises(StartError, match="192.0.2.1.*not an address of this machine"):
-        listen("192.0.2.1", 0)
+    for host in ("192.0.2.1", "no such host"):
+        with pytest.raises(StartError, match=f"--host {host} is not an address of") as refused:
+            listen(host, 0)
+        assert refused.value.status == 2
 
 
 def test_other_systems_are_told_so(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -37,6 +37,15 @@ def test_every_field_has_an_option_and_a_word() -> None:
     assert set(up.HELP) == fields - {"policy_params", "slo_classes"}
 
 
+def test_help_lists_policies_and_defaults(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("up", "--help") == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "Scheduling policy: accelgen, sarathi, vllm. [default: accelgen]" in shown
+    assert "Port to listen on; 0: any free one. [default: 8000]" in shown
+    assert "0: from free memory. [default: 0]" in shown
+    assert "prompt beginnings. [default: on]" in shown and "{policies}" not in shown
+
+
 def test_options_go_before_the_file(served: Any, tmp_path: Path) -> None:
     file = tmp_path / "accelgen.toml"
     file.write_text("port = 1234\nmax_num_seqs = 7\n[slo_classes.standard]\nttft_ms = 5\n")
@@ -54,11 +63,11 @@ def test_options_go_before_the_file(served: Any, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (["--port", "70000"], "accelgen: port: expected int <= 65535, got 70000\n"),
-        (["--kv-blocks", "-1"], "accelgen: kv_blocks: expected int >= 0, got -1\n"),
+        (["--port", "70000"], "accelgen: --port: expected int <= 65535, got 70000\n"),
+        (["--kv-blocks", "-1"], "accelgen: --kv-blocks: expected int >= 0, got -1\n"),
         (
             ["--dtype", "int3"],
-            "accelgen: dtype: 'int3' is not one of auto, float32, bfloat16, float16\n",
+            "accelgen: --dtype: 'int3' is not one of auto, float32, bfloat16, float16\n",
         ),
         (["--frontends", "many"], "Invalid value for '--frontends': 'many' is not a valid integer"),
         (["--prot", "1"], "No such option"),
