@@ -20,7 +20,7 @@ from accelgen.proto.frame import Header
 from accelgen.proto.messages import Abort, Activate, Body, End, Reason, Replayed
 from accelgen.proto.sockets import Router
 
-ACTIVATION_WAIT_S = 1.0  # how long a request waits for a scheduler before it is told to come back
+ACTIVATION_WAIT_S = 2.0  # how long a request waits for a scheduler before it is told to come back
 
 log = structlog.get_logger()
 
@@ -88,7 +88,21 @@ class Link:
     async def open(self, demand: Demand) -> tuple[int, Mailbox]:
         """Sends a call to the scheduler. Raises ApiError: 503 without a scheduler or while draining, 429 when the
         credits are used up."""
-        await self._wait_for_scheduler()
+        while True:
+            await self._wait_for_scheduler()
+            self._check_credits(demand)
+            call, mailbox = self._next_call, Mailbox()
+            self._next_call += 1
+            self._mailboxes[call] = mailbox
+            if all(self._send(submit) for submit in self.journal.open(call, demand, now_s())):
+                self.drain()
+                return call, mailbox
+            log.warning("scheduler is gone", epoch=self.epoch)  # the supervisor brings another
+            self.close(call)
+            self._peer = None
+            self._activated.clear()
+
+    def _check_credits(self, demand: Demand) -> None:
         wanted = len(demand.prompts) * demand.n
         if self.journal.open_choices + wanted > self.credits:
             message = (
@@ -96,15 +110,6 @@ class Link:
                 f" the limit of {self.credits}"
             )
             raise busy(429, "saturated", message, 1.0)
-        call, mailbox = self._next_call, Mailbox()
-        self._next_call += 1
-        self._mailboxes[call] = mailbox
-        for submit in self.journal.open(call, demand, now_s()):
-            if not self._send(submit):
-                self.close(call)
-                raise not_activated()
-        self.drain()
-        return call, mailbox
 
     def close(self, call: int) -> None:
         """The call is over, whether or not its choices are: what still runs is aborted."""
@@ -157,7 +162,7 @@ class Link:
         if self.active and header.epoch <= self.epoch and not repeated:
             self.counters["stale"] += 1
             return
-        renewed = header.epoch > self.epoch and self.active
+        renewed = header.epoch > self.epoch
         self.epoch, self._peer, self.credits = header.epoch, peer, body.credits
         self._activated.set()
         log.info("scheduler activated", epoch=self.epoch, credits=self.credits)

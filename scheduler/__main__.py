@@ -21,6 +21,7 @@ from accelgen.proto.messages import (
     KvReport,
     Member,
     Plan,
+    Replayed,
     Role,
     StepResult,
     Submit,
@@ -54,7 +55,7 @@ class Links:
         """Who is connected."""
         return set(self._dealers)
 
-    def connect(self, role: Role, index: int, credits: int = 0) -> None:
+    def connect(self, role: Role, index: int, credits: int = 0, step: int = -1) -> None:
         """Connects to a peer and Activates it."""
         child = self._child
         self.disconnect(role, index)
@@ -62,7 +63,7 @@ class Links:
         dealer = Dealer(endpoint_of(child.run_dir, role, index), identity, child.incarnation)
         self._dealers[role, index] = dealer
         self._poller.register(dealer.socket, zmq.POLLIN)
-        dealer.send(Activate(credits), child.epoch)
+        dealer.send(Activate(credits, step), child.epoch)
 
     def disconnect(self, role: Role, index: int) -> None:
         """Closes the link to a peer that is gone, if there is one."""
@@ -104,11 +105,13 @@ def main() -> None:
         raise
     child.phase("waiting for workers", bound_s=3600.0)
     links = Links(child)
-    facts = _await_replicas(child, links)
-    if facts is None:
+    found = _await_replicas(child, links)
+    if found is None:
         return
-    specs = [ReplicaSpec(f.num_blocks, f.block_size, _fitted(child, f)) for f in facts]
+    specs = [ReplicaSpec(f.num_blocks, f.block_size, _fitted(child, f)) for f, _ in found]
     core = SchedulerCore(child.config, policy, specs)
+    for index, (_, inventory) in enumerate(found):
+        core.inherit(inventory, index)
     gc.collect()
     gc.freeze()  # what start-up made stays: collections then walk the requests only
     child.phase("ready")
@@ -119,24 +122,38 @@ def main() -> None:
         child.fail(f"scheduler: {type(error).__name__}: {error}")
 
 
-def _await_replicas(child: Child, links: Links) -> list[Facts] | None:
-    """Waits until every replica is ready and has answered Activate; None if told to stop."""
+def _await_replicas(child: Child, links: Links) -> list[tuple[Facts, Inventory]] | None:
+    """Waits until every replica is ready and has answered Activate; what its KV manager holds. None if told to stop.
+
+    The KV manager first: from its answer on it passes on no work of an older epoch, and the worker, told which step
+    was the last, answers when that has been run. So what the KV manager counts as computed is."""
     count = child.config.replicas
     facts: dict[int, Facts] = {}
-    answered: set[tuple[Role, int]] = set()
-    while len(answered) < 2 * count:
+    held: dict[int, Inventory] = {}
+    settled: set[int] = set()
+    while len(settled) < count:
         for role, index, body in links.receive(IDLE_S):
-            if isinstance(body, Inventory):
-                answered.add((role, index))
+            if isinstance(body, Inventory) and role is Role.KVMANAGER:
+                held[index] = body
+                links.connect(Role.WORKER, index, step=body.step)
+            elif isinstance(body, Inventory):
+                settled.add(index)
         child.beat()
         if child.stopping:
             return None
         for member in _ready_members(child.directory, (Role.KVMANAGER, Role.WORKER)):
             if member.facts is not None and member.role is Role.WORKER:
                 facts[member.index] = member.facts
-            if (member.role, member.index) not in links.peers:
-                links.connect(member.role, member.index)
-    return [facts[index] for index in range(count)]
+        for index in facts:
+            if (Role.KVMANAGER, index) not in links.peers and _is_ready(
+                child, Role.KVMANAGER, index
+            ):
+                links.connect(Role.KVMANAGER, index)
+    return [(facts[index], held[index]) for index in range(count)]
+
+
+def _is_ready(child: Child, role: Role, index: int) -> bool:
+    return any(member.index == index for member in _ready_members(child.directory, (role,)))
 
 
 def _ready_members(directory: Directory | None, roles: tuple[Role, ...]) -> list[Member]:
@@ -165,6 +182,18 @@ class Frontends:
     def __init__(self, links: Links, core: SchedulerCore, credits: int) -> None:
         self._links, self._core, self._credits = links, core, credits
         self._alive: dict[int, int] = {}  # index -> incarnation
+        self._first = True
+        self._replaying: set[int] | None = (
+            None  # have not said yet that all they had is submitted again
+        )
+
+    def replayed(self, index: int) -> None:
+        """This one has; after the last one, what nobody claimed of the scheduler before is given back."""
+        if self._replaying is not None:
+            self._replaying.discard(index)
+            if not self._replaying:
+                self._replaying = None
+                self._core.release_unclaimed()
 
     def follow(self, directory: Directory, now: float) -> None:
         """Call with every new Directory."""
@@ -175,6 +204,9 @@ class Frontends:
             self._core.on_frontend_lost(index, now)
             self._links.disconnect(Role.FRONTEND, index)
             del self._alive[index]
+            self.replayed(index)
+        if self._first:
+            self._first, self._replaying = False, set(serving) or None
         for index, incarnation in serving.items():
             if index not in self._alive:
                 self._links.connect(Role.FRONTEND, index, self._credits)
@@ -188,7 +220,10 @@ def _run(child: Child, links: Links, core: SchedulerCore) -> None:
     while not child.stopping:
         now = now_s()
         for role, index, body in links.receive(min(IDLE_S, core.next_s(now) - now)):
-            _dispatch(core, role, index, body, now_s())
+            if isinstance(body, Replayed):
+                frontends.replayed(index)
+            else:
+                _dispatch(core, role, index, body, now_s())
         child.beat()
         if child.directory is not None and child.directory is not seen:
             seen = child.directory

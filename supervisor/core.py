@@ -26,6 +26,7 @@ from accelgen.proto.messages import (
 from accelgen.supervisor import shutdown
 from accelgen.supervisor.actions import Action, Drain, Finish, Send, Signal, Spawn
 from accelgen.supervisor.members import Occupant, Seat
+from accelgen.supervisor.restarts import RESTARTED, Restarts
 from accelgen.supervisor.shutdown import Shutdown
 from accelgen.supervisor.verdict import describe_death, describe_silence
 
@@ -54,6 +55,8 @@ class SupervisorCore:
     draining: bool = False
     finished: bool = False
     ready_s: float | None = None  # when it became ready for the first time
+    restarts: Restarts = field(default_factory=Restarts)
+    _due_s: dict[Seat, float] = field(default_factory=dict)  # dead, to be filled again at that time
     _epoch: int = 0
     _rounds: int = 0
     _looked_s: float = 0.0
@@ -118,7 +121,7 @@ class SupervisorCore:
             for occupant in self._living():
                 occupant.heard_s = now_s
         self._looked_s = now_s
-        actions = self._judge_deaths(now_s) + self._judge_silence(now_s)
+        actions = self._judge_deaths(now_s) + self._refill(now_s) + self._judge_silence(now_s)
         if self.ready and self.ready_s is None:
             self.ready_s, self._changed = now_s, True
         if self.shutdown is not None:
@@ -133,7 +136,8 @@ class SupervisorCore:
         if self.shutdown is None:
             for occupant in self.occupants.values():
                 if not occupant.alive:
-                    times.append(occupant.exited_s + FAILURE_GRACE_S)
+                    due_s = self._due_s.get(occupant.seat)
+                    times.append(occupant.exited_s + FAILURE_GRACE_S if due_s is None else due_s)
                 elif not occupant.killed_for:
                     times.append(occupant.heard_s + occupant.bound_s + SILENCE_MARGIN_S)
         if self.shutdown is not None and self.shutdown.told and not self.shutdown.killed:
@@ -220,8 +224,16 @@ class SupervisorCore:
     # --- judgements --------------------------------------------------------------------------------------------
 
     def _judge_deaths(self, now_s: float) -> list[Action]:
-        """A death that nobody asked for is fatal. (Restarts, when they come, are decided here.)"""
-        dead = [o for o in self.occupants.values() if not o.alive and not self._was_told(o)]
+        """A death that nobody asked for: the seat is filled again, or the server ends."""
+        dead = [
+            o for o in self.occupants.values()
+            if not o.alive and not self._was_told(o) and o.seat not in self._due_s
+        ]  # fmt: skip
+        for occupant in list(dead):
+            delay_s = self._delay_s(occupant.seat, now_s)
+            if delay_s is not None:
+                self._due_s[occupant.seat] = now_s + delay_s
+                dead.remove(occupant)
         if not dead:
             return []
         first = min(dead, key=lambda occupant: occupant.exited_s)
@@ -231,6 +243,22 @@ class SupervisorCore:
         line = describe_death(first, self.oom_kills)
         self._begin(shutdown.unready(1, line) if self.ready_s is None else shutdown.fatal(line))
         return [Drain()]
+
+    def _delay_s(self, seat: Seat, now_s: float) -> float | None:
+        """After how long a dead process is replaced; None: not at all, the server ends with it."""
+        if self.shutdown is not None or self.ready_s is None or seat.role not in RESTARTED:
+            return None
+        return self.restarts.delay_s(seat, now_s)
+
+    def _refill(self, now_s: float) -> list[Action]:
+        """Starts what is due; a new scheduler is a new epoch."""
+        if self.shutdown is not None:
+            self._due_s.clear()
+        due = [seat for seat, at_s in self._due_s.items() if at_s <= now_s]
+        for seat in due:
+            del self._due_s[seat]
+            self._epoch += seat.role is Role.SCHEDULER
+        return [Spawn(seat, self._epoch) for seat in due]
 
     def _was_told(self, occupant: Occupant) -> bool:
         """Its end is part of a shutdown. While frontends finish their requests on the operator's wish, the others

@@ -41,6 +41,11 @@ class Display(Protocol):
         """The last words: `line`, and where the logs are if they were kept."""
 
 
+def socket_path(run_dir: Path, seat: Seat) -> Path:
+    """Where the process of a seat binds its Router."""
+    return Path(endpoint_of(run_dir, seat.role, seat.index).removeprefix("ipc://"))
+
+
 class Supervisor:
     """One server's life, from the first spawn to the last exit. Runs in the main thread."""
 
@@ -53,7 +58,7 @@ class Supervisor:
         display: Display,
     ) -> None:
         self._core, self._children, self._listener = core, children, listener
-        self._display = display
+        self._display, self._run_dir = display, run_dir.path
         self._router = Router(endpoint_of(run_dir.path, Role.SUPERVISOR), new_incarnation())
         self._poller = zmq.Poller()
         self._poller.register(self._router.socket, zmq.POLLIN)
@@ -100,6 +105,9 @@ class Supervisor:
         child = self._by_pidfd.pop(pidfd)
         self._poller.unregister(pidfd)
         status, last_words = self._children.reap(child)
+        socket_path(self._run_dir, child.seat).unlink(
+            missing_ok=True
+        )  # the next life binds it anew
         log.info("exit", child=child.seat.name, pid=child.process.pid, status=status)
         self._core.oom_kills = oom_kills() - self._oom_kills_before
         self._core.exited(child.seat, status, last_words, now_s())
