@@ -11,7 +11,7 @@ from collections import Counter
 
 import structlog
 
-from accelgen.frontend.errors import busy, draining, not_activated
+from accelgen.frontend.errors import ApiError, busy, draining, not_activated
 from accelgen.frontend.events import Admission, Demand, Ended, Event, Refused, Text
 from accelgen.frontend.journal import Journal
 from accelgen.frontend.metrics import Metrics
@@ -104,6 +104,12 @@ class Link:
 
     def _check_credits(self, demand: Demand) -> None:
         wanted = len(demand.prompts) * demand.n
+        if wanted > self.credits:
+            message = (
+                f"{len(demand.prompts)} prompts with n {demand.n} are {wanted} requests,"
+                f" more than the limit of {self.credits}"
+            )
+            raise ApiError(400, message, "prompt" if demand.n == 1 else "n", "invalid_value")
         if self.journal.open_choices + wanted > self.credits:
             message = (
                 f"{self.journal.open_choices} requests are open and {wanted} more do not fit"

@@ -87,6 +87,7 @@ _HELP = {
     "worker_idle_seconds_total": "Time spent waiting for the next iteration.",
     "worker_tokens_total": "Tokens processed.",
     "worker_stale_messages_total": "Messages to the worker from an earlier epoch.",
+    "worker_unexpected_messages_total": "Messages to the worker of a kind, or from a sender, that it does not expect.",
     "worker_load_progress": "Part of the weights that is loaded, 0 to 1.",
 }
 """What every metric of the server is, by name; the other processes report theirs in heartbeats."""

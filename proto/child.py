@@ -91,9 +91,11 @@ class Child:
             die_with_parent(given.parent)
         return cls(role, given.run_dir, given.index, given.epoch)
 
-    def phase(self, name: str, bound_s: float = 60.0, facts: Facts | None = None) -> None:
-        """Announces a new phase and how long it may be silent; `facts` travel in a Hello."""
-        self._phase, self._bound_s = name, bound_s
+    def phase(self, name: str, bound_s: float | None = None, facts: Facts | None = None) -> None:
+        """Announces a new phase and how long it may be silent (by default 5 s when ready, else 60 s); `facts` travel
+        in a Hello."""
+        self._phase = name
+        self._bound_s = bound_s or (5.0 if name == "ready" else 60.0)
         structlog.get_logger().info("phase", phase=name)
         if facts is not None or name == "ready":
             self._hello(facts)

@@ -71,12 +71,13 @@ class Codec:
 
     `counters` has: sent, received, unsent, malformed, duplicate, gap (a first message that is not number 0 is one,
     too). `on_malformed(cause, length, hash)` is called for logging; the content is
-    never passed on.
+    never passed on. `skipped`: whether messages are missing between the one unpacked last and its forerunner.
     """
 
     def __init__(self, incarnation: int, on_malformed: LogMalformed = _ignore) -> None:
         self.incarnation = incarnation
         self.counters: Counter[str] = Counter()
+        self.skipped = False
         self._on_malformed = on_malformed
         self._next_out: dict[bytes, int] = {}
         self._next_in: dict[tuple[bytes, int], int] = {}
@@ -106,7 +107,8 @@ class Codec:
         if header.seq < expected:
             self.counters["duplicate"] += 1
             return None
-        if header.seq > expected:
+        self.skipped = header.seq > expected
+        if self.skipped:
             self.counters["gap"] += 1
         self.counters["received"] += 1
         return header, body

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import stat
+from collections import Counter
 from pathlib import Path
 
 import structlog
@@ -46,13 +47,23 @@ def check_endpoint(endpoint: str) -> str:
     return endpoint
 
 
+_told: Counter[str] = Counter()
+
+
+def _warn(event: str, **facts: object) -> None:
+    """A warning that a flood of messages can cause: of each kind the first ten are logged, then every 1000th."""
+    _told[event] += 1
+    if _told[event] <= 10 or _told[event] % 1000 == 0:
+        log.warning(event, count=_told[event], **facts)
+
+
 def _log_malformed(cause: str, length: int, digest: str) -> None:
-    log.warning("malformed message dropped", cause=cause, bytes=length, hash=digest)
+    _warn("malformed message dropped", cause=cause, bytes=length, hash=digest)
 
 
 def _unsent(codec: Codec, peer: bytes, body: Body, cause: str) -> bool:
     codec.take_back(peer)
-    log.warning("message not sent", kind=type(body).__name__, cause=cause)
+    _warn("message not sent", kind=type(body).__name__, cause=cause)
     return False
 
 

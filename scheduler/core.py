@@ -87,6 +87,7 @@ class SchedulerCore:
             int, int
         ] = {}  # request id -> replica whose KV manager knows it, not claimed yet
         self._expiry = Expiry()
+        self._early: dict[int, StepResult] = {}  # by replica: came before their KvReport
 
     # --- from frontends ------------------------------------------------------------------------------------------
 
@@ -161,7 +162,7 @@ class SchedulerCore:
     # --- from KV managers and workers ----------------------------------------------------------------------------
 
     def on_report(self, report: KvReport, index: int, now_s: float) -> None:
-        """Free blocks, dropped entries, answers to lookups."""
+        """Free blocks, dropped entries, answers to lookups; then the result that has waited for them."""
         replica = self.replicas[index]
         for slot in replica.on_report(report, now_s):
             replica.take_up(slot, now_s)
@@ -171,9 +172,19 @@ class SchedulerCore:
                 cached = request.cached_tokens
                 word = Admitted(choice.id, index, choice.predicted_ttft_s, cached)
                 self.outbox.append((Role.FRONTEND, choice.frontend, word))
+        early = self._early.get(index)
+        if early is not None and not replica.awaits_report(early.step):
+            del self._early[index]
+            self.on_result(early, index, now_s)
 
     def on_result(self, result: StepResult, index: int, now_s: float) -> None:
-        """Passes tokens on to the frontends, ends what has ended. Raises RuntimeError if a result is missing."""
+        """Passes tokens on to the frontends, ends what has ended. Raises RuntimeError if a result is missing.
+
+        The links of KV manager and worker have no common order: a result that comes before the report of its step
+        waits for it, because only the report tells which entries were dropped."""
+        if self.replicas[index].awaits_report(result.step):
+            self._early[index] = result
+            return
         sheaves: dict[int, _Sheaf] = {}
         over: list[Outcome] = []
         for outcome in self.replicas[index].on_result(result, now_s):

@@ -337,6 +337,10 @@ class Replica:
             if slot in flight.started:
                 self.enqueue(slot)
 
+    def awaits_report(self, step: int) -> bool:
+        """Whether `step` is in flight and its KvReport has not come yet."""
+        return any(flight.step == step and not flight.reported for flight in self.flights)
+
     def on_result(self, result: StepResult, now_s: float) -> Iterator[Outcome]:
         """Takes in a StepResult: yields what it brought, request by request. Raises RuntimeError if it is not the
         result that is due (a message was lost: no request may run on a table with a gap)."""

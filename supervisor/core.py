@@ -187,7 +187,7 @@ class SupervisorCore:
     def _hello(self, peer: bytes, header: Header, hello: Hello) -> None:
         seat = Seat(hello.role, hello.index)
         occupant = self.occupants.get(seat)
-        if occupant is None or occupant.pid != hello.pid:
+        if occupant is None or occupant.pid != hello.pid or occupant.peer not in (None, peer):
             return  # a life that is over, or nobody of ours
         self._seat_of[peer] = seat
         occupant.peer, occupant.incarnation = peer, header.incarnation

@@ -85,6 +85,7 @@ class Loop:
         self.queue: deque[Queued] = deque()
         self.epoch, self.scheduler = 0, b""
         self._owed_step: int | None = None  # a scheduler waits to hear that it has been run
+        self._manager = f"kvmanager-{child.index}:".encode()  # how its identity begins
         self.counters: Counter[str] = Counter()
         self._poller = zmq.Poller()
         self._poller.register(self.router.socket, zmq.POLLIN)
@@ -97,6 +98,7 @@ class Loop:
             if self.queue:
                 self._execute(self.queue.popleft())
                 continue
+            self._gauge_messages()
             self.child.beat(IDLE_BOUND_S)
             if not self.child.stopping:
                 self._poller.poll(int(HEARTBEAT_S * 1000))
@@ -107,15 +109,21 @@ class Loop:
 
     def _take(self, peer: bytes, header: Header, body: Body) -> None:
         match body:
-            case Activate() if header.epoch >= self.epoch:
+            case Activate() if header.epoch > self.epoch or peer == self.scheduler:
                 self._activate(peer, header.epoch, body.step)
-            case Activate():
+            case Activate() if header.epoch < self.epoch:
                 self.counters["stale"] += 1
-            case Batch():  # of an older epoch, too: its KV manager counts on it, and passes on no more of them
+            case Batch() if peer.startswith(self._manager):
+                # Of an older epoch, too: its KV manager counts on it, and passes on no more of them.
                 self.queue.append(Queued(body, header.epoch))
             case _:
                 self.counters["unexpected"] += 1
-                log.warning("unexpected message", kind=type(body).__name__, epoch=header.epoch)
+                log.warning(
+                    "unexpected message",
+                    kind=type(body).__name__,
+                    epoch=header.epoch,
+                    sender=peer[:80],
+                )
 
     def _activate(self, peer: bytes, epoch: int, step: int) -> None:
         """A scheduler takes over (or repeats itself): it hears what the cache holds once `step` has been run."""
@@ -145,4 +153,9 @@ class Loop:
         gauges[f"accelgen:worker_run_seconds_total{label}"] = core.run_s
         gauges[f"accelgen:worker_idle_seconds_total{label}"] = core.wait_s
         gauges[f"accelgen:worker_tokens_total{label}"] = core.tokens_processed
-        gauges[f"accelgen:worker_stale_messages_total{label}"] = self.counters["stale"]
+        self._gauge_messages()
+
+    def _gauge_messages(self) -> None:
+        for kind in ("stale", "unexpected"):
+            name = f'accelgen:worker_{kind}_messages_total{{replica="{self.child.index}"}}'
+            self.child.gauges[name] = self.counters[kind]

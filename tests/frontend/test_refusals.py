@@ -116,7 +116,12 @@ def test_credits(stage: Any) -> None:
     stage.scheduler.send(Activate(2))
     stage.says("x")
     assert stage.http.post("/v1/completions", json={"prompt": "a", "n": 2}).status_code == 200
-    reply = stage.http.post("/v1/completions", json={"prompt": "a", "n": 3})
+    never = stage.http.post("/v1/completions", json={"prompt": "a", "n": 3})
+    assert never.status_code == 400 and never.json()["error"]["param"] == "n"
+    stage.scheduler.answer = lambda submit: [Admitted(submit.prompt.id, 0, 0.1, 0)]
+    with stage.http.stream("POST", "/v1/completions", json={"prompt": "a", "stream": True}):
+        stage.scheduler.submit(2)
+        reply = stage.http.post("/v1/completions", json={"prompt": "a", "n": 2})
     assert reply.status_code == 429 and reply.headers["x-accelgen-dropped-reason"] == "saturated"
     assert int(reply.headers["retry-after-ms"]) > 0
 

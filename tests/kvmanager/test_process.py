@@ -195,6 +195,24 @@ def test_older_epochs_are_not_obeyed(around: Surroundings) -> None:
     assert old.recv() is None
 
 
+def test_a_strangers_gap_is_not_the_schedulers(around: Surroundings) -> None:
+    """What a stranger skips must not make the core believe that the scheduler's words were lost."""
+    around.make_ready()
+    scheduler = around.connect_scheduler(epoch=1)
+    scheduler.send(make_lookup(make_prompt(1, range(9))), 1)
+    next_of(scheduler, KvReport)
+    stranger = Dealer(endpoint_of(around.run_dir, Role.KVMANAGER), "stranger", 7)
+    around.schedulers.append(stranger)
+    stranger.codec.pack(b"", make_plan(0), 1)  # number 0, never sent
+    stranger.send(make_plan(0), 1)
+    around.hear(Heartbeat, around.gauge("kv_messages_gap_total"))
+    scheduler.send(make_plan(0, [(1, 0, 9)]), 1)
+    next_of(scheduler, KvReport)
+    around.process.terminate()
+    assert around.process.stderr is not None
+    assert b"were lost" not in around.process.stderr.read()
+
+
 def test_before_an_activation_nothing_is_obeyed(around: Surroundings) -> None:
     around.make_ready()
     early = Dealer(endpoint_of(around.run_dir, Role.KVMANAGER), "early", 7)

@@ -32,6 +32,21 @@ def test_one_request(policy: str, depth: int) -> None:
 
 
 @pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("depth", [0, 1])
+def test_a_report_that_is_slower_than_its_result(policy: str, depth: int) -> None:
+    """Two links have no common order: a step of which everything was dropped comes back at once."""
+    world = World(policy, blocks=10, report_s=0.01, pipeline_depth=depth)
+    prompts = {1: prompt_of(33, 1), 11: prompt_of(33, 2)}
+    for id, prompt in prompts.items():
+        world.submit(id, prompt, max_tokens=6, siblings=list(range(id + 1, id + 8)), seed=id)
+    world.run()
+    for id, prompt in prompts.items():
+        for i in range(8):
+            assert world.delivered[id + i] == expected(prompt, 6, id + i)
+    world.check_idle()
+
+
+@pytest.mark.parametrize("policy", POLICIES)
 def test_stop_token_ends_and_the_token_in_flight_is_dropped(policy: str) -> None:
     prompt = prompt_of(6)
     stop = expected(prompt, 4)[3]

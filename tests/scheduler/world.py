@@ -118,8 +118,9 @@ class World:
 
     def __init__(
         self, policy: str = "accelgen", blocks: int = 64, block_size: int = 4, replicas: int = 1,
-        params: dict[str, float] | None = None, **config: object,
+        params: dict[str, float] | None = None, report_s: float = HOP_S, **config: object,
     ) -> None:  # fmt: skip
+        self.report_s = report_s  # how long a KvReport takes: the result of its step may be faster
         self.config = Config(policy=policy, replicas=replicas, **config)  # type: ignore[arg-type]
         self.specs = [ReplicaSpec(blocks, block_size)] * replicas
         self.core = SchedulerCore(self.config, load_policy(policy, params or {}), self.specs)
@@ -217,7 +218,7 @@ class World:
         batch, report = self.kvs[index].on_plan(body)
         self.kvs[index].settle()
         assert isinstance(report, KvReport) and report.step == body.step
-        self._at(self.now_s + HOP_S, ("report", index, report, self.epoch))
+        self._at(self.now_s + self.report_s, ("report", index, report, self.epoch))
         result = self.workers[index].run(batch)
         begin_s = max(self.now_s + HOP_S, self.busy_until_s[index])
         self.busy_until_s[index] = begin_s + result.run_s

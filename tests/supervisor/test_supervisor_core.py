@@ -137,6 +137,8 @@ def test_strangers_and_nonsense_change_nothing() -> None:
     bench.says(WORKER, Hello(Role.WORKER, 0, 4711, "ipc://elsewhere", "dead"), peer=b"old life")
     bench.says(WORKER, Hello(Role.WORKER, 9, 1, "ipc://elsewhere", "dead"), peer=b"nobody")
     bench.says(WORKER, Heartbeat(9, "dead", 1.0, 1), peer=b"old life")
+    pid = bench.pid(WORKER)  # the right one, but it has said who it is already
+    bench.says(WORKER, Hello(Role.WORKER, 0, pid, "ipc://elsewhere", "evil"), peer=b"stranger")
     bench.says(WORKER, Failure("no"), peer=b"old life")
     bench.says(WORKER, Abort([1]))
     assert bench.core.directory(bench.now_s) == before

@@ -117,19 +117,30 @@ def test_a_life(tiny: Any, launch: Any) -> None:
 
     endpoint = endpoint_of(worker.run_dir, Role.WORKER)
     old, new, manager = (
-        Dealer(endpoint, name, i) for i, name in enumerate(("old", "new", "kv"), 1)
+        Dealer(endpoint, name, i) for i, name in enumerate(("old", "new", "kvmanager-0:3"), 1)
     )
     old.send(Activate(), epoch=4)
     assert answer(old)[1] == Inventory(-1, [])
     prompt = Prompt(9, [1, 2, 3, 4, 5], Sampling(temperature=0.0))
     manager.send(decode(0, 0, [prompt], True), epoch=4)
-    for step in range(1, 4):  # queued ahead: run in order
+    for step in range(1, 3):  # queued ahead: run in order
         manager.send(decode(step, 4 + step, [], False), epoch=4)
-    results = [answer(old) for _ in range(4)]
-    assert [body.step for _, body in results] == [0, 1, 2, 3] and {h.epoch for h, _ in results} == {
-        4
-    }
+    results = [answer(old) for _ in range(3)]
+    assert [body.step for _, body in results] == [0, 1, 2] and {h.epoch for h, _ in results} == {4}
     assert all(isinstance(body, StepResult) and body.counts == [1] for _, body in results)
+
+    stranger = Dealer(endpoint, "stranger", 9)
+    stranger.send(Activate(), epoch=4)  # its epoch is taken
+    stranger.send(decode(9, 8, [], False), epoch=4)  # only the KV manager sends work
+    worker.until(
+        lambda body: (
+            isinstance(body, Heartbeat)
+            and body.gauges['accelgen:worker_unexpected_messages_total{replica="0"}'] == 2
+        )
+    )
+    manager.send(decode(3, 7, [], False), epoch=4)
+    assert answer(old)[1].step == 3
+    stranger.close()
 
     new.send(Activate(), epoch=6)
     assert answer(new)[1].step == 3
