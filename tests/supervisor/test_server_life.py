@@ -98,7 +98,7 @@ def test_no_orphans_and_no_leftovers_after_sigkill(launch: Launch) -> None:
     assert server.end(signal.SIGTERM) == 0
 
 
-@pytest.mark.parametrize("role", ["worker", "frontend"])
+@pytest.mark.parametrize("role", ["worker", "kvmanager"])
 def test_death_of_a_child_is_loud(launch: Launch, role: str) -> None:
     server = launch()
     server.wait_ready()
@@ -133,9 +133,9 @@ def test_a_child_that_ends_by_itself_is_quoted(launch: Launch) -> None:
 
 
 def test_a_silent_child_is_killed(launch: Launch) -> None:
-    server = launch(MUTE="scheduler:0.2")
+    server = launch(MUTE="kvmanager:0.2")
     assert server.end() == 1
-    assert "scheduler-0" in server.last_lines[0] and "silent for" in server.last_lines[0]
+    assert "kvmanager-0" in server.last_lines[0] and "silent for" in server.last_lines[0]
 
 
 def test_stopped_while_it_starts(launch: Launch) -> None:

@@ -23,6 +23,7 @@ from accelgen.proto.messages import (
 from accelgen.supervisor.actions import Action, Drain, Finish, Send, Signal, Spawn
 from accelgen.supervisor.core import BROADCAST_S, FAILURE_GRACE_S, SILENCE_MARGIN_S, SupervisorCore
 from accelgen.supervisor.members import Seat, all_seats
+from accelgen.supervisor.restarts import BACK_OFF_S, INTENSITY, PERIOD_S, RESTARTED
 
 WORKER, KV = Seat(Role.WORKER, 0), Seat(Role.KVMANAGER, 0)
 SCHEDULER, FRONTEND = Seat(Role.SCHEDULER, 0), Seat(Role.FRONTEND, 0)
@@ -146,8 +147,13 @@ def test_strangers_and_nonsense_change_nothing() -> None:
 
 @pytest.mark.parametrize("seat", SEATS)
 def test_a_death_is_fatal(seat: Seat) -> None:
+    """That of KV manager and worker at once, that of the others when it comes too often."""
     bench = Bench()
     bench.get_ready()
+    for _ in range(INTENSITY if seat.role in RESTARTED else 0):
+        bench.exit(seat, -SIGKILL)
+        bench.tick(BACK_OFF_S * 2**INTENSITY)
+        assert bench.core.shutdown is None and bench.core.occupants[seat].alive
     bench.exit(seat, -SIGKILL)
     assert bench.drained and bench.core.draining and not bench.core.ready
     for other in SEATS:
@@ -157,6 +163,48 @@ def test_a_death_is_fatal(seat: Seat) -> None:
     assert bench.finish.line.startswith(
         f"{seat.name} (pid {bench.pid(seat)}) was killed by SIGKILL"
     )
+
+
+@pytest.mark.parametrize("seat", [SCHEDULER, FRONTEND])
+def test_a_dead_scheduler_or_frontend_is_replaced(seat: Seat) -> None:
+    bench = Bench()
+    bench.get_ready()
+    bench.exit(seat, 0, "it looked clean")
+    assert bench.core.occupants[seat].alive and not bench.core.ready and not bench.drained
+    assert bench.core.occupants[seat].epoch == (2 if seat is SCHEDULER else 1)
+    bench.hello(seat, "ready")
+    bench.tick()
+    assert bench.core.ready
+    bench.exit(seat, -SIGKILL)  # again: not at once
+    assert not bench.core.occupants[seat].alive
+    assert bench.core.next_look_s() == bench.now_s + BACK_OFF_S
+    bench.tick(BACK_OFF_S)
+    assert bench.core.occupants[seat].alive
+
+
+def test_deaths_long_ago_are_forgiven() -> None:
+    bench = Bench()
+    bench.get_ready()
+    for _ in range(3 * INTENSITY):
+        bench.exit(SCHEDULER, -SIGKILL)
+        bench.tick(BACK_OFF_S * 2**INTENSITY)
+        bench.hello(SCHEDULER, "ready")
+        for seat in SEATS:
+            bench.beat(seat, bound_s=PERIOD_S)
+        bench.tick(PERIOD_S / 3)
+        bench.tick(PERIOD_S / 3)
+    assert bench.core.ready and bench.core.shutdown is None
+
+
+def test_nobody_is_replaced_before_the_server_was_ready_or_while_it_stops() -> None:
+    bench = Bench()
+    bench.exit(SCHEDULER, -SIGKILL)
+    assert bench.core.shutdown is not None
+    other = Bench()
+    other.get_ready()
+    other.do(other.core.signalled("SIGTERM", other.now_s))
+    other.exit(FRONTEND, -SIGKILL)
+    assert not other.core.occupants[FRONTEND].alive
 
 
 def test_the_childs_own_word_is_the_last_line() -> None:
@@ -186,10 +234,10 @@ def test_without_a_word_the_log_is_quoted() -> None:
 def test_the_first_death_is_the_cause() -> None:
     bench = Bench()
     bench.get_ready()
-    bench.core.exited(FRONTEND, -SIGKILL, "", bench.now_s)
+    bench.core.exited(KV, -SIGKILL, "", bench.now_s)
     bench.core.exited(WORKER, -SIGTERM, "", bench.now_s + 0.01)
     bench.tick(0.02)
-    assert bench.core.shutdown is not None and "frontend-0" in bench.core.shutdown.line
+    assert bench.core.shutdown is not None and "kvmanager-0" in bench.core.shutdown.line
 
 
 def test_the_out_of_memory_killer_is_named() -> None:
@@ -209,18 +257,18 @@ def test_silence_beyond_the_announced_bound_is_a_hang() -> None:
     due_s = 0.0
     while due_s < 20:  # within its bound, however long that is
         for seat in SEATS:
-            if seat != SCHEDULER:
+            if seat != KV:
                 bench.beat(seat)
             elif due_s == 0:
                 bench.beat(seat, bound_s=20.0)
         bench.tick(1.0)
         due_s += 1.0
     assert not bench.signals
-    for seat in (WORKER, KV, FRONTEND):
+    for seat in (WORKER, SCHEDULER, FRONTEND):
         bench.beat(seat)
     bench.tick(SILENCE_MARGIN_S + 0.1)
-    assert bench.signals == [(SCHEDULER, SIGKILL)]
-    bench.exit(SCHEDULER, -SIGKILL)
+    assert bench.signals == [(KV, SIGKILL)]
+    bench.exit(KV, -SIGKILL)
     assert bench.core.shutdown is not None
     assert "silent for 21.6 s in phase 'ready'" in bench.core.shutdown.line
 
