@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
+import msgspec
 import psutil
 import structlog
 import zmq
@@ -22,7 +23,18 @@ from accelgen.proto.clocks import now_s
 from accelgen.proto.config import Config, load_config
 from accelgen.proto.ids import new_incarnation
 from accelgen.proto.logs import configure_logs
-from accelgen.proto.messages import Body, Directory, Facts, Failure, Heartbeat, Hello, Role, Stop
+from accelgen.proto.messages import (
+    Assume,
+    Body,
+    Directory,
+    Facts,
+    Failure,
+    Heartbeat,
+    Hello,
+    Role,
+    Stop,
+    Yield,
+)
 from accelgen.proto.sockets import LINGER_MS, Dealer
 from accelgen.proto.trace import start_trace
 
@@ -61,6 +73,8 @@ class Child:
         self.directory: Directory | None = None
         self.stopping = False
         self.stop_timeout_s = 0.0
+        self.standby = False  # a scheduler that waits for Assume
+        self.yielding = False  # a scheduler whose successor waits
         self.gauges: dict[str, float] = {}
         self._phase = "starting"
         self._progress = 0
@@ -86,10 +100,19 @@ class Child:
         parser.add_argument("--index", type=int, default=0)
         parser.add_argument("--epoch", type=int, default=1)
         parser.add_argument("--parent", type=int, default=0)
+        parser.add_argument("--policy", help="instead of the configuration's")
+        parser.add_argument("--params", type=msgspec.json.decode, default={})
+        parser.add_argument("--standby", action="store_true")
         given = parser.parse_args()
         if given.parent:
             die_with_parent(given.parent)
-        return cls(role, given.run_dir, given.index, given.epoch)
+        child = cls(role, given.run_dir, given.index, given.epoch)
+        child.standby = given.standby
+        if given.policy:
+            child.config = msgspec.structs.replace(
+                child.config, policy=given.policy, policy_params=given.params
+            )
+        return child
 
     def phase(self, name: str, bound_s: float | None = None, facts: Facts | None = None) -> None:
         """Announces a new phase and how long it may be silent (by default 5 s when ready, else 60 s); `facts` travel
@@ -100,6 +123,11 @@ class Child:
         if facts is not None or name == "ready":
             self._hello(facts)
         self._send_heartbeat(now_s())
+
+    @property
+    def current_phase(self) -> str:
+        """What was announced last."""
+        return self._phase
 
     def beat(self, bound_s: float = 5.0, progress: bool = True) -> None:
         """Call once per loop round: counts progress, sends a Heartbeat when due, reads what the supervisor says."""
@@ -126,6 +154,10 @@ class Child:
                 self.directory = body
             case Stop(timeout_s=timeout_s):
                 self.stopping, self.stop_timeout_s = True, timeout_s
+            case Yield():
+                self.yielding = True
+            case Assume():
+                self.standby = False
             case _:
                 structlog.get_logger().warning("unexpected message", kind=type(body).__name__)
 

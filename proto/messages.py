@@ -378,6 +378,31 @@ class Replayed(Body, frozen=True):
     count: Count
 
 
+class Yield(Body, frozen=True):
+    """supervisor -> scheduler: another one takes over. Plan nothing more, let what is in flight come back, then say so
+    with the phase "yielded"."""
+
+
+class Assume(Body, frozen=True):
+    """supervisor -> scheduler that stands by: take over now."""
+
+
+class Swap(Body, frozen=True):
+    """command line -> supervisor: replace the scheduler by one with this policy, or with `dry_run` only see whether it
+    could. Answered by Swapped when that has been done or refused."""
+
+    policy: ShortText
+    params: dict[str, Any]
+    dry_run: bool = False
+
+
+class Swapped(Body, frozen=True):
+    """supervisor -> command line: what became of a Swap, in one line."""
+
+    done: bool
+    line: ShortText
+
+
 class Stop(Body, frozen=True):
     """supervisor -> component, command line -> supervisor: finish within `timeout_s`, then exit."""
 
@@ -389,5 +414,6 @@ MESSAGES: tuple[type[Body], ...] = (
     Submit, Abort, Admitted, Tokens, Finished,
     Lookup, Plan, KvReport, Batch, StepResult,
     Hello, Heartbeat, Failure, Query, Directory, Activate, Inventory, Stop, Replayed,
+    Yield, Assume, Swap, Swapped,
 )  # fmt: skip
 """The order gives each type its tag on the wire: append, never reorder."""

@@ -35,6 +35,7 @@ from accelgen.scheduler.gauges import Stopwatch, gauges_of
 from accelgen.scheduler.policy import UnknownPolicy, load_policy
 
 IDLE_S = 0.2  # longest sleep: heartbeats and the supervisor's words come at least this often
+STARVED_S = 5.0  # a policy that leaves waiting requests alone for so long, with nothing in flight, is broken
 CREDIT_MARGIN = 256  # open requests of a frontend beyond the queue bound, so that the scheduler does the refusing
 
 log = structlog.get_logger()
@@ -103,6 +104,8 @@ def main() -> None:
     except UnknownPolicy as error:
         child.fail(str(error))
         raise
+    if not _stand_by(child):
+        return
     child.phase("waiting for workers", bound_s=3600.0)
     links = Links(child)
     found = _await_replicas(child, links)
@@ -120,6 +123,30 @@ def main() -> None:
     except Exception as error:
         log.exception("scheduler failed")
         child.fail(f"scheduler: {type(error).__name__}: {error}")
+
+
+def _stand_by(child: Child) -> bool:
+    """Waits, with everything imported and the policy made, until it is to take over; False if it is to stop."""
+    if child.standby:
+        child.phase("standby", 5.0)
+    while child.standby and not child.stopping:
+        child.link.socket.poll(int(IDLE_S * 1000))
+        child.beat()
+    return not child.stopping
+
+
+def _watch(child: Child, core: SchedulerCore) -> None:
+    """Says when it has yielded; ends a policy that starves its requests, so that the supervisor can act."""
+    if child.yielding and not core.yielding:
+        core.yielding = True
+    if core.yielding and core.settled and child.current_phase != "yielded":
+        child.phase("yielded", 5.0)
+    starved_s = core.starved_s(now_s())
+    if starved_s > STARVED_S:
+        waiting = sum(len(replica.table) for replica in core.replicas)
+        child.fail(
+            f"policy {core.policy.name} has planned nothing for {starved_s:.1f} s, and {waiting} requests wait"
+        )
 
 
 def _await_replicas(child: Child, links: Links) -> list[tuple[Facts, Inventory]] | None:
@@ -225,6 +252,7 @@ def _run(child: Child, links: Links, core: SchedulerCore) -> None:
             else:
                 _dispatch(core, role, index, body, now_s())
         child.beat()
+        _watch(child, core)
         if child.directory is not None and child.directory is not seen:
             seen = child.directory
             core.draining = seen.draining

@@ -80,6 +80,7 @@ class SchedulerCore:
         ]
         self.predictor = predictor or ClassMedian()
         self.draining = False
+        self.yielding = False  # a successor waits: nothing more is planned
         self.outbox: list[tuple[Role, int, Body]] = []
         self.refused = self.finished = self.admitted = 0
         self._home: dict[int, int] = {}  # request id -> replica
@@ -213,8 +214,18 @@ class SchedulerCore:
 
     def next_s(self, now_s: float) -> float:
         """When `tick` wants to be called next if no message comes; infinite for never."""
-        times = [replica.plan_at_s(now_s) for replica in self.replicas]
+        times = [] if self.yielding else [replica.plan_at_s(now_s) for replica in self.replicas]
         return min([self._expiry.next_s(), *(t for t in times if t is not None)])
+
+    @property
+    def settled(self) -> bool:
+        """Nothing is in flight."""
+        return not any(replica.flights for replica in self.replicas)
+
+    def starved_s(self, now_s: float) -> float:
+        """For how long the policy has planned nothing although requests wait and nothing is in flight."""
+        since = [r.starved_since_s for r in self.replicas if not r.flights]
+        return max((now_s - begun for begun in since if begun is not None), default=0.0)
 
     def tick(self, now_s: float) -> None:
         """Makes the plans that are due, refuses requests that waited too long."""
@@ -222,7 +233,7 @@ class SchedulerCore:
             if request.id in self._home:
                 detail = f"waited {now_s - self._arrival(request):.1f} s, the limit of its class"
                 self._end(request, Reason.REFUSED_EXPIRED, detail, now_s, retry_after_s=1.0)
-        for index, replica in enumerate(self.replicas):
+        for index, replica in enumerate([] if self.yielding else self.replicas):
             due_s = replica.plan_at_s(now_s)
             if due_s is not None and due_s <= now_s:
                 plan = replica.plan(now_s)

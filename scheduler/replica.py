@@ -93,6 +93,9 @@ class Replica:
         self.step = 0
         self.overhead_s: deque[float] = deque([0.002], maxlen=64)  # plan begun .. report received
         self.preemptions = self.steps = self.dropped = 0
+        self.starved_since_s: float | None = (
+            None  # requests wait, and the policy has chosen none of them
+        )
         self._stalled_s: float | None = None  # nothing could be planned; cleared by news
         self._release: list[int] = []
         self._spoiled: list[int] = []
@@ -173,11 +176,18 @@ class Replica:
         start_s = max(start_s, now_s)
         decision, self.state = self.policy.plan(self.view(), self.state, start_s)
         decision = self._clip(self._check(decision))
+        self._note_starving(bool(decision.slots), now_s)
         idle_words = forks or (self._release and not self.flights) or decision.preempt
         if not decision.slots and not idle_words:
             self._stalled_s = now_s
             return None
         return self._commit(decision, forks, now_s, start_s)
+
+    def _note_starving(self, planned: bool, now_s: float) -> None:
+        if planned or not (len(self.table.running) or self.table.waiting):
+            self.starved_since_s = None
+        elif self.starved_since_s is None:
+            self.starved_since_s = now_s
 
     def _has_work(self) -> bool:
         table = self.table

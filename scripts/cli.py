@@ -13,6 +13,8 @@ import accelgen
 VERBS = {
     "up": "Start a server and stay with it (or --detach).",
     "status": "Show the processes of a running server.",
+    "swap": "Replace the scheduling policy of a running server.",
+    "policies": "List the policies, and which one is active.",
     "logs": "Show what the processes of a server have logged.",
     "down": "Stop a running server.",
     "chat": "Talk to a model in the terminal.",

@@ -14,6 +14,7 @@ class Spawn:
 
     seat: Seat
     epoch: int
+    arguments: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

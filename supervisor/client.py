@@ -5,32 +5,44 @@ from __future__ import annotations
 import os
 import time
 from pathlib import Path
+from typing import TypeVar
 
 import zmq
 
 from accelgen.proto.child import endpoint_of
 from accelgen.proto.clocks import now_s
 from accelgen.proto.ids import new_incarnation
-from accelgen.proto.messages import Directory, Query, Role, Stop
+from accelgen.proto.messages import Body, Directory, Query, Role, Stop, Swap, Swapped
 from accelgen.proto.sockets import Dealer
 from accelgen.supervisor.errors import StartError
 from accelgen.supervisor.rundir import holder_of, is_live
 
+Answer = TypeVar("Answer", bound=Body)
+
 
 def ask_directory(run_dir: Path, timeout_s: float = 5.0) -> Directory:
     """The Directory of the server in `run_dir`. Raises StartError if it does not answer in time."""
+    return _ask(run_dir, Query(), Directory, timeout_s)
+
+
+def _ask(run_dir: Path, question: Body, kind: type[Answer], timeout_s: float) -> Answer:
     link = _connect(run_dir)
     try:
-        link.send(Query())
+        link.send(question)
         until_s = now_s() + timeout_s
         while (left_s := until_s - now_s()) > 0:
             link.socket.poll(int(1000 * left_s) + 1)
             message = link.recv()
-            if message is not None and isinstance(message[1], Directory):
+            if message is not None and isinstance(message[1], kind):
                 return message[1]
     finally:
         link.socket.close(linger=0)
     raise StartError(f"the supervisor (pid {holder_of(run_dir)}) did not answer in {timeout_s:g} s")
+
+
+def ask_to_swap(run_dir: Path, swap: Swap, timeout_s: float) -> Swapped:
+    """Asks the server in `run_dir` for another policy. Raises StartError if it does not answer in time."""
+    return _ask(run_dir, swap, Swapped, timeout_s)
 
 
 def ask_to_stop(run_dir: Path, drain_s: float, timeout_s: float) -> bool:

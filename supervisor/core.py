@@ -22,12 +22,22 @@ from accelgen.proto.messages import (
     Query,
     Role,
     Stop,
+    Swap,
+    Swapped,
 )
 from accelgen.supervisor import shutdown
 from accelgen.supervisor.actions import Action, Drain, Finish, Send, Signal, Spawn
 from accelgen.supervisor.members import Occupant, Seat
 from accelgen.supervisor.restarts import RESTARTED, Restarts
 from accelgen.supervisor.shutdown import Shutdown
+from accelgen.supervisor.swap import (
+    PREPARE_S,
+    PROBATION_S,
+    RETIRE_S,
+    Assignment,
+    Exchange,
+    Stage,
+)
 from accelgen.supervisor.verdict import describe_death, describe_silence
 
 BROADCAST_S = 1.0
@@ -55,7 +65,16 @@ class SupervisorCore:
     draining: bool = False
     finished: bool = False
     ready_s: float | None = None  # when it became ready for the first time
+    assignment: Assignment = Assignment("")  # what a scheduler runs; "": as configured
+    before: Assignment | None = (
+        None  # what the one before ran, while the present one is on probation
+    )
+    exchange: Exchange | None = None  # a swap on its way
     restarts: Restarts = field(default_factory=Restarts)
+    _probation_s: float = 0.0  # until then
+    _retired_s: dict[Seat, float] = field(
+        default_factory=dict
+    )  # not needed any more: killed at that time
     _due_s: dict[Seat, float] = field(default_factory=dict)  # dead, to be filled again at that time
     _epoch: int = 0
     _rounds: int = 0
@@ -82,6 +101,8 @@ class SupervisorCore:
         match body:
             case Query():
                 return [Send(peer, self.directory(now_s))]
+            case Swap():
+                return self._asked_to_swap(peer, body, now_s)
             case Stop(timeout_s=timeout_s, why=why):
                 return self._asked_to_stop(why or "asked to stop", now_s, timeout_s)
             case Hello():
@@ -121,7 +142,8 @@ class SupervisorCore:
             for occupant in self._living():
                 occupant.heard_s = now_s
         self._looked_s = now_s
-        actions = self._judge_deaths(now_s) + self._refill(now_s) + self._judge_silence(now_s)
+        actions = self._proceed_swap(now_s) + self._judge_deaths(now_s) + self._refill(now_s)
+        actions += self._judge_silence(now_s) + self._retire(now_s)
         if self.ready and self.ready_s is None:
             self.ready_s, self._changed = now_s, True
         if self.shutdown is not None:
@@ -149,10 +171,9 @@ class SupervisorCore:
     @property
     def ready(self) -> bool:
         """Every seat is filled and says so, and nobody wants to stop."""
-        return (
-            self.shutdown is None
-            and len(self.occupants) == len(self.seats)
-            and all(o.alive and o.phase == "ready" for o in self.occupants.values())
+        return self.shutdown is None and all(
+            (o := self.occupants.get(seat)) and o.alive and o.phase in ("ready", "yielded")
+            for seat in self.seats
         )
 
     @property
@@ -221,6 +242,77 @@ class SupervisorCore:
             if occupant.peer is not None and not occupant.told  # who is told hangs up when it likes
         ]
 
+    # --- swap ----------------------------------------------------------------------------------------------------
+
+    def _asked_to_swap(self, client: bytes, swap: Swap, now_s: float) -> list[Action]:
+        """Starts the successor, or refuses at once."""
+        old = next(seat for seat in self.seats if seat.role is Role.SCHEDULER)
+        new, aim = Seat(Role.SCHEDULER, 1 - old.index), Assignment(swap.policy, swap.params)
+        if self.exchange is not None or new in self.occupants:
+            return [Send(client, Swapped(False, "another swap is under way"))]
+        if not self.ready:
+            return [Send(client, Swapped(False, f"the server is {self.phase}"))]
+        self._epoch += 1
+        self.exchange = Exchange(
+            client, aim, swap.dry_run, old, new, self._epoch, now_s, until_s=now_s + PREPARE_S
+        )
+        return [Spawn(new, self._epoch, (*aim.arguments(), "--standby"))]
+
+    def _proceed_swap(self, now_s: float) -> list[Action]:
+        swap = self.exchange
+        if swap is None:
+            return []
+        if self.shutdown is not None:
+            swap.done, swap.line = False, "the server is stopping"
+            actions: list[Action] = []
+        else:
+            old, new = self.occupants.get(swap.old), self.occupants.get(swap.new)
+            actions = swap.step(old, new, now_s)
+        if swap.done is None:
+            return actions
+        self.exchange = None
+        if swap.done and not swap.dry_run:
+            self.seats[self.seats.index(swap.old)] = swap.new
+            self.before, self._probation_s = self.assignment, now_s + PROBATION_S
+            self._assign(swap.aim)
+            actions += self._dismiss(swap.old, now_s)
+        else:
+            actions += self._dismiss(swap.new, now_s)
+            if (
+                swap.stage is not Stage.PREPARING
+            ):  # the old one plans no more: start its policy afresh
+                actions.append(Signal(swap.old, SIGKILL))
+        return [*actions, Send(swap.client, Swapped(swap.done, swap.line))]
+
+    def _assign(self, assignment: Assignment) -> None:
+        self.assignment, self._changed = assignment, True
+        self.facts["policy"] = assignment.policy
+
+    def _dismiss(self, seat: Seat, now_s: float) -> list[Action]:
+        """A scheduler that is not needed any more: it leaves, or is made to."""
+        self._retired_s[seat] = now_s + RETIRE_S
+        occupant = self.occupants.get(seat)
+        return [Signal(seat, SIGTERM)] if occupant is not None and occupant.alive else []
+
+    def _retire(self, now_s: float) -> list[Action]:
+        """Forgets who has left, kills who has not in time."""
+        actions: list[Action] = []
+        for seat, until_s in list(self._retired_s.items()):
+            occupant = self.occupants.get(seat)
+            if occupant is None or not occupant.alive:
+                self.occupants.pop(seat, None)
+                del self._retired_s[seat]
+                self._changed = True
+            elif now_s >= until_s:
+                actions.append(Signal(seat, SIGKILL))
+                self._retired_s[seat] = now_s + RETIRE_S
+        return actions
+
+    def _is_leaving(self, seat: Seat) -> bool:
+        """The old scheduler of a swap may die as soon as it has yielded."""
+        swap = self.exchange
+        return swap is not None and seat == swap.old and swap.stage is not Stage.PREPARING
+
     # --- judgements --------------------------------------------------------------------------------------------
 
     def _judge_deaths(self, now_s: float) -> list[Action]:
@@ -228,6 +320,7 @@ class SupervisorCore:
         dead = [
             o for o in self.occupants.values()
             if not o.alive and not self._was_told(o) and o.seat not in self._due_s
+            and o.seat in self.seats and not self._is_leaving(o.seat)
         ]  # fmt: skip
         for occupant in list(dead):
             delay_s = self._delay_s(occupant.seat, now_s)
@@ -248,6 +341,13 @@ class SupervisorCore:
         """After how long a dead process is replaced; None: not at all, the server ends with it."""
         if self.shutdown is not None or self.ready_s is None or seat.role not in RESTARTED:
             return None
+        if seat.role is Role.SCHEDULER and self.before is not None and now_s < self._probation_s:
+            dead = self.occupants[seat]
+            self.facts["rolled_back"] = (
+                f"{self.assignment.policy}: {describe_death(dead, self.oom_kills)}"
+            )
+            self._assign(self.before)
+            self.before = None
         return self.restarts.delay_s(seat, now_s)
 
     def _refill(self, now_s: float) -> list[Action]:
@@ -258,7 +358,11 @@ class SupervisorCore:
         for seat in due:
             del self._due_s[seat]
             self._epoch += seat.role is Role.SCHEDULER
-        return [Spawn(seat, self._epoch) for seat in due]
+        return [Spawn(seat, self._epoch, self._arguments(seat)) for seat in due]
+
+    def _arguments(self, seat: Seat) -> tuple[str, ...]:
+        chosen = seat.role is Role.SCHEDULER and self.assignment.policy
+        return self.assignment.arguments() if chosen else ()
 
     def _was_told(self, occupant: Occupant) -> bool:
         """Its end is part of a shutdown. While frontends finish their requests on the operator's wish, the others

@@ -24,6 +24,7 @@ from accelgen.supervisor.listener import is_loopback, listen, url_of
 from accelgen.supervisor.members import all_seats
 from accelgen.supervisor.process import Display, Supervisor
 from accelgen.supervisor.rundir import CONFIG, RunDir
+from accelgen.supervisor.swap import Assignment
 
 Check = Callable[[Config], tuple[Config, int]]
 
@@ -73,6 +74,7 @@ def _supervise(
     with (run_dir.logs / "supervisor.log").open("w") as stream:
         configure_logs("supervisor", config.log_level, stream)
         core = SupervisorCore(
+            assignment=Assignment(config.policy, config.policy_params),
             seats=all_seats(config.frontends, config.replicas),
             pid=os.getpid(),
             started_s=started_s,

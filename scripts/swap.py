@@ -1,0 +1,41 @@
+"""`accelgen swap`: another scheduling policy for a running server, while requests go on."""
+
+from __future__ import annotations
+
+import click
+
+from accelgen.proto.messages import Swap
+from accelgen.scripts.up import parse_params
+from accelgen.supervisor.client import ask_to_swap
+from accelgen.supervisor.errors import StartError
+from accelgen.supervisor.policy_params import check_params, known_policies
+from accelgen.supervisor.rundir import find_live
+from accelgen.supervisor.swap import ASSUME_S, PREPARE_S, YIELD_S
+
+
+@click.command(name="swap")
+@click.argument("policy")
+@click.option("--param", "params", multiple=True, metavar="K=V", help="Parameter of the policy.")
+@click.option("--dry-run", is_flag=True, help="Only see whether it could take over.")
+@click.option("--run-dir", default="", help="Run directory, where several servers run.")
+def command(policy: str, params: tuple[str, ...], dry_run: bool, run_dir: str) -> int:
+    """Replace the scheduler of a running server by one with POLICY. Requests go on; no token is lost or repeated.
+
+    If the new one fails within its probation, the policy before comes back. Exit status 1 if the swap was refused."""
+    if policy not in known_policies():
+        raise click.BadParameter(
+            f"{policy!r} is not one of {', '.join(known_policies())}", param_hint="POLICY"
+        )
+    given = parse_params(params)
+    try:
+        check_params(policy, given)
+        answer = ask_to_swap(
+            find_live(run_dir), Swap(policy, given, dry_run), PREPARE_S + YIELD_S + ASSUME_S + 5.0
+        )
+    except StartError as error:
+        kind = click.UsageError if error.status == 2 else click.ClickException
+        raise kind(str(error)) from error
+    if not answer.done:
+        raise click.ClickException(f"not swapped: {answer.line}")
+    click.echo(answer.line)
+    return 0
