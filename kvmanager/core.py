@@ -179,7 +179,7 @@ class KvCore:
                 continue
             self.tables.drop(request)
             del self._requests[id]
-            if request.prompt is None:
+            if request.introduced:
                 known_to_worker.append(id)
         return known_to_worker
 
@@ -255,7 +255,7 @@ def _start(request: Request, work: Work) -> None:
             prompt.salt, prompt.parent,
         )  # fmt: skip
     work.new.append(prompt)
-    request.prompt = None
+    request.prompt, request.introduced = None, True
 
 
 def _misfits(plan: Plan) -> set[int]:

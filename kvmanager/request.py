@@ -23,7 +23,9 @@ class Request:
     tokens: array[int]
     root: bytes  # key that its hash chain starts from
     length: int
-    prompt: Prompt | None  # until the worker has been told of the request
+    prompt: (
+        Prompt | None
+    )  # until the worker has been told of the request, or what its tokens are now
     chain: list[bytes] = field(default_factory=list)  # keys of its leading full blocks
     table: list[int] = field(default_factory=list)
     computed: int = 0
@@ -35,4 +37,5 @@ class Request:
     capacity: int = 0  # it may run up to this token without a change of its table; 0 when that must be looked at
     running: bool = False  # the worker has run it with the present table
     shares_tail: bool = False  # forked: the block it writes next may belong to others, too
+    introduced: bool = False  # the worker has heard of it and must be told to forget it
     follows: bool = True  # no confirmed token has been missed, so the next one can be appended

@@ -84,9 +84,11 @@ class SchedulerCore:
         self.outbox: list[tuple[Role, int, Body]] = []
         self.refused = self.finished = self.admitted = 0
         self._home: dict[int, int] = {}  # request id -> replica
-        self._inherited: dict[
-            int, int
-        ] = {}  # request id -> replica whose KV manager knows it, not claimed yet
+        self._inherited: dict[int, int] = {}  # request id -> its replica; nobody has claimed it yet
+        self._adopted: set[int] = set()  # claimed, but the KV manager's word has not come yet
+        self._gathering = (
+            False  # nothing is planned until all that was inherited is there: it runs on together
+        )
         self._expiry = Expiry()
         self._early: dict[int, StepResult] = {}  # by replica: came before their KvReport
 
@@ -123,6 +125,8 @@ class SchedulerCore:
             request.predicted_ttft_s = verdict.predicted_ttft_s
             if not submit.prompt.generated:
                 self._expiry.add(request)
+        if known is not None:
+            self._adopted.add(submit.prompt.id)
         self._lookup(home, requests, adopt=known is not None)
 
     def on_abort(self, abort: Abort, now_s: float) -> None:
@@ -144,12 +148,18 @@ class SchedulerCore:
         replica.step = inventory.step + 1
         replica.free_blocks = inventory.free + inventory.cached
         self._inherited |= {held.id: index for held in inventory.held}
+        self._gathering |= bool(inventory.held)
 
     def release_unclaimed(self) -> None:
         """All frontends have submitted again what is live: the rest of what was inherited has ended meanwhile."""
         for id, index in self._inherited.items():
             self.replicas[index].release(id)
         self._inherited = {}
+        self._gathering &= bool(self._adopted)
+
+    def _note_gathered(self, id: int) -> None:
+        self._adopted.discard(id)
+        self._gathering &= bool(self._adopted or self._inherited)
 
     def _is_over(self, request: Request, now_s: float) -> bool:
         """Whether only the word of its end is missing; then it is given."""
@@ -168,6 +178,7 @@ class SchedulerCore:
         for slot in replica.on_report(report, now_s):
             replica.take_up(slot, now_s)
             request = replica.table.request(slot)
+            self._note_gathered(request.id)
             for choice in (request, *request.children):
                 self.admitted += 1
                 cached = request.cached_tokens
@@ -214,8 +225,13 @@ class SchedulerCore:
 
     def next_s(self, now_s: float) -> float:
         """When `tick` wants to be called next if no message comes; infinite for never."""
-        times = [] if self.yielding else [replica.plan_at_s(now_s) for replica in self.replicas]
+        times = [] if self.resting else [replica.plan_at_s(now_s) for replica in self.replicas]
         return min([self._expiry.next_s(), *(t for t in times if t is not None)])
+
+    @property
+    def resting(self) -> bool:
+        """Whether planning is held up by a change of schedulers."""
+        return self.yielding or self._gathering
 
     @property
     def settled(self) -> bool:
@@ -233,7 +249,7 @@ class SchedulerCore:
             if request.id in self._home:
                 detail = f"waited {now_s - self._arrival(request):.1f} s, the limit of its class"
                 self._end(request, Reason.REFUSED_EXPIRED, detail, now_s, retry_after_s=1.0)
-        for index, replica in enumerate([] if self.yielding else self.replicas):
+        for index, replica in enumerate([] if self.resting else self.replicas):
             due_s = replica.plan_at_s(now_s)
             if due_s is not None and due_s <= now_s:
                 plan = replica.plan(now_s)
@@ -275,6 +291,7 @@ class SchedulerCore:
     def _forget(self, request: Request, spoiled: bool = False) -> None:
         """Frees what the request holds; siblings that were to fork from it go their own way."""
         home = self._home.pop(request.id)
+        self._note_gathered(request.id)
         self.finished += 1
         orphans = request.children if self.replicas[home].end(request, spoiled) else []
         alive = [child for child in orphans if child.id in self._home]

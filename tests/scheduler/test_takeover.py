@@ -74,6 +74,16 @@ def test_siblings_at_every_moment() -> None:
         world.check_idle()
 
 
+def test_the_worker_forgets_what_ends_before_it_runs_again() -> None:
+    """Found by `test_any_moment`: adopted, then aborted at once."""
+    world = World()
+    world.submit(1, prompt_of(20, 1), max_tokens=50)
+    world.crash(0.05)
+    world.abort([1], at_s=0.05)
+    world.run()
+    world.check_idle()
+
+
 @settings(deadline=None, max_examples=120, phases=[Phase.explicit, Phase.reuse, Phase.generate])
 @given(
     seed=st.integers(0, 10**6),

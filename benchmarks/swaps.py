@@ -1,0 +1,184 @@
+"""Many swaps of the scheduling policy under load: nothing may fail, be lost or changed; how long tokens pause.
+
+    python benchmarks/swaps.py [--swaps 1000] [--streams 32] [--tokens 120]
+
+Streams of seeded, sampled completions run all the time against an `accelgen up` with the bundled model in float32,
+while one swap after another goes through all policies. Each finished text is compared with that of the same request
+before the first swap, and the number of tokens with what was asked for. Of the gaps between two chunks of a stream,
+those over a swap are set beside those of the time before.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from datetime import date
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+import click
+import httpx
+
+sys.path.insert(0, str(Path(__file__).parent))
+from iteration import processor
+
+CLI = [sys.executable, "-P", "-m", "accelgen.scripts.cli"]
+POLICIES = ("sarathi", "vllm", "accelgen")
+
+
+@dataclass
+class Seen:
+    """What the clients saw. `gaps`: (when the chunk came, seconds since the one before)."""
+
+    texts: dict[int, str] = field(default_factory=dict)
+    outcomes: Counter[str] = field(default_factory=Counter)
+    gaps: list[tuple[float, float]] = field(default_factory=list)
+
+
+async def one(http: httpx.AsyncClient, url: str, i: int, tokens: int, seen: Seen) -> None:
+    """One stream; compared with the first text of the same request."""
+    body = {
+        "model": "accelgen-demo", "prompt": [5 + (i * 31 + j) % 4000 for j in range(20 + 7 * i)],
+        "max_tokens": tokens, "temperature": 0.8, "seed": i, "ignore_eos": True, "stream": True,
+        "stream_options": {"include_usage": True},
+    }  # fmt: skip
+    text, last_s, count, done = "", 0.0, 0, False
+    try:
+        async with http.stream("POST", f"{url}/v1/completions", json=body) as response:
+            async for line in response.aiter_lines():
+                now = time.monotonic()
+                done |= line == "data: [DONE]"
+                if not line.startswith("data: {"):
+                    continue
+                chunk = json.loads(line[6:])
+                text += "".join(choice["text"] for choice in chunk.get("choices", ()))
+                count = (chunk.get("usage") or {}).get("completion_tokens", count)
+                if last_s:
+                    seen.gaps.append((now, now - last_s))
+                last_s = now
+    except httpx.HTTPError as error:
+        seen.outcomes[f"failed: {error!r}"] += 1
+        return
+    if not done or count != tokens:
+        seen.outcomes[f"incomplete: {count} tokens, done {done}"] += 1
+    elif seen.texts.setdefault(i, text) != text:
+        seen.outcomes["different"] += 1
+    else:
+        seen.outcomes["same"] += 1
+
+
+async def keep(http: Any, url: str, i: int, tokens: int, seen: Seen, over: asyncio.Event) -> None:
+    """The same request again and again."""
+    while not over.is_set():
+        await one(http, url, i, tokens, seen)
+
+
+async def swap(run_dir: str, policy: str) -> tuple[float, float, str, str]:
+    """Begin and end of one swap, and what is wrong with it ("" for nothing)."""
+    begin_s = time.monotonic()
+    process = await asyncio.create_subprocess_exec(
+        *CLI, "swap", policy, "--run-dir", run_dir,
+        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
+    )  # fmt: skip
+    words = (await process.communicate())[0].decode().strip()
+    return begin_s, time.monotonic(), words if process.returncode else "", words
+
+
+async def drive(url: str, run_dir: str, swaps: int, streams: int, tokens: int) -> None:
+    """Runs the load and the swaps; prints what came of it. Exit status 1 unless all is as it should be."""
+    seen, over = Seen(), asyncio.Event()
+    limits = httpx.Limits(max_connections=streams + 8)
+    async with httpx.AsyncClient(timeout=120, limits=limits) as http:
+        await asyncio.gather(*(one(http, url, i, tokens, seen) for i in range(streams)))
+        quiet = [gap for _, gap in seen.gaps]
+        seen.gaps.clear()
+        tasks = [
+            asyncio.create_task(keep(http, url, i, tokens, seen, over)) for i in range(streams)
+        ]
+        spans, refused, handovers = [], Counter[str](), []
+        for _, policy in zip(range(swaps), cycle(POLICIES), strict=False):
+            begin_s, end_s, fault, words = await swap(run_dir, policy)
+            if found := re.search(r"(\d+) ms after", words):
+                handovers.append(int(found[1]) / 1000)
+            refused[fault] += bool(fault)
+            spans.append((begin_s, end_s))
+        over.set()
+        await asyncio.gather(*tasks)
+    longest = _longest(seen.gaps, spans)
+    report(swaps, refused, seen, quiet, longest, handovers)
+
+
+def _longest(gaps: list[tuple[float, float]], spans: list[tuple[float, float]]) -> list[float]:
+    found = [0.0] * len(spans)
+    gaps.sort()
+    at = 0
+    for i, (begin_s, end_s) in enumerate(spans):
+        while at < len(gaps) and gaps[at][0] < begin_s:
+            at += 1
+        k = at
+        while k < len(gaps) and gaps[k][0] <= end_s + 0.2:
+            found[i] = max(found[i], gaps[k][1])
+            k += 1
+    return found
+
+
+def report(
+    swaps: int,
+    refused: Counter[str],
+    seen: Seen,
+    quiet: list[float],
+    longest: list[float],
+    handovers: list[float],
+) -> None:
+    """Prints the figures."""
+    print(f"{date.today()}  {processor()}")
+    print(f"swaps {swaps}, refused {sum(refused.values())} {dict(+refused)}")
+    print(f"requests {sum(seen.outcomes.values())}: {dict(seen.outcomes)}")
+    print(
+        "ms: gaps between two chunks without swaps; longest gap over each swap; handover, yield to ready"
+    )
+    for name, values in (("without", quiet), ("over a swap", longest), ("handover", handovers)):
+        cuts = statistics.quantiles(values, n=100)
+        figures = (statistics.median(values), cuts[89], cuts[98], max(values))
+        print(f"  {name:12s}" + "  ".join(
+            f"{label} {1e3 * value:7.1f}" for label, value in zip(("p50", "p90", "p99", "max"), figures, strict=True)
+        ))  # fmt: skip
+    if refused.total() or set(seen.outcomes) != {"same"}:
+        raise SystemExit(1)
+
+
+@click.command()
+@click.option("--swaps", default=1000)
+@click.option("--streams", default=32)
+@click.option("--tokens", default=120)
+def main(swaps: int, streams: int, tokens: int) -> None:
+    """See the head of this file."""
+    with tempfile.TemporaryDirectory(prefix="ag-") as name:
+        folder = Path(name)
+        folder.chmod(0o700)
+        environment = {**os.environ, "XDG_RUNTIME_DIR": name}
+        run_dir = str(folder / "run")
+        up = [*CLI, "up", "--port", "0", "--dtype", "float32", "--detach", "--run-dir", run_dir]
+        subprocess.run(up, env=environment, check=True, stdout=subprocess.DEVNULL)
+        try:
+            status = subprocess.run(
+                [*CLI, "status", "--json", "--run-dir", run_dir], check=True, capture_output=True
+            )
+            url = str(json.loads(status.stdout)["url"])
+            asyncio.run(drive(url, run_dir, swaps, streams, tokens))
+        finally:
+            subprocess.run([*CLI, "down", "--run-dir", run_dir], stdout=subprocess.DEVNULL)
+
+
+if __name__ == "__main__":
+    main()
