@@ -32,6 +32,9 @@ import httpx
 sys.path.insert(0, str(Path(__file__).parent))
 from iteration import processor
 
+from accelgen.proto.messages import Swap
+from accelgen.supervisor.client import ask_to_swap
+
 CLI = [sys.executable, "-P", "-m", "accelgen.scripts.cli"]
 POLICIES = ("sarathi", "vllm", "accelgen")
 
@@ -84,14 +87,10 @@ async def keep(http: Any, url: str, i: int, tokens: int, seen: Seen, over: async
 
 
 async def swap(run_dir: str, policy: str) -> tuple[float, float, str, str]:
-    """Begin and end of one swap, and what is wrong with it ("" for nothing)."""
+    """Begin and end of one swap, what is wrong with it ("" for nothing), and what the supervisor said."""
     begin_s = time.monotonic()
-    process = await asyncio.create_subprocess_exec(
-        *CLI, "swap", policy, "--run-dir", run_dir,
-        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
-    )  # fmt: skip
-    words = (await process.communicate())[0].decode().strip()
-    return begin_s, time.monotonic(), words if process.returncode else "", words
+    answer = await asyncio.to_thread(ask_to_swap, Path(run_dir), Swap(policy, {}), 60.0)
+    return begin_s, time.monotonic(), "" if answer.done else answer.line, answer.line
 
 
 async def drive(url: str, run_dir: str, swaps: int, streams: int, tokens: int) -> None:

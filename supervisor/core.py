@@ -248,7 +248,7 @@ class SupervisorCore:
         """Starts the successor, or refuses at once."""
         old = next(seat for seat in self.seats if seat.role is Role.SCHEDULER)
         new, aim = Seat(Role.SCHEDULER, 1 - old.index), Assignment(swap.policy, swap.params)
-        if self.exchange is not None or new in self.occupants:
+        if self.exchange is not None:
             return [Send(client, Swapped(False, "another swap is under way"))]
         if not self.ready:
             return [Send(client, Swapped(False, f"the server is {self.phase}"))]
@@ -256,7 +256,7 @@ class SupervisorCore:
         self.exchange = Exchange(
             client, aim, swap.dry_run, old, new, self._epoch, now_s, until_s=now_s + PREPARE_S
         )
-        return [Spawn(new, self._epoch, (*aim.arguments(), "--standby"))]
+        return []
 
     def _proceed_swap(self, now_s: float) -> list[Action]:
         swap = self.exchange
@@ -265,6 +265,11 @@ class SupervisorCore:
         if self.shutdown is not None:
             swap.done, swap.line = False, "the server is stopping"
             actions: list[Action] = []
+        elif not swap.begun:
+            if swap.new in self.occupants:  # the one before has not left its seat yet
+                return []
+            swap.begun = True
+            return [Spawn(swap.new, swap.epoch, (*swap.aim.arguments(), "--standby"))]
         else:
             old, new = self.occupants.get(swap.old), self.occupants.get(swap.new)
             actions = swap.step(old, new, now_s)

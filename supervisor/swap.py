@@ -58,6 +58,7 @@ class Exchange:
     new: Seat
     epoch: int
     asked_s: float
+    begun: bool = False  # the new process has been started
     stage: Stage = Stage.PREPARING
     until_s: float = 0.0
     handed_s: float = 0.0
