@@ -5,22 +5,80 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
+from accelgen.proto.messages import Role
+from accelgen.supervisor.swap import PROBATION_S
+
+CLI = [sys.executable, "-P", "-m", "accelgen.scripts.cli"]
 STREAMS, TOKENS = 6, 200
 
 
+BROKEN = """
+from accelgen.scheduler.policies.vllm import Vllm
+
+class AtStart(Vllm):
+    def __init__(self): raise ValueError("made to fail")
+
+class AtFirstPlan(Vllm):
+    def plan(self, view, state, start_s): raise ZeroDivisionError("made to fail")
+
+class Idle(Vllm):
+    def plan(self, view, state, start_s):
+        from accelgen.scheduler.policy import Decision
+        return Decision([], [], []), state
+
+class TooMuch(Vllm):
+    def plan(self, view, state, start_s):
+        decision, state = super().plan(view, state, start_s)
+        decision.counts = [count + 1000 for count in decision.counts]
+        return decision, state
+
+class Another(Vllm):
+    pass
+"""
+NAMES = ["AtStart", "AtFirstPlan", "Idle", "TooMuch", "Another"]
+
+
 @pytest.fixture(scope="module")
-def server(launch_server: Callable[..., Any]) -> Iterator[Any]:
+def packages(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder in which the server finds packages that are installed while it runs."""
+    folder = tmp_path_factory.mktemp("packages")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(folder))
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def server(launch_server: Callable[..., Any], packages: Path) -> Iterator[Any]:
     """One of our own: its processes die."""
     started = launch_server("--frontends", "2")
     yield started
     started.down()
+
+
+def install(packages: Path) -> None:
+    """Somebody's package with policies."""
+    (packages / "somebodys.py").write_text(BROKEN)
+    info = packages / "somebodys-1.dist-info"
+    info.mkdir(exist_ok=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: somebodys\nVersion: 1\n")
+    lines = "".join(f"{name.lower()} = somebodys:{name}\n" for name in NAMES)
+    (info / "entry_points.txt").write_text(f"[accelgen.policies]\n{lines}")
+
+
+def swap(server: Any, policy: str, *options: str) -> subprocess.CompletedProcess[str]:
+    """`accelgen swap`, finding what is installed now."""
+    command = [*CLI, "swap", policy, *options, "--run-dir", str(server.run_dir)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60)
 
 
 async def stream(http: httpx.AsyncClient, server: Any, i: int, heard: list[int]) -> str:
@@ -99,3 +157,80 @@ def test_frontend_killed_under_streams(server: Any) -> None:
 def gauge(server: Any, name: str) -> float:
     lines = httpx.get(f"{server.url}/metrics").text.splitlines()
     return sum(float(x.rsplit(" ", 1)[1]) for x in lines if x.startswith(f"accelgen:{name}"))
+
+
+async def swapped(server: Any, policies: list[str]) -> tuple[list[Any], list[Any]]:
+    """All streams at once with swaps under them, one after another; and what each swap said."""
+    heard, said = [0] * STREAMS, []
+    async with httpx.AsyncClient(timeout=60) as http:
+        tasks = [asyncio.create_task(stream(http, server, i, heard)) for i in range(STREAMS)]
+        while sum(heard) < 2 * STREAMS:
+            await asyncio.sleep(0.01)
+        for policy in policies:
+            said.append(await asyncio.to_thread(swap, server, policy))
+        return await asyncio.gather(*tasks, return_exceptions=True), said
+
+
+def active(server: Any) -> str:
+    return str(server.directory().config["policy"])
+
+
+def test_policies_are_swapped_under_streams(server: Any, packages: Path) -> None:
+    quiet = asyncio.run(streams(server, []))
+    install(packages)
+    texts, said = asyncio.run(swapped(server, ["sarathi", "another", "vllm"]))
+    assert [done.returncode for done in said] == [0, 0, 0], said
+    assert texts == quiet and active(server) == "vllm"
+    dry = swap(server, "accelgen", "--dry-run")
+    assert dry.returncode == 0 and "could take over" in dry.stdout and active(server) == "vllm"
+    listed = server.call("policies").stdout
+    assert "* vllm   active" in listed and "  another" in listed
+
+
+def test_two_swaps_at_once(server: Any) -> None:
+    async def both() -> list[Any]:
+        return await asyncio.gather(
+            *(asyncio.to_thread(swap, server, name) for name in ("sarathi", "accelgen"))
+        )
+
+    done = asyncio.run(both())
+    assert all(one.returncode == 0 or "another swap" in one.stderr for one in done)
+    assert any(one.returncode == 0 for one in done)
+    assert active(server) in ("sarathi", "accelgen")
+
+
+def test_a_policy_that_cannot_start_is_refused(server: Any, packages: Path) -> None:
+    install(packages)
+    before = active(server)
+    done = swap(server, "atstart")
+    assert done.returncode == 1 and "made to fail" in done.stderr, done
+    assert active(server) == before and server.directory().ready
+
+
+@pytest.mark.parametrize("policy", ["atfirstplan", "toomuch", "idle"])
+def test_a_policy_that_fails_at_work_is_rolled_back(
+    server: Any, packages: Path, policy: str
+) -> None:
+    """No request notices."""
+    install(packages)
+    wait_for_probation(server)
+    quiet = asyncio.run(streams(server, []))
+    before = active(server)
+    texts, said = asyncio.run(swapped(server, [policy]))
+    assert texts == quiet, said
+    until_s = time.monotonic() + 20
+    while active(server) != before or not server.directory().ready:
+        assert time.monotonic() < until_s
+        time.sleep(0.05)
+    assert str(server.directory().config["rolled_back"]).startswith(policy)
+
+
+def wait_for_probation(server: Any) -> None:
+    """Until the scheduler in office is no longer on probation: a second failure would bring an older one back."""
+    until_s = time.monotonic() + 2 * PROBATION_S
+    while (
+        min(m.uptime_s for m in server.directory().members if m.role is Role.SCHEDULER)
+        < PROBATION_S
+    ):
+        assert time.monotonic() < until_s
+        time.sleep(0.1)

@@ -39,6 +39,7 @@ class Bench:
         self.seats = all_seats(frontends, replicas)
         self.core = SupervisorCore(self.seats, pid=1, started_s=100.0, drain_s=5.0)
         self.sent: list[Send] = []
+        self.started: list[tuple[Seat, int, tuple[str, ...]]] = []
         self.signals: list[tuple[Seat, int]] = []
         self.drained = False
         self.finish: Finish | None = None
@@ -47,7 +48,8 @@ class Bench:
     def do(self, actions: list[Action]) -> None:
         for action in actions:
             match action:
-                case Spawn(seat, epoch):
+                case Spawn(seat, epoch, arguments):
+                    self.started.append((seat, epoch, arguments))
                     self.core.spawned(seat, epoch, self.pid(seat), self.now_s)
                 case Send():
                     self.sent.append(action)
@@ -60,7 +62,7 @@ class Bench:
                     self.finish = action
 
     def pid(self, seat: Seat) -> int:
-        return 1000 + self.seats.index(seat)
+        return 1000 + (self.seats.index(seat) if seat in self.seats else 99)
 
     def peer(self, seat: Seat) -> bytes:
         return seat.name.encode()
