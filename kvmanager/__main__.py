@@ -29,7 +29,12 @@ def wait_for_worker(child: Child) -> Member | None:
         child.link.socket.poll(int(HEARTBEAT_S * 1000))
         child.beat()
         for member in child.directory.members if child.directory else []:
-            if member.role is Role.WORKER and member.index == child.index and member.facts:
+            if (
+                member.role is Role.WORKER
+                and member.index == child.index
+                and member.facts
+                and member.phase != "dead"
+            ):
                 return member
     return None
 

@@ -28,7 +28,7 @@ from accelgen.proto.messages import (
 from accelgen.supervisor import shutdown
 from accelgen.supervisor.actions import Action, Drain, Finish, Send, Signal, Spawn
 from accelgen.supervisor.members import Occupant, Seat
-from accelgen.supervisor.restarts import RESTARTED, Restarts
+from accelgen.supervisor.restarts import Restarts, dependents
 from accelgen.supervisor.shutdown import Shutdown
 from accelgen.supervisor.swap import (
     PREPARE_S,
@@ -72,6 +72,9 @@ class SupervisorCore:
     exchange: Exchange | None = None  # a swap on its way
     restarts: Restarts = field(default_factory=Restarts)
     _probation_s: float = 0.0  # until then
+    _sacrificed: dict[Seat, float] = field(
+        default_factory=dict
+    )  # ended by us, to start again at that time
     _retired_s: dict[Seat, float] = field(
         default_factory=dict
     )  # not needed any more: killed at that time
@@ -265,6 +268,8 @@ class SupervisorCore:
         if self.shutdown is not None:
             swap.done, swap.line = False, "the server is stopping"
             actions: list[Action] = []
+        elif swap.done is False:
+            actions = []
         elif not swap.begun:
             if swap.new in self.occupants:  # the one before has not left its seat yet
                 return []
@@ -327,13 +332,15 @@ class SupervisorCore:
             if not o.alive and not self._was_told(o) and o.seat not in self._due_s
             and o.seat in self.seats and not self._is_leaving(o.seat)
         ]  # fmt: skip
+        actions: list[Action] = []
         for occupant in list(dead):
             delay_s = self._delay_s(occupant.seat, now_s)
             if delay_s is not None:
                 self._due_s[occupant.seat] = now_s + delay_s
                 dead.remove(occupant)
+                actions += self._take_along(occupant.seat, now_s + delay_s)
         if not dead:
-            return []
+            return actions
         first = min(dead, key=lambda occupant: occupant.exited_s)
         explained = first.failure or (first.exit_status or 0) < 0
         if not explained and now_s < first.exited_s + FAILURE_GRACE_S:
@@ -342,10 +349,26 @@ class SupervisorCore:
         self._begin(shutdown.unready(1, line) if self.ready_s is None else shutdown.fatal(line))
         return [Drain()]
 
+    def _take_along(self, seat: Seat, due_s: float) -> list[Action]:
+        """Ends those that build on what has died; they start again with it."""
+        actions: list[Action] = []
+        for other in dependents(seat, self.seats):
+            occupant = self.occupants[other]
+            if occupant.alive and other not in self._sacrificed:
+                occupant.killed_for = f"was ended because {seat.name} had died"
+                self._sacrificed[other] = due_s
+                actions.append(Signal(other, SIGKILL))
+        if actions and self.exchange is not None:
+            self.exchange.done, self.exchange.line = False, f"{seat.name} has died meanwhile"
+        return actions
+
     def _delay_s(self, seat: Seat, now_s: float) -> float | None:
         """After how long a dead process is replaced; None: not at all, the server ends with it."""
-        if self.shutdown is not None or self.ready_s is None or seat.role not in RESTARTED:
+        if self.shutdown is not None or self.ready_s is None:
             return None
+        due_s = self._sacrificed.pop(seat, None)
+        if due_s is not None:  # not a death of its own
+            return max(0.0, due_s - now_s)
         if seat.role is Role.SCHEDULER and self.before is not None and now_s < self._probation_s:
             dead = self.occupants[seat]
             self.facts["rolled_back"] = (

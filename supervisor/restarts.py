@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict, deque
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from accelgen.proto.messages import Role
@@ -10,7 +11,19 @@ from accelgen.supervisor.members import Seat
 
 INTENSITY, PERIOD_S = 5, 60.0  # restarts of one seat within so many seconds; one more is fatal
 BACK_OFF_S = 0.25  # before the second restart of a period, doubled for each further one; the first is immediate
-RESTARTED = frozenset({Role.SCHEDULER, Role.FRONTEND})  # the death of anybody else is fatal
+
+
+def dependents(seat: Seat, seats: Iterable[Seat]) -> list[Seat]:
+    """Who must be started anew with `seat`, because it builds on what died with it (Erlang's rest_for_one): a KV
+    manager on the worker's cache, the scheduler on what both hold. The requests live on in the frontends' journals."""
+    above = {
+        Role.WORKER: (Role.KVMANAGER, Role.SCHEDULER),
+        Role.KVMANAGER: (Role.SCHEDULER,),
+    }.get(seat.role, ())
+    return [
+        other for other in seats
+        if other.role in above and (other.role is Role.SCHEDULER or other.index == seat.index)
+    ]  # fmt: skip
 
 
 @dataclass

@@ -73,6 +73,7 @@ class Queued:
 
     batch: Batch
     epoch: int
+    manager: bytes
 
 
 class Loop:
@@ -85,6 +86,7 @@ class Loop:
         self.queue: deque[Queued] = deque()
         self.epoch, self.scheduler = 0, b""
         self._owed_step: int | None = None  # a scheduler waits to hear that it has been run
+        self._last_manager = b""
         self._manager = f"kvmanager-{child.index}:".encode()  # how its identity begins
         self.counters: Counter[str] = Counter()
         self._poller = zmq.Poller()
@@ -115,7 +117,7 @@ class Loop:
                 self.counters["stale"] += 1
             case Batch() if peer.startswith(self._manager):
                 # Of an older epoch, too: its KV manager counts on it, and passes on no more of them.
-                self.queue.append(Queued(body, header.epoch))
+                self.queue.append(Queued(body, header.epoch, peer))
             case _:
                 self.counters["unexpected"] += 1
                 log.warning(
@@ -132,12 +134,17 @@ class Loop:
         self._answer_activate()
 
     def _answer_activate(self) -> None:
-        if self._owed_step is not None and self.core.step >= self._owed_step:
+        if self._owed_step is not None and not self.queue and self.core.step >= self._owed_step:
             self._owed_step = None
             self.router.send(self.scheduler, self.core.inventory(), self.epoch)
 
     def _execute(self, item: Queued) -> None:
         self.child.beat(max(item.batch.bound_s, IDLE_BOUND_S))
+        if (
+            item.manager != self._last_manager
+        ):  # a new one: it knows of nothing here, and tells what it needs
+            self._last_manager = item.manager
+            self.core.requests.clear()
         result = self.core.execute(item.batch)
         self.router.send(self.scheduler, result, item.epoch)
         for id, cause in zip(result.failed, result.causes, strict=True):

@@ -140,6 +140,14 @@ def test_scheduler_killed_under_streams(server: Any) -> None:
     assert len(set(quiet)) == STREAMS
 
 
+@pytest.mark.parametrize("name", ["kvmanager-0", "worker-0"])
+def test_kv_manager_or_worker_killed_under_streams(server: Any, name: str) -> None:
+    """What was computed is lost, no request is: it is computed again from the frontends' journals."""
+    quiet = asyncio.run(streams(server, []))
+    assert all(isinstance(text, str) for text in quiet), quiet
+    assert asyncio.run(streams(server, [name])) == quiet
+
+
 def test_frontend_killed_under_streams(server: Any) -> None:
     """Only its own connections end; the other frontend's go on, and nothing stays held."""
     quiet = asyncio.run(streams(server, []))

@@ -20,6 +20,7 @@ from click.testing import CliRunner
 from accelgen.proto.messages import Role
 from accelgen.scripts import down, status
 from accelgen.supervisor import rundir
+from accelgen.supervisor.restarts import INTENSITY
 
 Launch = Callable[..., Any]
 ROLES = [Role.SUPERVISOR, Role.WORKER, Role.KVMANAGER, Role.SCHEDULER, Role.FRONTEND]
@@ -100,10 +101,15 @@ def test_no_orphans_and_no_leftovers_after_sigkill(launch: Launch) -> None:
 
 @pytest.mark.parametrize("role", ["worker", "kvmanager"])
 def test_death_of_a_child_is_loud(launch: Launch, role: str) -> None:
+    """Once it has happened too often."""
     server = launch()
     server.wait_ready()
-    children, victim = server.children(), server.child(role)
     logs = server.run_dir / "logs"
+    for _ in range(INTENSITY):
+        server.child(role).kill()
+        server.wait_until(lambda: not server.directory().ready)
+        server.wait_ready()
+    children, victim = server.children(), server.child(role)
     victim.kill()
     assert server.end() == 1
     server.wait_gone(children, GONE_S)

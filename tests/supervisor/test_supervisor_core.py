@@ -23,7 +23,7 @@ from accelgen.proto.messages import (
 from accelgen.supervisor.actions import Action, Drain, Finish, Send, Signal, Spawn
 from accelgen.supervisor.core import BROADCAST_S, FAILURE_GRACE_S, SILENCE_MARGIN_S, SupervisorCore
 from accelgen.supervisor.members import Seat, all_seats
-from accelgen.supervisor.restarts import BACK_OFF_S, INTENSITY, PERIOD_S, RESTARTED
+from accelgen.supervisor.restarts import BACK_OFF_S, INTENSITY, PERIOD_S
 
 WORKER, KV = Seat(Role.WORKER, 0), Seat(Role.KVMANAGER, 0)
 SCHEDULER, FRONTEND = Seat(Role.SCHEDULER, 0), Seat(Role.FRONTEND, 0)
@@ -84,6 +84,17 @@ class Bench:
     def exit(self, seat: Seat, status: int, words: str = "") -> None:
         self.core.exited(seat, status, words, self.now_s)
         self.tick()
+
+    def killed(self) -> list[Seat]:
+        """Whom the core has had killed and who lives on paper."""
+        seats = [seat for seat, signum in self.signals if signum == SIGKILL]
+        self.signals.clear()
+        return [seat for seat in seats if self.core.occupants[seat].alive]
+
+    def use_up(self, seat: Seat) -> None:
+        """It has died so often that the next time is the last."""
+        for _ in range(INTENSITY):
+            self.core.restarts.delay_s(seat, self.now_s)
 
     def get_ready(self) -> None:
         for seat in self.seats:
@@ -149,12 +160,20 @@ def test_strangers_and_nonsense_change_nothing() -> None:
 
 @pytest.mark.parametrize("seat", SEATS)
 def test_a_death_is_fatal(seat: Seat) -> None:
-    """That of KV manager and worker at once, that of the others when it comes too often."""
+    """When it comes too often."""
     bench = Bench()
     bench.get_ready()
-    for _ in range(INTENSITY if seat.role in RESTARTED else 0):
+    for _ in range(INTENSITY):
         bench.exit(seat, -SIGKILL)
+        for other in bench.killed():
+            bench.exit(other, -SIGKILL)
+        for other in SEATS:
+            bench.hello(other)
+            bench.beat(other, bound_s=60.0)
         bench.tick(BACK_OFF_S * 2**INTENSITY)
+        for other in SEATS:
+            bench.hello(other)
+            bench.beat(other, bound_s=60.0)
         assert bench.core.shutdown is None and bench.core.occupants[seat].alive
     bench.exit(seat, -SIGKILL)
     assert bench.drained and bench.core.draining and not bench.core.ready
@@ -165,6 +184,24 @@ def test_a_death_is_fatal(seat: Seat) -> None:
     assert bench.finish.line.startswith(
         f"{seat.name} (pid {bench.pid(seat)}) was killed by SIGKILL"
     )
+
+
+@pytest.mark.parametrize("seat, along", [(WORKER, [KV, SCHEDULER]), (KV, [SCHEDULER])])
+def test_who_builds_on_the_dead_is_started_again_with_it(seat: Seat, along: list[Seat]) -> None:
+    bench = Bench()
+    bench.get_ready()
+    bench.exit(seat, -SIGKILL)
+    assert bench.core.occupants[seat].alive  # the first restart is immediate
+    assert bench.killed() == along
+    for other in along:
+        bench.exit(other, -SIGKILL)
+        assert bench.core.occupants[other].alive
+    for other in (seat, *along):
+        bench.hello(other, "ready")
+    bench.tick()
+    assert bench.core.ready and bench.core.occupants[SCHEDULER].epoch == 2
+    bench.exit(SCHEDULER, -SIGKILL)  # its first death of its own: no back-off
+    assert bench.core.occupants[SCHEDULER].alive
 
 
 @pytest.mark.parametrize("seat", [SCHEDULER, FRONTEND])
@@ -236,6 +273,8 @@ def test_without_a_word_the_log_is_quoted() -> None:
 def test_the_first_death_is_the_cause() -> None:
     bench = Bench()
     bench.get_ready()
+    bench.use_up(KV)
+    bench.use_up(WORKER)
     bench.core.exited(KV, -SIGKILL, "", bench.now_s)
     bench.core.exited(WORKER, -SIGTERM, "", bench.now_s + 0.01)
     bench.tick(0.02)
@@ -245,6 +284,7 @@ def test_the_first_death_is_the_cause() -> None:
 def test_the_out_of_memory_killer_is_named() -> None:
     bench = Bench()
     bench.get_ready()
+    bench.use_up(WORKER)
     bench.beat(WORKER)
     bench.core.oom_kills = 1
     bench.exit(WORKER, -SIGKILL)
@@ -256,6 +296,7 @@ def test_the_out_of_memory_killer_is_named() -> None:
 def test_silence_beyond_the_announced_bound_is_a_hang() -> None:
     bench = Bench()
     bench.get_ready()
+    bench.use_up(KV)
     due_s = 0.0
     while due_s < 20:  # within its bound, however long that is
         for seat in SEATS:
@@ -321,6 +362,7 @@ def test_who_does_not_stop_is_made_to() -> None:
 def test_a_second_signal_kills_and_keeps_the_status() -> None:
     bench = Bench()
     bench.get_ready()
+    bench.use_up(WORKER)
     bench.exit(WORKER, -SIGKILL)
     bench.do(bench.core.signalled("SIGINT", bench.now_s))
     assert bench.signals == [(seat, SIGKILL) for seat in (KV, SCHEDULER, FRONTEND)]
