@@ -50,6 +50,7 @@ def main() -> None:
             Router(child.endpoint, child.incarnation),
             Journal(codec.tokenizer, child.incarnation),
             metrics,
+            {name: one.max_queue_ms / 1000 for name, one in child.config.slo_classes.items()},
         )
         service = Service(child, model, codec, link, metrics)
         runner.run(serve(service, make_server(make_app(service, keys)), listener))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from collections.abc import Mapping
 
 import structlog
 
@@ -20,7 +21,7 @@ from accelgen.proto.frame import Header
 from accelgen.proto.messages import Abort, Activate, Body, End, Reason, Replayed
 from accelgen.proto.sockets import Router
 
-ACTIVATION_WAIT_S = 2.0  # how long a request waits for a scheduler before it is told to come back
+ACTIVATION_WAIT_S = 1.0  # how long a request waits for a scheduler before it is told to come back
 
 log = structlog.get_logger()
 
@@ -62,8 +63,15 @@ class Link:
     """`counters`: stale (of an older epoch, or from a scheduler that is not the active one). `draining` refuses
     every new call."""
 
-    def __init__(self, router: Router, journal: Journal, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        router: Router,
+        journal: Journal,
+        metrics: Metrics,
+        queue_limits_s: Mapping[str, float],
+    ) -> None:
         self.router, self.journal, self.metrics = router, journal, metrics
+        self._queue_limits_s = queue_limits_s  # by class
         self.counters: Counter[str] = Counter()
         self.draining = False
         self.credits = 0
@@ -89,7 +97,7 @@ class Link:
         """Sends a call to the scheduler. Raises ApiError: 503 without a scheduler or while draining, 429 when the
         credits are used up."""
         while True:
-            await self._wait_for_scheduler()
+            await self._wait_for_scheduler(demand)
             self._check_credits(demand)
             call, mailbox = self._next_call, Mailbox()
             self._next_call += 1
@@ -136,16 +144,24 @@ class Link:
         while (message := self.router.recv()) is not None:
             self._take(*message)
 
-    async def _wait_for_scheduler(self) -> None:
+    async def _wait_for_scheduler(self, demand: Demand) -> None:
+        """While another scheduler is on its way a request waits as long as in the queue of its class; a server that
+        has never had one is starting, and says so soon."""
         if self.draining:
             raise draining()
         if self.active:
             return
+        limit_s = self._queue_limits_s.get(demand.slo_class, ACTIVATION_WAIT_S)
+        if not self.epoch:
+            limit_s = min(limit_s, ACTIVATION_WAIT_S)
+        waited_s = now_s() - demand.received_s
         try:
-            async with asyncio.timeout(ACTIVATION_WAIT_S):
+            async with asyncio.timeout(limit_s - waited_s):
                 await self._activated.wait()
         except TimeoutError:
             raise not_activated() from None
+        if self.draining:
+            raise draining()
 
     def _send(self, body: Body) -> bool:
         return self._peer is not None and self.router.send(self._peer, body, self.epoch)

@@ -7,12 +7,14 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
 import pytest
 
 from accelgen.proto.child import endpoint_of
+from accelgen.proto.config import SloClass
 from accelgen.proto.messages import (
     Admitted,
     Directory,
@@ -30,7 +32,8 @@ CHAT = {"messages": [{"role": "user", "content": "hi"}]}
 
 
 def test_before_and_after_activation(make_stage: Callable[..., Any], wait: Any, fakes: Any) -> None:
-    stage = make_stage(activated=False)
+    classes = {"standard": SloClass(ttft_ms=5000, tpot_ms=250, max_queue_ms=400)}
+    stage = make_stage(activated=False, slo_classes=classes)
     assert stage.http.get("/live").status_code == 200
     assert stage.http.get("/v1/models").status_code == 200
     for path in ("/ready", "/health"):
@@ -67,6 +70,15 @@ def test_before_and_after_activation(make_stage: Callable[..., Any], wait: Any, 
     reply = wait(lambda: _refused(stage), "the scheduler's connection to end")
     assert reply.headers["x-accelgen-dropped-reason"] == "no_workers"
 
+    # Within the queue limit of its class a request waits for the next scheduler.
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(stage.http.post, "/v1/chat/completions", json=CHAT)
+        third = fakes.scheduler(stage.supervisor.endpoint, epoch=5, name="third")
+        id = third.submit().prompt.id
+        third.send(Tokens(0, [id], [len(ids)], ids))
+        third.send(Finished([End(id, Reason.STOP)]))
+        assert waiting.result(10).json()["choices"][0]["message"]["content"] == "the lazy fox"
+
 
 def _content(chunk: str) -> str:
     return str(json.loads(chunk)["choices"][0]["delta"].get("content", ""))
@@ -74,7 +86,7 @@ def _content(chunk: str) -> str:
 
 def _refused(stage: Any) -> httpx.Response | None:
     try:
-        reply = stage.http.post("/v1/chat/completions", json=CHAT, timeout=0.5)
+        reply = stage.http.post("/v1/chat/completions", json=CHAT, timeout=1.0)
     except httpx.ReadTimeout:  # it was sent into a pipe that nobody empties any more
         return None
     return reply if reply.status_code == 503 else None
