@@ -28,16 +28,10 @@ from accelgen.proto.messages import (
 from accelgen.supervisor import shutdown
 from accelgen.supervisor.actions import Action, Drain, Finish, Send, Signal, Spawn
 from accelgen.supervisor.members import Occupant, Seat
+from accelgen.supervisor.office import Office
 from accelgen.supervisor.restarts import Restarts, dependents
 from accelgen.supervisor.shutdown import Shutdown
-from accelgen.supervisor.swap import (
-    PREPARE_S,
-    PROBATION_S,
-    RETIRE_S,
-    Assignment,
-    Exchange,
-    Stage,
-)
+from accelgen.supervisor.swap import Assignment
 from accelgen.supervisor.verdict import describe_death, describe_silence
 
 BROADCAST_S = 1.0
@@ -65,19 +59,12 @@ class SupervisorCore:
     draining: bool = False
     finished: bool = False
     ready_s: float | None = None  # when it became ready for the first time
-    assignment: Assignment = Assignment("")  # what a scheduler runs; "": as configured
-    before: Assignment | None = (
-        None  # what the one before ran, while the present one is on probation
-    )
-    exchange: Exchange | None = None  # a swap on its way
+    assignment: Assignment = Assignment("")  # of the first scheduler; "": as configured
+    office: Office = field(init=False)
     restarts: Restarts = field(default_factory=Restarts)
-    _probation_s: float = 0.0  # until then
     _sacrificed: dict[Seat, float] = field(
         default_factory=dict
     )  # ended by us, to start again at that time
-    _retired_s: dict[Seat, float] = field(
-        default_factory=dict
-    )  # not needed any more: killed at that time
     _due_s: dict[Seat, float] = field(default_factory=dict)  # dead, to be filled again at that time
     _epoch: int = 0
     _rounds: int = 0
@@ -85,6 +72,9 @@ class SupervisorCore:
     _broadcast_s: float = 0.0
     _changed: bool = True
     _seat_of: dict[bytes, Seat] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.office = Office(self.seats, self.occupants, self.facts, self.assignment)
 
     # --- inputs ------------------------------------------------------------------------------------------------
 
@@ -145,12 +135,17 @@ class SupervisorCore:
             for occupant in self._living():
                 occupant.heard_s = now_s
         self._looked_s = now_s
-        actions = self._proceed_swap(now_s) + self._judge_deaths(now_s) + self._refill(now_s)
-        actions += self._judge_silence(now_s) + self._retire(now_s)
+        actions = (
+            self.office.proceed(now_s, self.shutdown is not None)
+            + self._judge_deaths(now_s)
+            + self._refill(now_s)
+        )
+        actions += self._judge_silence(now_s)
         if self.ready and self.ready_s is None:
             self.ready_s, self._changed = now_s, True
         if self.shutdown is not None:
             actions += self._proceed(self.shutdown, now_s)
+        self._changed |= self.office.take_change()
         if self._changed or now_s >= self._broadcast_s + BROADCAST_S:
             actions += self._broadcast(now_s)
         return actions
@@ -245,84 +240,6 @@ class SupervisorCore:
             if occupant.peer is not None and not occupant.told  # who is told hangs up when it likes
         ]
 
-    # --- swap ----------------------------------------------------------------------------------------------------
-
-    def _asked_to_swap(self, client: bytes, swap: Swap, now_s: float) -> list[Action]:
-        """Starts the successor, or refuses at once."""
-        old = next(seat for seat in self.seats if seat.role is Role.SCHEDULER)
-        new, aim = Seat(Role.SCHEDULER, 1 - old.index), Assignment(swap.policy, swap.params)
-        if self.exchange is not None:
-            return [Send(client, Swapped(False, "another swap is under way"))]
-        if not self.ready:
-            return [Send(client, Swapped(False, f"the server is {self.phase}"))]
-        self._epoch += 1
-        self.exchange = Exchange(
-            client, aim, swap.dry_run, old, new, self._epoch, now_s, until_s=now_s + PREPARE_S
-        )
-        return []
-
-    def _proceed_swap(self, now_s: float) -> list[Action]:
-        swap = self.exchange
-        if swap is None:
-            return []
-        if self.shutdown is not None:
-            swap.done, swap.line = False, "the server is stopping"
-            actions: list[Action] = []
-        elif swap.done is False:
-            actions = []
-        elif not swap.begun:
-            if swap.new in self.occupants:  # the one before has not left its seat yet
-                return []
-            swap.begun = True
-            return [Spawn(swap.new, swap.epoch, (*swap.aim.arguments(), "--standby"))]
-        else:
-            old, new = self.occupants.get(swap.old), self.occupants.get(swap.new)
-            actions = swap.step(old, new, now_s)
-        if swap.done is None:
-            return actions
-        self.exchange = None
-        if swap.done and not swap.dry_run:
-            self.seats[self.seats.index(swap.old)] = swap.new
-            self.before, self._probation_s = self.assignment, now_s + PROBATION_S
-            self._assign(swap.aim)
-            actions += self._dismiss(swap.old, now_s)
-        else:
-            actions += self._dismiss(swap.new, now_s)
-            if (
-                swap.stage is not Stage.PREPARING
-            ):  # the old one plans no more: start its policy afresh
-                actions.append(Signal(swap.old, SIGKILL))
-        return [*actions, Send(swap.client, Swapped(swap.done, swap.line))]
-
-    def _assign(self, assignment: Assignment) -> None:
-        self.assignment, self._changed = assignment, True
-        self.facts["policy"] = assignment.policy
-
-    def _dismiss(self, seat: Seat, now_s: float) -> list[Action]:
-        """A scheduler that is not needed any more: it leaves, or is made to."""
-        self._retired_s[seat] = now_s + RETIRE_S
-        occupant = self.occupants.get(seat)
-        return [Signal(seat, SIGTERM)] if occupant is not None and occupant.alive else []
-
-    def _retire(self, now_s: float) -> list[Action]:
-        """Forgets who has left, kills who has not in time."""
-        actions: list[Action] = []
-        for seat, until_s in list(self._retired_s.items()):
-            occupant = self.occupants.get(seat)
-            if occupant is None or not occupant.alive:
-                self.occupants.pop(seat, None)
-                del self._retired_s[seat]
-                self._changed = True
-            elif now_s >= until_s:
-                actions.append(Signal(seat, SIGKILL))
-                self._retired_s[seat] = now_s + RETIRE_S
-        return actions
-
-    def _is_leaving(self, seat: Seat) -> bool:
-        """The old scheduler of a swap may die as soon as it has yielded."""
-        swap = self.exchange
-        return swap is not None and seat == swap.old and swap.stage is not Stage.PREPARING
-
     # --- judgements --------------------------------------------------------------------------------------------
 
     def _judge_deaths(self, now_s: float) -> list[Action]:
@@ -330,7 +247,7 @@ class SupervisorCore:
         dead = [
             o for o in self.occupants.values()
             if not o.alive and not self._was_told(o) and o.seat not in self._due_s
-            and o.seat in self.seats and not self._is_leaving(o.seat)
+            and o.seat in self.seats and not self.office.is_leaving(o.seat)
         ]  # fmt: skip
         actions: list[Action] = []
         for occupant in list(dead):
@@ -344,7 +261,7 @@ class SupervisorCore:
         first = min(dead, key=lambda occupant: occupant.exited_s)
         explained = first.failure or (first.exit_status or 0) < 0
         if not explained and now_s < first.exited_s + FAILURE_GRACE_S:
-            return []
+            return actions
         line = describe_death(first, self.oom_kills)
         self._begin(shutdown.unready(1, line) if self.ready_s is None else shutdown.fatal(line))
         return [Drain()]
@@ -358,8 +275,8 @@ class SupervisorCore:
                 occupant.killed_for = f"was ended because {seat.name} had died"
                 self._sacrificed[other] = due_s
                 actions.append(Signal(other, SIGKILL))
-        if actions and self.exchange is not None:
-            self.exchange.done, self.exchange.line = False, f"{seat.name} has died meanwhile"
+        if actions:
+            self.office.give_up(f"{seat.name} has died meanwhile")
         return actions
 
     def _delay_s(self, seat: Seat, now_s: float) -> float | None:
@@ -369,13 +286,8 @@ class SupervisorCore:
         due_s = self._sacrificed.pop(seat, None)
         if due_s is not None:  # not a death of its own
             return max(0.0, due_s - now_s)
-        if seat.role is Role.SCHEDULER and self.before is not None and now_s < self._probation_s:
-            dead = self.occupants[seat]
-            self.facts["rolled_back"] = (
-                f"{self.assignment.policy}: {describe_death(dead, self.oom_kills)}"
-            )
-            self._assign(self.before)
-            self.before = None
+        if seat.role is Role.SCHEDULER:
+            self.office.note_death(describe_death(self.occupants[seat], self.oom_kills), now_s)
         return self.restarts.delay_s(seat, now_s)
 
     def _refill(self, now_s: float) -> list[Action]:
@@ -386,11 +298,7 @@ class SupervisorCore:
         for seat in due:
             del self._due_s[seat]
             self._epoch += seat.role is Role.SCHEDULER
-        return [Spawn(seat, self._epoch, self._arguments(seat)) for seat in due]
-
-    def _arguments(self, seat: Seat) -> tuple[str, ...]:
-        chosen = seat.role is Role.SCHEDULER and self.assignment.policy
-        return self.assignment.arguments() if chosen else ()
+        return [Spawn(seat, self._epoch, self.office.arguments(seat)) for seat in due]
 
     def _was_told(self, occupant: Occupant) -> bool:
         """Its end is part of a shutdown. While frontends finish their requests on the operator's wish, the others
@@ -409,6 +317,12 @@ class SupervisorCore:
                 occupant.killed_for = describe_silence(occupant, silence_s)
                 actions.append(Signal(occupant.seat, SIGKILL))  # judged when its exit is seen
         return actions
+
+    def _asked_to_swap(self, client: bytes, swap: Swap, now_s: float) -> list[Action]:
+        if not self.ready and not self.office.busy:
+            return [Send(client, Swapped(False, f"the server is {self.phase}"))]
+        self._epoch += 1
+        return self.office.ask(client, swap, self._epoch, now_s)
 
     def _asked_to_stop(self, why: str, now_s: float, timeout_s: float) -> list[Action]:
         plan = self.shutdown

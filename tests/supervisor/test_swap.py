@@ -150,7 +150,7 @@ def test_a_death_on_probation_brings_the_policy_before_back(later_s: float, poli
     bench.tick()
     assert bench.started[-1][:2] == (NEW, 3)
     assert ("other" in bench.started[-1][2]) == (policy == "other")
-    assert bench.core.assignment.policy == policy
+    assert bench.core.office.assignment.policy == policy
     assert ("rolled_back" in bench.core.facts) == (policy == "")
     bench.become(NEW, "ready")
     assert bench.core.ready
