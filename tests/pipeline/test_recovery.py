@@ -124,7 +124,7 @@ def kill(server: Any, name: str) -> None:
     """SIGKILL, then waits until another process is in its place."""
     pid = member(server, name).pid
     os.kill(pid, signal.SIGKILL)
-    until_s = time.monotonic() + 20
+    until_s = time.monotonic() + 60
     while member(server, name).pid == pid or not server.directory().ready:
         assert time.monotonic() < until_s, f"{name} does not come back"
         time.sleep(0.02)
@@ -226,7 +226,7 @@ def test_a_policy_that_fails_at_work_is_rolled_back(
     before = active(server)
     texts, said = asyncio.run(swapped(server, [policy]))
     assert texts == quiet, said
-    until_s = time.monotonic() + 20
+    until_s = time.monotonic() + 60
     while active(server) != before or not server.directory().ready:
         assert time.monotonic() < until_s
         time.sleep(0.05)
