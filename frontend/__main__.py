@@ -87,7 +87,7 @@ async def _tend(service: Service, serving: asyncio.Task[None]) -> None:
             child.phase("ready", 5.0)
             announced = True
         if child.stopping and deadline_s is None:
-            link.draining = True
+            link.refuse_new()
             deadline_s = now_s() + child.stop_timeout_s
             child.phase("stopping", child.stop_timeout_s + 5.0)
         if deadline_s is not None and (not link.journal.open_calls or now_s() >= deadline_s):

@@ -106,7 +106,8 @@ class Link:
                 self.drain()
                 return call, mailbox
             log.warning("scheduler is gone", epoch=self.epoch)  # the supervisor brings another
-            self.close(call)
+            del self._mailboxes[call]
+            self.journal.close(call)
             self._peer = None
             self._activated.clear()
 
@@ -162,6 +163,11 @@ class Link:
             raise not_activated() from None
         if self.draining:
             raise draining()
+
+    def refuse_new(self) -> None:
+        """The server is shutting down: also for those who wait for a scheduler."""
+        self.draining = True
+        self._activated.set()
 
     def _send(self, body: Body) -> bool:
         return self._peer is not None and self.router.send(self._peer, body, self.epoch)

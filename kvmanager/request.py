@@ -23,9 +23,7 @@ class Request:
     tokens: array[int]
     root: bytes  # key that its hash chain starts from
     length: int
-    prompt: (
-        Prompt | None
-    )  # until the worker has been told of the request, or what its tokens are now
+    prompt: Prompt | None  # until the worker has been told of it, or of its tokens anew
     chain: list[bytes] = field(default_factory=list)  # keys of its leading full blocks
     table: list[int] = field(default_factory=list)
     computed: int = 0

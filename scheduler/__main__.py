@@ -209,17 +209,13 @@ class Frontends:
     def __init__(self, links: Links, core: SchedulerCore, credits: int) -> None:
         self._links, self._core, self._credits = links, core, credits
         self._alive: dict[int, int] = {}  # index -> incarnation
-        self._first = True
-        self._replaying: set[int] | None = (
-            None  # have not said yet that all they had is submitted again
-        )
+        self._replaying: set[int] | None = None  # have yet to submit what they had
 
     def replayed(self, index: int) -> None:
         """This one has; after the last one, what nobody claimed of the scheduler before is given back."""
         if self._replaying is not None:
             self._replaying.discard(index)
             if not self._replaying:
-                self._replaying = None
                 self._core.release_unclaimed()
 
     def follow(self, directory: Directory, now: float) -> None:
@@ -232,8 +228,10 @@ class Frontends:
             self._links.disconnect(Role.FRONTEND, index)
             del self._alive[index]
             self.replayed(index)
-        if self._first:
-            self._first, self._replaying = False, set(serving) or None
+        if self._replaying is None:
+            self._replaying = set(serving)
+            if not serving:  # nobody is left who could claim anything
+                self._core.release_unclaimed()
         for index, incarnation in serving.items():
             if index not in self._alive:
                 self._links.connect(Role.FRONTEND, index, self._credits)

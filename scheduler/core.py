@@ -86,9 +86,6 @@ class SchedulerCore:
         self._home: dict[int, int] = {}  # request id -> replica
         self._inherited: dict[int, int] = {}  # request id -> its replica; nobody has claimed it yet
         self._adopted: set[int] = set()  # claimed, but the KV manager's word has not come yet
-        self._gathering = (
-            False  # nothing is planned until all that was inherited is there: it runs on together
-        )
         self._expiry = Expiry()
         self._early: dict[int, StepResult] = {}  # by replica: came before their KvReport
 
@@ -148,18 +145,12 @@ class SchedulerCore:
         replica.step = inventory.step + 1
         replica.free_blocks = inventory.free + inventory.cached
         self._inherited |= {held.id: index for held in inventory.held}
-        self._gathering |= bool(inventory.held)
 
     def release_unclaimed(self) -> None:
         """All frontends have submitted again what is live: the rest of what was inherited has ended meanwhile."""
         for id, index in self._inherited.items():
             self.replicas[index].release(id)
         self._inherited = {}
-        self._gathering &= bool(self._adopted)
-
-    def _note_gathered(self, id: int) -> None:
-        self._adopted.discard(id)
-        self._gathering &= bool(self._adopted or self._inherited)
 
     def _is_over(self, request: Request, now_s: float) -> bool:
         """Whether only the word of its end is missing; then it is given."""
@@ -178,7 +169,7 @@ class SchedulerCore:
         for slot in replica.on_report(report, now_s):
             replica.take_up(slot, now_s)
             request = replica.table.request(slot)
-            self._note_gathered(request.id)
+            self._adopted.discard(request.id)
             for choice in (request, *request.children):
                 self.admitted += 1
                 cached = request.cached_tokens
@@ -230,8 +221,8 @@ class SchedulerCore:
 
     @property
     def resting(self) -> bool:
-        """Whether planning is held up by a change of schedulers."""
-        return self.yielding or self._gathering
+        """Whether planning is held up by a change of schedulers: what is inherited runs on together, or not yet."""
+        return self.yielding or bool(self._inherited or self._adopted)
 
     @property
     def settled(self) -> bool:
@@ -291,7 +282,7 @@ class SchedulerCore:
     def _forget(self, request: Request, spoiled: bool = False) -> None:
         """Frees what the request holds; siblings that were to fork from it go their own way."""
         home = self._home.pop(request.id)
-        self._note_gathered(request.id)
+        self._adopted.discard(request.id)
         self.finished += 1
         orphans = request.children if self.replicas[home].end(request, spoiled) else []
         alive = [child for child in orphans if child.id in self._home]

@@ -69,7 +69,7 @@ class Office:
         old = next(seat for seat in self.seats if seat.role is Role.SCHEDULER)
         new, aim = Seat(Role.SCHEDULER, 1 - old.index), Assignment(swap.policy, swap.params)
         until_s = now_s + PREPARE_S
-        self.exchange = Exchange(client, aim, swap.dry_run, old, new, epoch, now_s, until_s=until_s)
+        self.exchange = Exchange(client, aim, swap.dry_run, old, new, epoch, until_s=until_s)
         return []
 
     def give_up(self, why: str) -> None:

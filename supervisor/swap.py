@@ -57,7 +57,6 @@ class Exchange:
     old: Seat
     new: Seat
     epoch: int
-    asked_s: float
     begun: bool = False  # the new process has been started
     stage: Stage = Stage.PREPARING
     until_s: float = 0.0
