@@ -11,7 +11,7 @@ import zmq
 from accelgen.kvmanager.core import KvCore
 from accelgen.proto.child import HEARTBEAT_S, Child
 from accelgen.proto.clocks import now_s
-from accelgen.proto.frame import Header
+from accelgen.proto.epochs import Activation, Fence
 from accelgen.proto.messages import Activate, Body, Lookup, Member, Plan, Role
 from accelgen.proto.sockets import Dealer, EndpointError, Router
 
@@ -58,8 +58,7 @@ class KvProcess:
             self.worker = Dealer(worker.endpoint, identity, child.incarnation)
         except (EndpointError, zmq.ZMQError) as error:
             child.fail(f"{child.name}: {error}")
-        self.epoch = 0
-        self.scheduler = b""  # the peer that activated the epoch
+        self.fence = Fence()
         self.counters: Counter[str] = Counter()
         self.sound: bool | None = None  # None: not checked yet
         self._idle_since_s = now_s()
@@ -76,6 +75,7 @@ class KvProcess:
             self._serve()
             self._rest()
             self.child.beat()
+            self._activate(self.fence.learn(self.child.directory))
 
     def close(self) -> None:
         self.router.close()
@@ -88,37 +88,33 @@ class KvProcess:
                 return
             peer, header, body = message
             if isinstance(body, Activate):
-                self._activate(peer, header)
-            elif header.epoch != self.epoch or peer != self.scheduler:
-                self.counters["stale"] += 1
-            else:
+                self._activate(self.fence.claim(peer, header, body))
+            elif self.fence.passes(peer, header):
                 if self.router.codec.skipped:  # of this peer: strangers' gaps are their own
-                    log.error("messages of the scheduler were lost", epoch=self.epoch)
+                    log.error("messages of the scheduler were lost", epoch=self.fence.epoch)
                     self.core.on_gap()
                 self._obey(body)
             self._idle_since_s, self._checked = now_s(), False
 
-    def _activate(self, peer: bytes, header: Header) -> None:
-        if header.epoch < self.epoch or (header.epoch == self.epoch and peer != self.scheduler):
-            self.counters["stale"] += 1
+    def _activate(self, given: Activation | None) -> None:
+        if given is None:
             return
-        self.epoch, self.scheduler = header.epoch, peer
-        log.info("activated", epoch=self.epoch)
-        self.router.send(peer, self.core.on_activate(), self.epoch)
+        log.info("activated", epoch=given.epoch)
+        self.router.send(given.peer, self.core.on_activate(), given.epoch)
 
     def _obey(self, body: Body) -> None:
         match body:
             case Plan():
                 batch, report = self.core.on_plan(body)
-                if not self.worker.send(batch, self.epoch):
+                if not self.worker.send(batch, self.fence.epoch):
                     self.child.fail(
                         f"{self.child.name}: worker at {self.worker.endpoint} takes no more batches "
                         f"(step {body.step})"
                     )
-                self.router.send(self.scheduler, report, self.epoch)
+                self.router.send(self.fence.peer, report, self.fence.epoch)
                 self.core.settle()
             case Lookup():
-                self.router.send(self.scheduler, self.core.on_lookup(body), self.epoch)
+                self.router.send(self.fence.peer, self.core.on_lookup(body), self.fence.epoch)
             case _:
                 self.counters["unexpected"] += 1
                 log.warning("unexpected message", kind=type(body).__name__)
@@ -161,7 +157,8 @@ class KvProcess:
             "kv_messages_malformed_total": wire["malformed"],
             "kv_messages_duplicate_total": wire["duplicate"],
             "kv_messages_gap_total": wire["gap"],
-            "kv_messages_stale_total": self.counters["stale"],
+            "kv_messages_stale_total": self.fence.counters["stale"],
+            "kv_messages_stranger_total": self.fence.counters["stranger"],
             "kv_messages_unexpected_total": self.counters["unexpected"],
         }
         if self.sound is not None:

@@ -10,6 +10,7 @@ import torch
 import zmq
 
 from accelgen.proto.child import HEARTBEAT_S, Child
+from accelgen.proto.epochs import Activation, Fence
 from accelgen.proto.frame import Header
 from accelgen.proto.messages import Activate, Batch, Body
 from accelgen.proto.sockets import Router
@@ -84,7 +85,7 @@ class Loop:
         self.core: WorkerCore = engine.core
         self.router = Router(child.endpoint, child.incarnation)
         self.queue: deque[Queued] = deque()
-        self.epoch, self.scheduler = 0, b""
+        self.fence = Fence()
         self._owed_step: int | None = None  # a scheduler waits to hear that it has been run
         self._last_manager = b""
         self._manager = f"kvmanager-{child.index}:".encode()  # how its identity begins
@@ -97,13 +98,13 @@ class Loop:
         """Until Stop."""
         while not self.child.stopping:
             self._receive()
+            self._activate(self.fence.learn(self.child.directory))
             if self.queue:
                 self._execute(self.queue.popleft())
                 continue
+            self._poller.poll(int(HEARTBEAT_S * 1000))
             self._gauge_messages()
             self.child.beat(IDLE_BOUND_S)
-            if not self.child.stopping:
-                self._poller.poll(int(HEARTBEAT_S * 1000))
 
     def _receive(self) -> None:
         while (message := self.router.recv()) is not None:
@@ -111,10 +112,8 @@ class Loop:
 
     def _take(self, peer: bytes, header: Header, body: Body) -> None:
         match body:
-            case Activate() if header.epoch > self.epoch or peer == self.scheduler:
-                self._activate(peer, header.epoch, body.step)
-            case Activate() if header.epoch < self.epoch:
-                self.counters["stale"] += 1
+            case Activate():
+                self._activate(self.fence.claim(peer, header, body))
             case Batch() if peer.startswith(self._manager):
                 # Of an older epoch, too: its KV manager counts on it, and passes on no more of them.
                 self.queue.append(Queued(body, header.epoch, peer))
@@ -127,16 +126,18 @@ class Loop:
                     sender=peer[:80],
                 )
 
-    def _activate(self, peer: bytes, epoch: int, step: int) -> None:
+    def _activate(self, given: Activation | None) -> None:
         """A scheduler takes over (or repeats itself): it hears what the cache holds once `step` has been run."""
-        self.epoch, self.scheduler, self._owed_step = epoch, peer, step
-        log.info("activated", epoch=epoch, step=self.core.step, wanted=step)
+        if given is None:
+            return
+        self._owed_step = given.body.step
+        log.info("activated", epoch=given.epoch, step=self.core.step, wanted=given.body.step)
         self._answer_activate()
 
     def _answer_activate(self) -> None:
         if self._owed_step is not None and not self.queue and self.core.step >= self._owed_step:
             self._owed_step = None
-            self.router.send(self.scheduler, self.core.inventory(), self.epoch)
+            self.router.send(self.fence.peer, self.core.inventory(), self.fence.epoch)
 
     def _execute(self, item: Queued) -> None:
         self.child.beat(max(item.batch.bound_s, IDLE_BOUND_S))
@@ -146,7 +147,7 @@ class Loop:
             self._last_manager = item.manager
             self.core.requests.clear()
         result = self.core.execute(item.batch)
-        self.router.send(self.scheduler, result, item.epoch)
+        self.router.send(self.fence.peer, result, item.epoch)
         for id, cause in zip(result.failed, result.causes, strict=True):
             log.warning("request failed", id=id, step=result.step, cause=cause)
         self._gauge(result.run_s)
@@ -163,6 +164,7 @@ class Loop:
         self._gauge_messages()
 
     def _gauge_messages(self) -> None:
-        for kind in ("stale", "unexpected"):
+        counters = {**self.counters, **self.fence.counters}
+        for kind in ("stale", "stranger", "unexpected"):
             name = f'accelgen:worker_{kind}_messages_total{{replica="{self.child.index}"}}'
-            self.child.gauges[name] = self.counters[kind]
+            self.child.gauges[name] = counters.get(kind, 0)

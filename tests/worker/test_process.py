@@ -17,10 +17,12 @@ from accelgen.proto.config import Config, save_config
 from accelgen.proto.messages import (
     Activate,
     Batch,
+    Directory,
     Failure,
     Heartbeat,
     Hello,
     Inventory,
+    Member,
     Prompt,
     Role,
     Sampling,
@@ -95,6 +97,16 @@ def answer(dealer: Dealer) -> Any:
     raise AssertionError("no answer")
 
 
+def gauge(body: Any, kind: str) -> float | None:
+    if not isinstance(body, Heartbeat):
+        return None
+    return body.gauges.get(f'accelgen:worker_{kind}_messages_total{{replica="0"}}')
+
+
+def make_scheduler(incarnation: int) -> Member:
+    return Member(Role.SCHEDULER, 0, 1, "", incarnation, 1, "ready", 1, 1.0, 0.0, 1, None, {})
+
+
 def decode(step: int, start: int, new: list[Prompt], first: bool) -> Batch:
     count = len(new[0].tokens) if first else 1
     table = ([0], [1], [3]) if first else ([1], [0], [])
@@ -119,7 +131,12 @@ def test_a_life(tiny: Any, launch: Any) -> None:
     old, new, manager = (
         Dealer(endpoint, name, i) for i, name in enumerate(("old", "new", "kvmanager-0:3"), 1)
     )
-    old.send(Activate(), epoch=4)
+    stranger = Dealer(endpoint, "stranger", 9)
+    stranger.send(Activate(), epoch=99)  # the supervisor has not started it
+    old.send(Activate(), epoch=4)  # before anybody has said who it is
+    worker.until(lambda body: gauge(body, "stranger") == 2)
+    schedulers = [make_scheduler(incarnation) for incarnation in (1, 2)]
+    worker.supervisor.send(worker.peer, Directory(schedulers, True, False))
     assert answer(old)[1] == Inventory(-1, [])
     prompt = Prompt(9, [1, 2, 3, 4, 5], Sampling(temperature=0.0))
     manager.send(decode(0, 0, [prompt], True), epoch=4)
@@ -129,15 +146,9 @@ def test_a_life(tiny: Any, launch: Any) -> None:
     assert [body.step for _, body in results] == [0, 1, 2] and {h.epoch for h, _ in results} == {4}
     assert all(isinstance(body, StepResult) and body.counts == [1] for _, body in results)
 
-    stranger = Dealer(endpoint, "stranger", 9)
     stranger.send(Activate(), epoch=4)  # its epoch is taken
     stranger.send(decode(9, 8, [], False), epoch=4)  # only the KV manager sends work
-    worker.until(
-        lambda body: (
-            isinstance(body, Heartbeat)
-            and body.gauges['accelgen:worker_unexpected_messages_total{replica="0"}'] == 2
-        )
-    )
+    worker.until(lambda body: gauge(body, "unexpected") == 1 and gauge(body, "stale") == 1)
     manager.send(decode(3, 7, [], False), epoch=4)
     assert answer(old)[1].step == 3
     stranger.close()
