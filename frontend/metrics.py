@@ -78,7 +78,7 @@ _HELP = {
     "kv_messages_malformed_total": "Messages to the KV manager that could not be decoded.",
     "kv_messages_duplicate_total": "Messages to the KV manager that came twice.",
     "kv_messages_gap_total": "Messages to the KV manager that are missing.",
-    "kv_messages_stale_total": "Messages to the KV manager that are not from the scheduler in office, or of another epoch.",
+    "kv_messages_stale_total": "Messages to the KV manager that are not of the scheduler in office and its epoch.",
     "kv_messages_stranger_total": "Activations from a scheduler that the supervisor has not listed, or not yet.",
     "kv_messages_unexpected_total": "Messages of a kind that the KV manager does not expect.",
     # a worker's
