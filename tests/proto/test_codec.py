@@ -64,7 +64,9 @@ def test_a_pickle_is_not_executed(tmp_path: Path) -> None:
         with pytest.raises(Malformed):
             decode(frames)
     wrapped = DIRECTORY_START + msgpack.packb(payload)
-    assert decode([seal(header_of(TAG_OF[Directory]), wrapped), wrapped])[1].config == {"a": payload}  # bytes are bytes
+    assert decode([seal(header_of(TAG_OF[Directory]), wrapped), wrapped])[1].config == {
+        "a": payload
+    }  # bytes are bytes
     assert not trace.exists()
 
 
