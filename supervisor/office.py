@@ -183,7 +183,7 @@ class Office:
         prepared = one.assignment == self.assignment
         actions = [] if prepared else [prepare(one, self.assignment)]
         self.holder, self.vacated, self.term = one.seat, None, self.term + 1
-        self._changed = True
+        self._quiet_s, self._changed = inf, True
         return [*actions, assume(one, self.term, snapshot)]
 
     # --- swaps -------------------------------------------------------------------------------------------------
