@@ -93,6 +93,7 @@ async def _tend(service: Service, serving: asyncio.Task[None]) -> None:
         child.beat()
         _hear(service)
         link.drain()
+        link.tend()
         if link.active and not announced:
             child.phase("ready", 5.0)
             announced = True

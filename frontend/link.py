@@ -16,9 +16,21 @@ from accelgen.frontend.events import Admission, Demand, Ended, Event, Refused, T
 from accelgen.frontend.journal import Journal
 from accelgen.frontend.metrics import Metrics
 from accelgen.proto.clocks import now_s
-from accelgen.proto.epochs import Activation, Fence
+from accelgen.proto.fence import Claim, Fence
 from accelgen.proto.frame import Header
-from accelgen.proto.messages import Abort, Activate, Body, Directory, End, Reason, Replayed
+from accelgen.proto.messages import (
+    Abort,
+    Activate,
+    Body,
+    Directory,
+    End,
+    Pulse,
+    Reason,
+    Replayed,
+    Resync,
+    Role,
+)
+from accelgen.proto.pulse import SILENCE_S, Metronome
 from accelgen.proto.sockets import Router
 
 ACTIVATION_WAIT_S = 1.0  # how long a request waits for a scheduler before it is told to come back
@@ -71,9 +83,12 @@ class Link:
     ) -> None:
         self.router, self.journal, self.metrics = router, journal, metrics
         self._queue_limits_s = queue_limits_s  # by class
-        self.fence = Fence()
+        self.fence = Fence[Activate](Role.SCHEDULER)
         self.active = False
         self.draining = False
+        self._deaf = False  # something was lost: nothing counts before the next epoch
+        self._heard_s = 0.0
+        self._metronome = Metronome()
         self.credits = 0
         self._activated = asyncio.Event()
         self._mailboxes: dict[int, Mailbox] = {}
@@ -142,7 +157,29 @@ class Link:
     def drain(self) -> None:
         """Reads and handles all messages that have arrived."""
         while (message := self.router.recv()) is not None:
+            self._look_for_gap()
             self._take(*message)
+        self._look_for_gap()
+
+    def tend(self) -> None:
+        """Call at least twice a second: the pulse of the link."""
+        now = now_s()
+        if not (self.active and self._metronome.due(now)):
+            return
+        self._send(Pulse())
+        if now > self._heard_s + SILENCE_S:
+            self._ask_to_resync(f"scheduler was silent for {now - self._heard_s:.1f} s")
+
+    def _look_for_gap(self) -> None:
+        if self.active and self.router.codec.lost(self.fence.peer):
+            self._ask_to_resync("words of the scheduler were lost")
+
+    def _ask_to_resync(self, cause: str) -> None:
+        """No token may be skipped: what comes now is not taken, and the scheduler takes over again."""
+        if not self._deaf:
+            log.error("the link to the scheduler is broken", cause=cause, epoch=self.fence.epoch)
+            self._deaf = True
+            self._send(Resync(cause))
 
     async def _wait_for_scheduler(self, demand: Demand) -> None:
         """While another scheduler is on its way a request waits as long as in the queue of its class; a server that
@@ -177,16 +214,20 @@ class Link:
             return
         if not self.fence.passes(peer, header):
             return
+        self._heard_s = now_s()
+        if self._deaf or isinstance(body, Pulse):
+            return
         turn = self.journal.take(body, now_s())
         for event in turn.events:
             self._deliver(event)
         if turn.aborts:
             self._send(Abort(turn.aborts))
 
-    def _activate(self, given: Activation | None) -> None:
+    def _activate(self, given: Claim[Activate] | None) -> None:
         if given is None:
             return
         self.active, self.credits = True, given.body.credits
+        self._deaf, self._heard_s = False, now_s()
         self._activated.set()
         log.info("scheduler activated", epoch=given.epoch, credits=self.credits)
         # a new scheduler knows nothing

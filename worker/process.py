@@ -10,9 +10,11 @@ import torch
 import zmq
 
 from accelgen.proto.child import HEARTBEAT_S, Child
-from accelgen.proto.epochs import Activation, Fence
+from accelgen.proto.clocks import now_s
+from accelgen.proto.fence import Claim, Fence
 from accelgen.proto.frame import Header
-from accelgen.proto.messages import Activate, Batch, Body
+from accelgen.proto.messages import Activate, Batch, Body, Inventory, Pulse, Resync, Role
+from accelgen.proto.pulse import SILENCE_S, Metronome
 from accelgen.proto.sockets import Router
 from accelgen.worker.core import WorkerCore
 from accelgen.worker.engine import OVERHEAD_BYTES, Engine, overhead_bytes, start_engine
@@ -70,25 +72,28 @@ def _report(engine: Engine) -> None:
 
 @dataclass(frozen=True)
 class Queued:
-    """A Batch that waits for its turn, with the epoch it came in."""
+    """A word of the KV manager that waits for its turn, with the epoch it came in."""
 
-    batch: Batch
+    body: Batch | Resync
     epoch: int
     manager: bytes
 
 
 class Loop:
-    """Polls, obeys the highest activated epoch, runs batches in order."""
+    """Polls, obeys the highest activated epoch, does what its KV manager says, in order."""
 
     def __init__(self, child: Child, engine: Engine) -> None:
         self.child, self.facts = child, engine.facts
         self.core: WorkerCore = engine.core
         self.router = Router(child.endpoint, child.incarnation)
         self.queue: deque[Queued] = deque()
-        self.fence = Fence()
-        self._owed_step: int | None = None  # a scheduler waits to hear that it has been run
-        self._last_manager = b""
-        self._manager = f"kvmanager-{child.index}:".encode()  # how its identity begins
+        self.scheduler = Fence[Activate](Role.SCHEDULER)
+        self.manager = Fence[Resync](Role.KVMANAGER, child.index)  # only its batches are run
+        self._heard_s = 0.0
+        self._gap = (
+            False  # a batch was lost: none is run before the KV manager has asked what there is
+        )
+        self._metronome = Metronome()
         self.counters: Counter[str] = Counter()
         self._poller = zmq.Poller()
         self._poller.register(self.router.socket, zmq.POLLIN)
@@ -98,25 +103,56 @@ class Loop:
         """Until Stop."""
         while not self.child.stopping:
             self._receive()
-            self._activate(self.fence.learn(self.child.directory))
+            self._activate(self.scheduler.learn(self.child.directory))
+            self._resync(self.manager.learn(self.child.directory))
             if self.queue:
-                self._execute(self.queue.popleft())
+                self._do(self.queue.popleft())
                 continue
             self._poller.poll(int(HEARTBEAT_S * 1000))
             self._gauge_messages()
             self.child.beat(IDLE_BOUND_S)
+            self._pulse()
+
+    def _pulse(self) -> None:
+        if self.scheduler.peer and self._metronome.due(now_s()):
+            self._tell_scheduler(Pulse())
+
+    def _tell_scheduler(self, body: Body) -> None:
+        self.router.send(self.scheduler.peer, body, self.scheduler.epoch)
 
     def _receive(self) -> None:
         while (message := self.router.recv()) is not None:
+            self._look_for_gap()
             self._take(*message)
+        self._look_for_gap()
+
+    def _look_for_gap(self) -> None:
+        if not self.manager.peer or self._gap:
+            return
+        cause = ""
+        if self.router.codec.lost(self.manager.peer):
+            cause = "messages of the KV manager were lost"
+        elif (silent_s := now_s() - self._heard_s) > SILENCE_S:
+            cause = f"the KV manager was silent for {silent_s:.1f} s"
+        if cause:
+            self._gap = True
+            log.error(cause, epoch=self.scheduler.epoch)
+            self._tell_scheduler(Resync(cause))
 
     def _take(self, peer: bytes, header: Header, body: Body) -> None:
+        if peer == self.manager.peer:
+            self._heard_s = now_s()
         match body:
             case Activate():
-                self._activate(self.fence.claim(peer, header, body))
-            case Batch() if peer.startswith(self._manager):
-                # Of an older epoch, too: its KV manager counts on it, and passes on no more of them.
-                self.queue.append(Queued(body, header.epoch, peer))
+                self._activate(self.scheduler.claim(peer, header, body))
+            case Resync():
+                self._resync(self.manager.claim(peer, header, body))
+            case Batch():
+                # Older than the scheduler's epoch, too: its KV manager counts on it, and passes on no more of them.
+                if self.manager.passes(peer, header):
+                    self._take_batch(body, header.epoch, peer)
+            case Pulse() if peer in (self.manager.peer, self.scheduler.peer):
+                pass
             case _:
                 self.counters["unexpected"] += 1
                 log.warning(
@@ -126,32 +162,34 @@ class Loop:
                     sender=peer[:80],
                 )
 
-    def _activate(self, given: Activation | None) -> None:
-        """A scheduler takes over (or repeats itself): it hears what the cache holds once `step` has been run."""
-        if given is None:
+    def _activate(self, given: Claim[Activate] | None) -> None:
+        """A scheduler takes over (or repeats itself): results go to it from now on."""
+        if given is not None:
+            log.info("activated", epoch=given.epoch, step=self.core.step)
+            self._tell_scheduler(Inventory(self.core.step, []))
+
+    def _resync(self, given: Claim[Resync] | None) -> None:
+        """A KV manager wants to know what there is, once what it has sent has been run."""
+        if given is not None:
+            self._gap, self._heard_s = False, now_s()
+            self.queue.append(Queued(given.body, given.epoch, given.peer))
+
+    def _take_batch(self, batch: Batch, epoch: int, manager: bytes) -> None:
+        if self._gap:
+            self.counters["stale"] += 1
+        else:
+            self.queue.append(Queued(batch, epoch, manager))
+
+    def _do(self, item: Queued) -> None:
+        if isinstance(item.body, Resync):  # all that was sent before it has been run
+            self.router.send(item.manager, self.core.inventory(), item.epoch)
             return
-        self._owed_step = given.body.step
-        log.info("activated", epoch=given.epoch, step=self.core.step, wanted=given.body.step)
-        self._answer_activate()
-
-    def _answer_activate(self) -> None:
-        if self._owed_step is not None and not self.queue and self.core.step >= self._owed_step:
-            self._owed_step = None
-            self.router.send(self.fence.peer, self.core.inventory(), self.fence.epoch)
-
-    def _execute(self, item: Queued) -> None:
-        self.child.beat(max(item.batch.bound_s, IDLE_BOUND_S))
-        if (
-            item.manager != self._last_manager
-        ):  # a new one: it knows of nothing here, and tells what it needs
-            self._last_manager = item.manager
-            self.core.requests.clear()
-        result = self.core.execute(item.batch)
-        self.router.send(self.fence.peer, result, item.epoch)
+        self.child.beat(max(item.body.bound_s, IDLE_BOUND_S))
+        result = self.core.execute(item.body)
+        self.router.send(self.scheduler.peer, result, item.epoch)
         for id, cause in zip(result.failed, result.causes, strict=True):
             log.warning("request failed", id=id, step=result.step, cause=cause)
         self._gauge(result.run_s)
-        self._answer_activate()
 
     def _gauge(self, step_s: float) -> None:
         label = f'{{replica="{self.child.index}"}}'
@@ -164,7 +202,7 @@ class Loop:
         self._gauge_messages()
 
     def _gauge_messages(self) -> None:
-        counters = {**self.counters, **self.fence.counters}
+        counters = self.counters + self.scheduler.counters + self.manager.counters
         for kind in ("stale", "stranger", "unexpected"):
             name = f'accelgen:worker_{kind}_messages_total{{replica="{self.child.index}"}}'
-            self.child.gauges[name] = counters.get(kind, 0)
+            self.child.gauges[name] = counters[kind]
