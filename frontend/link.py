@@ -16,7 +16,7 @@ from accelgen.frontend.events import Admission, Demand, Ended, Event, Refused, T
 from accelgen.frontend.journal import Journal
 from accelgen.frontend.metrics import Metrics
 from accelgen.proto.clocks import now_s
-from accelgen.proto.fence import Claim, Fence
+from accelgen.proto.epochs import Claim, Fence
 from accelgen.proto.frame import Header
 from accelgen.proto.messages import (
     Abort,

@@ -12,7 +12,7 @@ import zmq
 from accelgen.kvmanager.core import KvCore
 from accelgen.proto.child import HEARTBEAT_S, Child
 from accelgen.proto.clocks import now_s
-from accelgen.proto.fence import Claim, Fence
+from accelgen.proto.epochs import Claim, Fence
 from accelgen.proto.messages import (
     Activate,
     Body,
@@ -113,10 +113,10 @@ class KvProcess:
             peer, header, body = message
             if isinstance(body, Activate):
                 self._activate(self.fence.claim(peer, header, body))
-            elif self.fence.passes(peer, header) and self.state is State.SERVING:
-                self._obey(body)
-            if peer == self.fence.peer:
+            elif self.fence.passes(peer, header):
                 self._heard_s = now_s()
+                if self.state is State.SERVING:
+                    self._obey(body)
             if not isinstance(body, Pulse):
                 self._idle_since_s, self._checked = now_s(), False
 
@@ -132,10 +132,7 @@ class KvProcess:
         if cause:
             self.state = State.GAP
             log.error(cause, epoch=self.fence.epoch)
-            self._tell_scheduler(Resync(cause))
-
-    def _tell_scheduler(self, body: Body) -> None:
-        self.router.send(self.fence.peer, body, self.fence.epoch)
+            self.router.send(self.fence.peer, Resync(cause), self.fence.epoch)
 
     def _activate(self, given: Claim[Activate] | None) -> None:
         """Asks the worker, over a new connection, what it holds; then the scheduler is answered."""
@@ -145,10 +142,10 @@ class KvProcess:
         if self.worker is not None:
             self.poller.unregister(self.worker.socket)
             self.worker.close()
-        identity = f"{self.child.name}:{self.child.incarnation}:{given.epoch}"
+        identity = f"{self.child.name}:{self.child.incarnation}:{self.fence.epoch}"
         self.worker = Dealer(self.worker_endpoint, identity, self.child.incarnation)
         self.poller.register(self.worker.socket, zmq.POLLIN)
-        self.worker.send(Resync("a scheduler takes over"), given.epoch)
+        self.worker.send(Resync("a scheduler takes over"), self.fence.epoch)
         self.state = State.ASKING
 
     def _hear_worker(self) -> None:
@@ -162,7 +159,7 @@ class KvProcess:
                 for fault in self.core.on_inventory(body):
                     log.error("the worker's inventory does not add up", fault=fault)
                 self.state = State.SERVING
-                self._tell_scheduler(self.core.on_activate())
+                self.router.send(self.fence.peer, self.core.on_activate(), self.fence.epoch)
             else:
                 self.counters["unexpected"] += 1
 
@@ -176,10 +173,10 @@ class KvProcess:
                         f"{self.child.name}: worker at {self.worker.endpoint} takes no more batches "
                         f"(step {body.step})"
                     )
-                self._tell_scheduler(report)
+                self.router.send(self.fence.peer, report, self.fence.epoch)
                 self.core.settle()
             case Lookup():
-                self._tell_scheduler(self.core.on_lookup(body))
+                self.router.send(self.fence.peer, self.core.on_lookup(body), self.fence.epoch)
             case Pulse():
                 pass
             case _:
@@ -190,7 +187,7 @@ class KvProcess:
         """What is done between messages: the check of the invariants when idle, and the gauges when due."""
         now = now_s()
         if self.worker is not None and self.metronome.due(now):
-            self._tell_scheduler(Pulse())
+            self.router.send(self.fence.peer, Pulse(), self.fence.epoch)
             self.worker.send(Pulse(), self.fence.epoch)
         if not self._checked and now >= self._idle_since_s + IDLE_S:
             self._checked = True

@@ -11,7 +11,7 @@ import zmq
 
 from accelgen.proto.child import HEARTBEAT_S, Child
 from accelgen.proto.clocks import now_s
-from accelgen.proto.fence import Claim, Fence
+from accelgen.proto.epochs import Claim, Fence
 from accelgen.proto.frame import Header
 from accelgen.proto.messages import Activate, Batch, Body, Inventory, Pulse, Resync, Role
 from accelgen.proto.pulse import SILENCE_S, Metronome
@@ -87,7 +87,7 @@ class Loop:
         self.core: WorkerCore = engine.core
         self.router = Router(child.endpoint, child.incarnation)
         self.queue: deque[Queued] = deque()
-        self.scheduler = Fence[Activate](Role.SCHEDULER)
+        self.fence = Fence[Activate](Role.SCHEDULER)
         self.manager = Fence[Resync](Role.KVMANAGER, child.index)  # only its batches are run
         self._heard_s = 0.0
         self._gap = (
@@ -103,7 +103,7 @@ class Loop:
         """Until Stop."""
         while not self.child.stopping:
             self._receive()
-            self._activate(self.scheduler.learn(self.child.directory))
+            self._activate(self.fence.learn(self.child.directory))
             self._resync(self.manager.learn(self.child.directory))
             if self.queue:
                 self._do(self.queue.popleft())
@@ -114,11 +114,8 @@ class Loop:
             self._pulse()
 
     def _pulse(self) -> None:
-        if self.scheduler.peer and self._metronome.due(now_s()):
-            self._tell_scheduler(Pulse())
-
-    def _tell_scheduler(self, body: Body) -> None:
-        self.router.send(self.scheduler.peer, body, self.scheduler.epoch)
+        if self.fence.peer and self._metronome.due(now_s()):
+            self.router.send(self.fence.peer, Pulse(), self.fence.epoch)
 
     def _receive(self) -> None:
         while (message := self.router.recv()) is not None:
@@ -136,22 +133,22 @@ class Loop:
             cause = f"the KV manager was silent for {silent_s:.1f} s"
         if cause:
             self._gap = True
-            log.error(cause, epoch=self.scheduler.epoch)
-            self._tell_scheduler(Resync(cause))
+            log.error(cause, epoch=self.fence.epoch)
+            self.router.send(self.fence.peer, Resync(cause), self.fence.epoch)
 
     def _take(self, peer: bytes, header: Header, body: Body) -> None:
         if peer == self.manager.peer:
             self._heard_s = now_s()
         match body:
             case Activate():
-                self._activate(self.scheduler.claim(peer, header, body))
+                self._activate(self.fence.claim(peer, header, body))
             case Resync():
                 self._resync(self.manager.claim(peer, header, body))
             case Batch():
-                # Older than the scheduler's epoch, too: its KV manager counts on it, and passes on no more of them.
+                # Of an older epoch than the scheduler's, too: its KV manager counts on it, and passes on no more.
                 if self.manager.passes(peer, header):
                     self._take_batch(body, header.epoch, peer)
-            case Pulse() if peer in (self.manager.peer, self.scheduler.peer):
+            case Pulse() if peer in (self.manager.peer, self.fence.peer):
                 pass
             case _:
                 self.counters["unexpected"] += 1
@@ -162,11 +159,11 @@ class Loop:
                     sender=peer[:80],
                 )
 
-    def _activate(self, given: Claim[Activate] | None) -> None:
-        """A scheduler takes over (or repeats itself): results go to it from now on."""
-        if given is not None:
-            log.info("activated", epoch=given.epoch, step=self.core.step)
-            self._tell_scheduler(Inventory(self.core.step, []))
+    def _take_batch(self, batch: Batch, epoch: int, manager: bytes) -> None:
+        if self._gap:
+            self.counters["stale"] += 1
+        else:
+            self.queue.append(Queued(batch, epoch, manager))
 
     def _resync(self, given: Claim[Resync] | None) -> None:
         """A KV manager wants to know what there is, once what it has sent has been run."""
@@ -174,11 +171,11 @@ class Loop:
             self._gap, self._heard_s = False, now_s()
             self.queue.append(Queued(given.body, given.epoch, given.peer))
 
-    def _take_batch(self, batch: Batch, epoch: int, manager: bytes) -> None:
-        if self._gap:
-            self.counters["stale"] += 1
-        else:
-            self.queue.append(Queued(batch, epoch, manager))
+    def _activate(self, given: Claim[Activate] | None) -> None:
+        """A scheduler takes over (or repeats itself): results go to it from now on."""
+        if given is not None:
+            log.info("activated", epoch=given.epoch, step=self.core.step)
+            self.router.send(given.peer, Inventory(self.core.step, []), given.epoch)
 
     def _do(self, item: Queued) -> None:
         if isinstance(item.body, Resync):  # all that was sent before it has been run
@@ -186,7 +183,7 @@ class Loop:
             return
         self.child.beat(max(item.body.bound_s, IDLE_BOUND_S))
         result = self.core.execute(item.body)
-        self.router.send(self.scheduler.peer, result, item.epoch)
+        self.router.send(self.fence.peer, result, item.epoch)
         for id, cause in zip(result.failed, result.causes, strict=True):
             log.warning("request failed", id=id, step=result.step, cause=cause)
         self._gauge(result.run_s)
@@ -202,7 +199,7 @@ class Loop:
         self._gauge_messages()
 
     def _gauge_messages(self) -> None:
-        counters = self.counters + self.scheduler.counters + self.manager.counters
+        counters = self.counters + self.fence.counters + self.manager.counters
         for kind in ("stale", "stranger", "unexpected"):
             name = f'accelgen:worker_{kind}_messages_total{{replica="{self.child.index}"}}'
             self.child.gauges[name] = counters[kind]

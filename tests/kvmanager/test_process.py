@@ -95,7 +95,7 @@ class Surroundings:
         member = Member(
             Role.WORKER, 0, 1, self.worker.endpoint, 2, 1, "ready", 1, 1.0, 0.0, 1, facts, {}
         )
-        self.tell([member, *(make_scheduler(epoch) for epoch in (1, 2, 3))])
+        self.tell([member, make_scheduler(1), make_scheduler(2), make_scheduler(3)])
 
     def tell(self, members: list[Member]) -> None:
         self.supervisor.send(self.peer, Directory(members, False, False))
@@ -308,6 +308,8 @@ def test_who_is_not_listed_is_not_obeyed_until_it_is(around: Surroundings) -> No
     scheduler.send(make_plan(0), 1)
     around.hear(Heartbeat, around.gauge("kv_messages_stale_total"))
     assert stranger.recv() is None
+    while (message := around.worker.recv()) is not None:
+        assert isinstance(message[2], Pulse)
 
 
 def test_before_an_activation_nothing_is_obeyed(around: Surroundings) -> None:

@@ -20,6 +20,7 @@ from accelgen.proto.messages import (
     Directory,
     Failure,
     Heartbeat,
+    Held,
     Hello,
     Inventory,
     Member,
@@ -94,8 +95,7 @@ def launch(tmp_path: Path) -> Iterator[Callable[[Config], Launched]]:
 def answer(dealer: Dealer) -> Any:
     end_s = now_s() + DEADLINE_S
     while now_s() < end_s:
-        dealer.socket.poll(50)
-        message = dealer.recv()
+        message = dealer.recv() if dealer.socket.poll(50) else None
         if message is not None and not isinstance(message[1], Pulse):
             return message
     raise AssertionError("no answer")
@@ -109,6 +109,17 @@ def gauge(body: Any, kind: str) -> float | None:
 
 def make_member(role: Role, incarnation: int) -> Member:
     return Member(role, 0, 1, "", incarnation, 1, "ready", 1, 1.0, 0.0, 1, None, {})
+
+
+def answer_of(dealer: Dealer, kind: type[Any]) -> Any:
+    body = answer(dealer)[1]
+    assert isinstance(body, kind), body
+    return body
+
+
+def cut(step: int, tokens: int) -> Batch:
+    """Of request 9 only so many tokens keep their KV."""
+    return Batch(step, *[[]] * 10, 0.01, 1.0, [9], [tokens])  # type: ignore[arg-type]
 
 
 def decode(step: int, start: int, new: list[Prompt], first: bool) -> Batch:
@@ -133,7 +144,7 @@ def test_a_life(tiny: Any, launch: Any) -> None:
 
     endpoint = endpoint_of(worker.run_dir, Role.WORKER)
     old, new, manager = (
-        Dealer(endpoint, name, i) for i, name in enumerate(("old", "new", "manager"), 1)
+        Dealer(endpoint, name, i) for i, name in enumerate(("old", "new", "kvmanager-0:3"), 1)
     )
     stranger = Dealer(endpoint, "kvmanager-0:9", 9)
     for word in (Activate(), Resync()):
@@ -141,12 +152,12 @@ def test_a_life(tiny: Any, launch: Any) -> None:
     old.send(Activate(), epoch=4)  # before anybody has said who it is
     manager.send(Resync(), epoch=4)
     worker.until(lambda body: gauge(body, "stranger") == 4)
-    listed = [make_member(Role.SCHEDULER, 1), make_member(Role.SCHEDULER, 2)]
-    listed.append(make_member(Role.KVMANAGER, 3))
+    listed = [make_member(Role.SCHEDULER, one) for one in (1, 2)]
+    listed += [make_member(Role.KVMANAGER, one) for one in (3, 4)]
     worker.supervisor.send(worker.peer, Directory(listed, True, False))
     assert answer(old)[1] == Inventory(-1, [])
-    assert answer(manager)[1] == Inventory(-1, [])
     prompt = Prompt(9, [1, 2, 3, 4, 5], Sampling(temperature=0.0))
+    assert answer(manager)[1] == Inventory(-1, [])
     manager.send(decode(0, 0, [prompt], True), epoch=4)
     for step in range(1, 3):  # queued ahead: run in order
         manager.send(decode(step, 4 + step, [], False), epoch=4)
@@ -164,20 +175,32 @@ def test_a_life(tiny: Any, launch: Any) -> None:
     stranger.close()
 
     new.send(Activate(), epoch=6)
-    assert answer(new)[1].step == 3
-    manager.send(decode(4, 8, [], False), epoch=4)  # passed on before the KV manager knew
+    assert answer(new)[1] == Inventory(3, [])
+    manager.send(decode(4, 8, [], False), epoch=4)
     header, result = answer(new)
     assert (header.epoch, result.step) == (4, 4)
-    manager.send(Resync(), epoch=6)
-    header, inventory = answer(manager)
-    assert header.epoch == 6 and inventory.step == 4
-    assert [(held.id, held.computed, held.blocks) for held in inventory.held] == [(9, 9, [3])]
+
+    successor = Dealer(endpoint, "kvmanager-0:4", 4)  # of another incarnation
+    manager.send(decode(5, 9, [], False), epoch=4)
+    assert answer(new)[1].step == 5
+    successor.send(Resync(), epoch=6)
+    header, inventory = answer(successor)
+    assert header.epoch == 6 and inventory == Inventory(5, [Held(9, 10, [3])])
+    manager.send(decode(6, 10, [], False), epoch=6)  # no longer its KV manager
+    worker.until(lambda body: gauge(body, "stale") == 4)
+
+    successor.codec.pack(b"", Resync(), 6)  # lost
+    successor.send(decode(7, 10, [], False), epoch=6)
+    assert "were lost" in answer_of(new, Resync).cause
+    successor.send(Resync(), epoch=7)
+    assert answer_of(successor, Inventory).step == 5  # what came after the gap has not been run
+    successor.send(cut(6, 4), epoch=7)
+    assert answer_of(new, StepResult).step == 6
+    successor.send(Resync(), epoch=7)
+    assert answer_of(successor, Inventory).held == [Held(9, 4, [3])]
     old.send(Activate(), epoch=5)  # too late
-    manager.send(decode(5, 9, [], False), epoch=6)
-    header, body = answer(new)
-    assert (header.epoch, body.step) == (6, 5)
-    while (message := old.recv()) is not None:
-        assert isinstance(message[1], Pulse)
+    worker.until(lambda body: gauge(body, "stale") == 6)
+    assert old.recv() is None
 
     worker.supervisor.send(worker.peer, Stop(1.0))
     begin_s = now_s()

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from accelgen.proto.fence import MAX_PENDING, Claim, Fence
+from accelgen.proto.epochs import MAX_PENDING, Claim, Fence
 from accelgen.proto.frame import Header
 from accelgen.proto.messages import Activate, Directory, Member, Resync, Role
 
