@@ -16,7 +16,7 @@ from accelgen.frontend.events import Admission, Demand, Ended, Event, Refused, T
 from accelgen.frontend.journal import Journal
 from accelgen.frontend.metrics import Metrics
 from accelgen.proto.clocks import now_s
-from accelgen.proto.epochs import Activation, Fence
+from accelgen.proto.epochs import Claim, Fence
 from accelgen.proto.frame import Header
 from accelgen.proto.messages import (
     Abort,
@@ -28,6 +28,7 @@ from accelgen.proto.messages import (
     Reason,
     Replayed,
     Resync,
+    Role,
 )
 from accelgen.proto.pulse import SILENCE_S, Metronome
 from accelgen.proto.sockets import Router
@@ -82,7 +83,7 @@ class Link:
     ) -> None:
         self.router, self.journal, self.metrics = router, journal, metrics
         self._queue_limits_s = queue_limits_s  # by class
-        self.fence = Fence()
+        self.fence = Fence[Activate](Role.SCHEDULER)
         self.active = False
         self.draining = False
         self._deaf = False  # something was lost: nothing counts before the next epoch
@@ -222,7 +223,7 @@ class Link:
         if turn.aborts:
             self._send(Abort(turn.aborts))
 
-    def _activate(self, given: Activation | None) -> None:
+    def _activate(self, given: Claim[Activate] | None) -> None:
         if given is None:
             return
         self.active, self.credits = True, given.body.credits

@@ -170,6 +170,7 @@ def test_several_share_a_socket(make_stage: Callable[..., Any], fakes: Any, wait
 def test_dies_with_a_clear_line(make_stage: Callable[..., Any], fakes: Any, tmp_path: Any) -> None:
     keys = tmp_path / "keys"
     keys.write_text("short\n")
+    keys.chmod(0o600)
     for settings, expected in [
         ({"model": str(tmp_path / "none")}, "neither a folder nor a hub name"),
         ({"model": str(tmp_path)}, "no tokenizer.json"),
@@ -215,6 +216,7 @@ def test_nothing_of_a_client_is_logged(make_stage: Callable[..., Any], tmp_path:
     """Prompts, answers, keys and headers stay out of logs and metrics, whether requests succeed or not."""
     key = "canary-key-0123456789"
     (tmp_path / "keys").write_text(key)
+    (tmp_path / "keys").chmod(0o600)
     stage = make_stage(api_key_file=str(tmp_path / "keys"), log_level="debug")
     stage.says("CANARY-answer")
     headers = {"authorization": f"Bearer {key}", "x-other": "CANARY-header"}
