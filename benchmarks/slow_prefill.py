@@ -70,7 +70,16 @@ def measure(folder: Path, shape: str, prompt: int) -> dict[str, object]:
     make = [sys.executable, "-P", "-m", "accelgen.scripts.make_random_model", model]
     subprocess.run([*make, "--shape", shape], check=True, stdout=subprocess.DEVNULL)
     environment = {**os.environ, "XDG_RUNTIME_DIR": str(folder)}
-    options = ["--dtype", "float32", "--max-num-batched-tokens", "65536", "--max-step-s", "300"]
+    options = [
+        "--policy",
+        "vllm",
+        "--dtype",
+        "float32",
+        "--max-num-batched-tokens",
+        "65536",
+        "--max-step-s",
+        "300",
+    ]
     up = [*CLI, "up", "--port", "0", "--detach", "--run-dir", run_dir, "--model", model, *options]
     subprocess.run(up, check=True, env=environment, stdout=subprocess.DEVNULL)
     try:
