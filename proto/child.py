@@ -34,6 +34,7 @@ from accelgen.proto.messages import (
     Prepare,
     Role,
     Stop,
+    Swapped,
     Yield,
 )
 from accelgen.proto.sockets import LINGER_MS, Dealer
@@ -74,9 +75,9 @@ class Child:
         self.directory: Directory | None = None
         self.stopping = False
         self.stop_timeout_s = 0.0
-        self.orders: deque[Prepare | Assume | Yield] = (
-            deque()
-        )  # of a scheduler, to be obeyed in turn
+        # of a scheduler, to be obeyed in turn
+        self.orders: deque[Prepare | Assume | Yield] = deque()
+        self.swapped: list[Swapped] = []  # answers to what a frontend has asked for
         self.gauges: dict[str, float] = {}
         self._phase = "starting"
         self._progress = 0
@@ -153,6 +154,8 @@ class Child:
                 self.stopping, self.stop_timeout_s = True, timeout_s
             case Prepare() | Assume() | Yield():
                 self.orders.append(body)
+            case Swapped():
+                self.swapped.append(body)
             case _:
                 structlog.get_logger().warning("unexpected message", kind=type(body).__name__)
 

@@ -69,7 +69,9 @@ class SupervisorCore:
     _seat_of: dict[bytes, Seat] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.office = Office(self.occupants, self.facts, self.assignment, self.restarts)
+        self.office = Office(
+            self.occupants, self.facts, self.assignment, self.restarts, self.started_s
+        )
 
     # --- inputs ------------------------------------------------------------------------------------------------
 
@@ -196,7 +198,8 @@ class SupervisorCore:
         )
         seated = sorted(self.occupants.values(), key=lambda o: (-o.seat.role, o.seat.index))
         members = [own, *(occupant.member(now_s) for occupant in seated)]
-        return Directory(members, self.ready, self.draining, self.facts)
+        facts = {**self.facts, "policy_s": max(0.0, now_s - self.office.since_s)}
+        return Directory(members, self.ready, self.draining, facts)
 
     # --- messages ----------------------------------------------------------------------------------------------
 
@@ -290,7 +293,7 @@ class SupervisorCore:
 
     def _asked_to_swap(self, client: bytes, swap: Swap, now_s: float) -> list[Action]:
         if not self.ready and not self.office.busy:
-            return [Send(client, Swapped(False, f"the server is {self.phase}"))]
+            return [Send(client, Swapped(False, f"the server is {self.phase}", swap.ticket))]
         return self.office.ask(client, swap, now_s)
 
     def _asked_to_stop(self, why: str, now_s: float, timeout_s: float) -> list[Action]:

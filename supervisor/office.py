@@ -53,6 +53,7 @@ class Office:
     facts: dict[str, Any]
     assignment: Assignment
     restarts: Restarts
+    since_s: float  # when the assignment was made
     holder: Seat | None = None
     vacated: Seat | None = None
     term: int = 0  # the last one that was given out
@@ -139,7 +140,7 @@ class Office:
         if self.before is not None and now_s < self._probation_s:
             log.warning("rolled back", policy=self.assignment.policy, why=why)
             self.facts["rolled_back"] = f"{self.assignment.policy}: {why}"
-            self._assign(self.before)
+            self._assign(self.before, now_s)
             self.before = None
 
     # --- filling -----------------------------------------------------------------------------------------------
@@ -191,11 +192,18 @@ class Office:
     def ask(self, client: bytes, swap: Swap, now_s: float) -> list[Action]:
         """Takes a swap on, to be carried out by `proceed`; refuses a second one."""
         if self.exchange is not None:
-            return [Send(client, Swapped(False, "another swap is under way"))]
+            return [Send(client, Swapped(False, "another swap is under way", swap.ticket))]
         assert self.holder is not None
-        aim, other = Assignment(swap.policy, swap.params), SEATS[1 - self.holder.index]
-        until_s = now_s + PREPARE_S
-        self.exchange = Exchange(client, aim, swap.dry_run, self.holder, other, until_s)
+        self.exchange = Exchange(
+            client,
+            swap.ticket,
+            Assignment(swap.policy, swap.params),
+            swap.dry_run,
+            old=self.holder,
+            new=SEATS[1 - self.holder.index],
+            until_s=now_s + PREPARE_S,
+        )
+        self._announce()
         return []
 
     def keep(self, seat: Seat, snapshot: bytes) -> None:
@@ -214,6 +222,7 @@ class Office:
         if swap.done is not None:
             self.exchange = None
             actions += self._conclude(swap, now_s)
+        self._announce()
         return actions + self._see_off(now_s)
 
     def _cut_short(self, swap: Exchange) -> None:
@@ -238,12 +247,13 @@ class Office:
 
     def _conclude(self, swap: Exchange, now_s: float) -> list[Action]:
         old, new = self.occupants[swap.old], self.occupants.get(swap.new)
-        actions: list[Action] = [Send(swap.client, Swapped(bool(swap.done), swap.line))]
+        answer = Swapped(bool(swap.done), swap.line[:2000], swap.ticket)
+        actions: list[Action] = [Send(swap.client, answer)]
         self._changed = True
         if swap.done and not swap.dry_run:
             self.holder = swap.new
             self.before, self._probation_s = self.assignment, now_s + PROBATION_S
-            self._assign(swap.aim)
+            self._assign(swap.aim, now_s)
             self._spare_due_s = 0.0
             self.facts.pop("no_spare", None)
             return actions if stands_aside(old) else actions + self._dismiss(old, now_s)
@@ -253,9 +263,18 @@ class Office:
             actions += self._appoint(old, swap.snapshot)
         return actions
 
-    def _assign(self, assignment: Assignment) -> None:
-        self.assignment, self._changed = assignment, True
-        self.facts["policy"] = assignment.policy
+    def _assign(self, assignment: Assignment, now_s: float) -> None:
+        self.assignment, self.since_s, self._changed = assignment, now_s, True
+        self.facts["policy"], self.facts["policy_params"] = assignment.policy, assignment.params
+
+    def _announce(self) -> None:
+        """Which swap is under way, for the Directory."""
+        swap = self.exchange
+        facts = swap and {
+            "policy": swap.aim.policy, "dry_run": swap.dry_run, "stage": swap.stage.value
+        }  # fmt: skip
+        if facts != self.facts.get("swap"):
+            self.facts["swap"], self._changed = facts, True
 
     def _dismiss(self, one: Occupant, now_s: float) -> list[Action]:
         """A scheduler that is not needed any more: it leaves, or is made to."""

@@ -40,6 +40,7 @@ class Exchange:
     `asked`: it has been told to prepare. `snapshot`: what the old one has handed over."""
 
     client: bytes
+    ticket: int
     aim: Assignment
     dry_run: bool
     old: Seat
