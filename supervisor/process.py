@@ -117,8 +117,8 @@ class Supervisor:
             match action:
                 case Send(peer, body, epoch):
                     self._router.send(peer, body, epoch)
-                case Spawn(seat, epoch, arguments):
-                    self._spawn(seat, epoch, arguments)
+                case Spawn(seat, epoch):
+                    self._spawn(seat, epoch)
                 case Signal(seat, signum):
                     log.info("kill", child=seat.name, signal=signal.Signals(signum).name)
                     self._children.send_signal(seat, signum)
@@ -128,8 +128,8 @@ class Supervisor:
                     log.info("end", status=status, line=line)
                     self._finish = action
 
-    def _spawn(self, seat: Seat, epoch: int, arguments: tuple[str, ...]) -> None:
-        child = self._children.spawn(seat, epoch, arguments)
+    def _spawn(self, seat: Seat, epoch: int) -> None:
+        child = self._children.spawn(seat, epoch)
         self._by_pidfd[child.pidfd] = child
         self._poller.register(child.pidfd, zmq.POLLIN)
         log.info("start", child=seat.name, pid=child.process.pid, epoch=epoch)
