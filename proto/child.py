@@ -21,12 +21,14 @@ import zmq
 
 from accelgen.proto.clocks import now_s
 from accelgen.proto.config import Config, load_config
+from accelgen.proto.dumps import FOLDER, Dumps
 from accelgen.proto.ids import new_incarnation
 from accelgen.proto.logs import configure_logs
 from accelgen.proto.messages import (
     Assume,
     Body,
     Directory,
+    Dump,
     Facts,
     Failure,
     Heartbeat,
@@ -35,8 +37,8 @@ from accelgen.proto.messages import (
     Stop,
     Yield,
 )
+from accelgen.proto.recorder import fact, start_recorder
 from accelgen.proto.sockets import LINGER_MS, Dealer
-from accelgen.proto.trace import start_trace
 
 HEARTBEAT_S = 0.5
 _PR_SET_PDEATHSIG = 1
@@ -66,9 +68,9 @@ class Child:
         self.config: Config = load_config(run_dir / "config.json")
         self.name = f"{role.name.lower()}-{index}"
         configure_logs(self.name, self.config.log_level)
-        if self.config.trace_dir:
-            start_trace(Path(self.config.trace_dir), self.name)
+        start_recorder(self.config.recorder_events, self.config.recorder_bytes)
         self.incarnation = new_incarnation()
+        self.dumps = Dumps(run_dir / FOLDER, self.name, self.incarnation)
         self.endpoint = endpoint_of(run_dir, role, index)
         self.directory: Directory | None = None
         self.stopping = False
@@ -107,6 +109,7 @@ class Child:
         if given.parent:
             die_with_parent(given.parent)
         child = cls(role, given.run_dir, given.index, given.epoch)
+        sys.excepthook = child.dumps.on_exception
         child.standby = given.standby
         if given.policy:
             child.config = msgspec.structs.replace(
@@ -120,6 +123,7 @@ class Child:
         self._phase = name
         self._bound_s = bound_s or (5.0 if name == "ready" else 60.0)
         structlog.get_logger().info("phase", phase=name)
+        fact("phase", phase=name)
         if facts is not None or name == "ready":
             self._hello(facts)
         self._send_heartbeat(now_s())
@@ -140,11 +144,14 @@ class Child:
             self._send_heartbeat(now)
         while (message := self.link.recv()) is not None:
             self._obey(message[1])
+        for answer in self.dumps.answers():
+            self.link.send(answer)
 
     def fail(self, line: str) -> NoReturn:
         """Says the one clear last line of a fatal fault and ends the process with status 1."""
         structlog.get_logger().error("fatal", line=line)
         self.link.send(Failure(line[:2000]))
+        self.dumps.write_last()
         zmq.Context.instance().destroy(linger=LINGER_MS)  # closes every socket: term alone waits
         sys.exit(1)
 
@@ -158,6 +165,8 @@ class Child:
                 self.yielding = True
             case Assume():
                 self.standby = False
+            case Dump(client=client):
+                self.dumps.ask(client)
             case _:
                 structlog.get_logger().warning("unexpected message", kind=type(body).__name__)
 

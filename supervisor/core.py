@@ -15,6 +15,8 @@ from accelgen.proto.frame import Header
 from accelgen.proto.messages import (
     Body,
     Directory,
+    Dump,
+    Dumped,
     Failure,
     Heartbeat,
     Hello,
@@ -26,7 +28,7 @@ from accelgen.proto.messages import (
     Swapped,
 )
 from accelgen.supervisor import shutdown
-from accelgen.supervisor.actions import Action, Drain, Finish, Send, Signal, Spawn
+from accelgen.supervisor.actions import Action, Drain, Finish, Record, Send, Signal, Spawn
 from accelgen.supervisor.members import Occupant, Seat
 from accelgen.supervisor.office import Office
 from accelgen.supervisor.restarts import Restarts, dependents
@@ -94,6 +96,11 @@ class SupervisorCore:
         match body:
             case Query():
                 return [Send(peer, self.directory(now_s))]
+            case Dump():
+                reached = [o.peer for o in self._living() if o.peer is not None]
+                return [Record(peer), *(Send(to, Dump(peer), self._epoch) for to in reached)]
+            case Dumped(client=client):
+                return [Send(client, body)]
             case Swap():
                 return self._asked_to_swap(peer, body, now_s)
             case Stop(timeout_s=timeout_s, why=why):
