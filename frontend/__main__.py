@@ -83,6 +83,7 @@ async def _tend(service: Service, serving: asyncio.Task[None]) -> None:
         child.gauges = service.samples()
         child.beat()
         link.drain()
+        link.tend()
         if link.active and not announced:
             child.phase("ready", 5.0)
             announced = True

@@ -18,7 +18,17 @@ from accelgen.frontend.journal import Journal
 from accelgen.frontend.metrics import Metrics
 from accelgen.proto.clocks import now_s
 from accelgen.proto.frame import Header
-from accelgen.proto.messages import Abort, Activate, Body, End, Reason, Replayed
+from accelgen.proto.messages import (
+    Abort,
+    Activate,
+    Body,
+    End,
+    Pulse,
+    Reason,
+    Replayed,
+    Resync,
+)
+from accelgen.proto.pulse import SILENCE_S, Metronome
 from accelgen.proto.sockets import Router
 
 ACTIVATION_WAIT_S = 1.0  # how long a request waits for a scheduler before it is told to come back
@@ -74,6 +84,9 @@ class Link:
         self._queue_limits_s = queue_limits_s  # by class
         self.counters: Counter[str] = Counter()
         self.draining = False
+        self._deaf = False  # something was lost: nothing counts before the next epoch
+        self._heard_s = 0.0
+        self._metronome = Metronome()
         self.credits = 0
         self.epoch = 0
         self._peer: bytes | None = None
@@ -143,7 +156,29 @@ class Link:
     def drain(self) -> None:
         """Reads and handles all messages that have arrived."""
         while (message := self.router.recv()) is not None:
+            self._look_for_gap()
             self._take(*message)
+        self._look_for_gap()
+
+    def tend(self) -> None:
+        """Call at least twice a second: the pulse of the link."""
+        now = now_s()
+        if not (self.active and self._metronome.due(now)):
+            return
+        self._send(Pulse())
+        if now > self._heard_s + SILENCE_S:
+            self._ask_to_resync(f"scheduler was silent for {now - self._heard_s:.1f} s")
+
+    def _look_for_gap(self) -> None:
+        if self._peer is not None and self.router.codec.lost(self._peer):
+            self._ask_to_resync("words of the scheduler were lost")
+
+    def _ask_to_resync(self, cause: str) -> None:
+        """No token may be skipped: what comes now is not taken, and the scheduler takes over again."""
+        if not self._deaf:
+            log.error("the link to the scheduler is broken", cause=cause, epoch=self.epoch)
+            self._deaf = True
+            self._send(Resync(cause))
 
     async def _wait_for_scheduler(self, demand: Demand) -> None:
         """While another scheduler is on its way a request waits as long as in the queue of its class; a server that
@@ -179,6 +214,9 @@ class Link:
         if peer != self._peer or header.epoch < self.epoch:
             self.counters["stale"] += 1
             return
+        self._heard_s = now_s()
+        if self._deaf or isinstance(body, Pulse):
+            return
         turn = self.journal.take(body, now_s())
         for event in turn.events:
             self._deliver(event)
@@ -192,6 +230,7 @@ class Link:
             return
         renewed = header.epoch > self.epoch
         self.epoch, self._peer, self.credits = header.epoch, peer, body.credits
+        self._deaf, self._heard_s = False, now_s()
         self._activated.set()
         log.info("scheduler activated", epoch=self.epoch, credits=self.credits)
         submits = self.journal.replay(now_s()) if renewed else []  # a new scheduler knows nothing

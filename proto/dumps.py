@@ -2,7 +2,7 @@
 
     {"accelgen recorder": 1, "process": .., "pid": .., "incarnation": .., "wall_s": .., "monotonic_s": .., ...}
     [moment_s, "send" | "recv", peer, [version, tag, epoch, incarnation, seq], [fields of the body ...]]
-    [moment_s, "fact", name, {values}]
+    [moment_s, "fact", name, {values}]       "standing" for one from before the ring begins, which is still true
     [moment_s, "end", number of records between the first and this one]
 
 `wall_s` and `monotonic_s` are the same moment on both clocks; `messages` names the tags. What people have written is
@@ -30,7 +30,7 @@ from msgspec.structs import replace
 from accelgen.proto.clocks import now_s
 from accelgen.proto.frame import PROTOCOL_VERSION, Header
 from accelgen.proto.messages import MESSAGES, Dumped
-from accelgen.proto.recorder import FACT, Event, Ring, current_ring
+from accelgen.proto.recorder import FACT, STANDING, Event, Ring, current_ring
 from accelgen.proto.scrub import scrubbed
 
 FOLDER = "recorder"  # in the run directory
@@ -93,11 +93,9 @@ class Dumps:
     def _snapshot(self) -> tuple[dict[str, Any], list[Event]]:
         """Head and events of a dump as of now. Both are empty if nothing is recorded."""
         ring = current_ring()
-        return (
-            ({}, [])
-            if ring is None
-            else (head_of(self._process, self._incarnation, ring), ring.snapshot())
-        )
+        if ring is None:
+            return {}, []
+        return head_of(self._process, self._incarnation, ring), events_of(ring)
 
     def _write(self, head: dict[str, Any], events: list[Event], pause_s: float) -> None:
         path = self._folder / f"{self._process}-{os.getpid()}.msgpack"
@@ -150,11 +148,17 @@ def head_of(process: str, incarnation: int, ring: Ring) -> dict[str, Any]:
     }
 
 
+def events_of(ring: Ring) -> list[Event]:
+    """All that is to be written, standing facts first."""
+    standing, events = ring.snapshot()
+    return [(moment_s, STANDING, *rest) for moment_s, _, *rest in standing] + events
+
+
 def _record(event: Event) -> bytes:
     moment_s, direction, name, header, body = event
     text = name.decode("utf-8", "backslashreplace")
-    if direction == FACT:
-        return _encode((moment_s, FACT, text, Raw(body)))
+    if direction in (FACT, STANDING):
+        return _encode((moment_s, direction, text, Raw(body)))
     tag = _header.decode(header).tag
     return _encode((moment_s, direction, text, Raw(header), Raw(scrubbed(tag, body))))
 

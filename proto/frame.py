@@ -70,17 +70,17 @@ class Codec:
     """Both directions of one socket: numbers what is sent, judges what is received.
 
     `counters` has: sent, received, unsent, malformed, duplicate, gap (a first message that is not number 0 is one,
-    too). `on_malformed(cause, length, hash)` is called for logging; the content is
-    never passed on. `skipped`: whether messages are missing between the one unpacked last and its forerunner.
+    too). `on_malformed(cause, length, hash)` is called for logging; the content is never passed on. `lost` tells of
+    which link messages are missing.
     """
 
     def __init__(self, incarnation: int, on_malformed: LogMalformed = _ignore) -> None:
         self.incarnation = incarnation
         self.counters: Counter[str] = Counter()
-        self.skipped = False
         self._on_malformed = on_malformed
         self._next_out: dict[bytes, int] = {}
         self._next_in: dict[tuple[bytes, int], int] = {}
+        self._lossy: dict[bytes, None] = {}  # peers, the longest known first
 
     def pack(self, peer: bytes, body: Body, epoch: int) -> list[bytes]:
         """Frames of `body` for `peer`, with the next sequence number of that link."""
@@ -98,6 +98,7 @@ class Codec:
             self.counters["malformed"] += 1
             digest = blake2b(b"".join(frames), digest_size=8).hexdigest()
             self._on_malformed(str(cause), sum(map(len, frames)), digest)
+            self._note_loss(peer)
             return None
         link = (peer, header.incarnation)
         expected = self._next_in.pop(link, 0)  # put back below, behind all others
@@ -107,11 +108,22 @@ class Codec:
         if header.seq < expected:
             self.counters["duplicate"] += 1
             return None
-        self.skipped = header.seq > expected
-        if self.skipped:
+        if header.seq > expected:
             self.counters["gap"] += 1
+            self._note_loss(peer)
         self.counters["received"] += 1
         return header, body
+
+    def lost(self, peer: bytes) -> bool:
+        """Whether something from `peer` was missing or unreadable since this was asked last."""
+        if not self._lossy:
+            return False
+        return self._lossy.pop(peer, True) is None
+
+    def _note_loss(self, peer: bytes) -> None:
+        self._lossy[peer] = None
+        if len(self._lossy) > MAX_PEERS:
+            del self._lossy[next(iter(self._lossy))]
 
     def take_back(self, peer: bytes) -> None:
         """The message packed last for `peer` was not sent: its number is free again."""

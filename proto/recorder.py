@@ -17,7 +17,7 @@ from msgspec.msgpack import Encoder
 from accelgen.proto.clocks import now_s
 from accelgen.proto.messages import Body
 
-SEND, RECV, FACT = "send", "recv", "fact"
+SEND, RECV, FACT, STANDING = "send", "recv", "fact", "standing"
 EVENT_BYTES = 230
 """What an event takes in memory besides its body, measured: a tuple of five (80), a float (24), the header (about 60),
 the `bytes` object of the body (33), the allocator's rounding, the place in the ring."""
@@ -50,11 +50,11 @@ class Ring:
         while self.bytes > self.most_bytes or len(self._events) > self.most_events:
             self.bytes -= EVENT_BYTES + len(self._events.popleft()[4])
 
-    def snapshot(self) -> list[Event]:
-        """What is held now, in order; first those standing facts that the ring itself no longer has."""
+    def snapshot(self) -> tuple[list[Event], list[Event]]:
+        """What is held now: the standing facts that the ring itself no longer has, and the ring, both in order."""
         events = list(self._events)
         begins_s = events[0][0] if events else float("inf")
-        return [fact for fact in self._standing.values() if fact[0] < begins_s] + events
+        return [fact for fact in self._standing.values() if fact[0] < begins_s], events
 
 
 _ring: Ring | None = None

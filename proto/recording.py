@@ -14,7 +14,7 @@ from msgpack.exceptions import UnpackException
 from accelgen.proto.dumps import END, KIND, VERSION
 from accelgen.proto.frame import PROTOCOL_VERSION, Header
 from accelgen.proto.messages import MESSAGES, Body
-from accelgen.proto.recorder import FACT, RECV, SEND
+from accelgen.proto.recorder import FACT, RECV, SEND, STANDING
 
 _KINDS = {kind.__name__: kind for kind in MESSAGES}
 _HEAD = {"process": str, "pid": int, "incarnation": int, "wall_s": float, "monotonic_s": float}
@@ -47,11 +47,12 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Fact:
-    """What a process has noted."""
+    """What a process has noted. `standing`: before the recording begins, and still true there."""
 
     moment_s: float
     name: str
     values: dict[str, Any]
+    standing: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,9 +70,9 @@ class Recording:
 
     @property
     def begins_s(self) -> float:
-        """The moment from which on everything is there. Standing facts may be older."""
-        begin = next((e.moment_s for e in self.events if isinstance(e, Message)), None)
-        return self.monotonic_s if begin is None else begin
+        """The moment from which on everything is there."""
+        inside = (e for e in self.events if isinstance(e, Message) or not e.standing)
+        return next((e.moment_s for e in inside), self.monotonic_s)
 
 
 def read_recording(path: Path, whole: bool = True) -> Recording:
@@ -126,8 +127,8 @@ def _events(records: Unpacker, names: list[str]) -> tuple[list[Message | Fact], 
                     kind = names[found.tag]
                     if kind in _KINDS:  # of a later version there may be more
                         events.append(Message(moment_s, direction, peer, found, kind, fields))
-                case [float(moment_s), "fact", str(name), dict(values)]:
-                    events.append(Fact(moment_s, name, values))
+                case [float(moment_s), "fact" | "standing" as kind, str(name), dict(values)]:
+                    events.append(Fact(moment_s, name, values, kind == STANDING))
                 case [float(), "end", int(count)]:
                     return events, "" if count == seen else "some of its records are missing"
                 case _:
@@ -137,4 +138,4 @@ def _events(records: Unpacker, names: list[str]) -> tuple[list[Message | Fact], 
     return events, f"cut off after {seen} records"
 
 
-assert (FACT, END) == ("fact", "end")  # as matched above
+assert (FACT, STANDING, END) == ("fact", "standing", "end")  # as matched above

@@ -38,6 +38,16 @@ BOUND_FACTOR, BOUND_FLOOR_S = (
 )  # a step may keep the worker silent this long (DESIGN section 6)
 
 
+REPORT_S, RESULT_S = (
+    5.0,
+    6.0,
+)  # a KvReport, a StepResult that takes longer is lost, or the step's own bound
+
+
+class ResultOutOfTurn(RuntimeError):
+    """A StepResult is missing: no request may go on on a table with a gap."""
+
+
 class BadDecision(RuntimeError):
     """A policy answered with something that cannot be executed; the text says what."""
 
@@ -58,6 +68,7 @@ class Flight:
     planned_s: float
     begun_s: float  # (predicted) start of the forward pass
     predicted_s: float
+    bound_s: float
     reported: bool = False
     dropped: set[int] = field(default_factory=set)  # request ids
 
@@ -96,6 +107,7 @@ class Replica:
         self.starved_since_s: float | None = (
             None  # requests wait, and the policy has chosen none of them
         )
+        self.patience = 1.0  # how many times its bound an iteration may take
         self._stalled_s: float | None = None  # nothing could be planned; cleared by news
         self._release: list[int] = []
         self._spoiled: list[int] = []
@@ -175,7 +187,7 @@ class Replica:
         start_s = self.flights[-1].begun_s + self.flights[-1].predicted_s if self.flights else now_s
         start_s = max(start_s, now_s)
         decision, self.state = self.policy.plan(self.view(), self.state, start_s)
-        decision = self._clip(self._check(decision))
+        decision = self.admissible(decision)
         self._note_starving(bool(decision.slots), now_s)
         idle_words = forks or (self._release and not self.flights) or decision.preempt
         if not decision.slots and not idle_words:
@@ -192,6 +204,10 @@ class Replica:
     def _has_work(self) -> bool:
         table = self.table
         return bool(len(table.running) or table.waiting or self._release or self._ripe)
+
+    def admissible(self, decision: Decision) -> Decision:
+        """The decision within the limits of the server. Raises BadDecision for one that cannot be executed."""
+        return self._clip(self._check(decision))
 
     def _check(self, decision: Decision) -> Decision:
         slots = np.array(decision.slots, dtype=np.int64)
@@ -247,6 +263,7 @@ class Replica:
         flight = Flight(
             self.step, slots, table.ids[slots].tolist(), counts, sampled, started, work,
             counts[~decode].tolist(), len(decision.preempt), now_s, start_s, predicted_s,
+            bound_s=max(BOUND_FLOOR_S, BOUND_FACTOR * predicted_s * self.cost.upper),
         )  # fmt: skip
         self.flights.append(flight)
         self.step += 1
@@ -267,7 +284,7 @@ class Replica:
             preempt=[int(table.ids[slot]) for slot in decision.preempt],
             copied=[],
             predicted_s=predicted_s,
-            bound_s=max(BOUND_FLOOR_S, BOUND_FACTOR * predicted_s * self.cost.upper),
+            bound_s=flight.bound_s,
             spoiled=spoiled,
         )
 
@@ -347,16 +364,28 @@ class Replica:
             if slot in flight.started:
                 self.enqueue(slot)
 
+    def overdue(self, now_s: float) -> str:
+        """What should have come long ago, in words; "" if nothing."""
+        if not self.flights:
+            return ""
+        flight = self.flights[0]
+        if not flight.reported and now_s > flight.planned_s + REPORT_S:
+            return f"no report of step {flight.step} for {now_s - flight.planned_s:.1f} s"
+        limit_s = self.patience * max(flight.bound_s, RESULT_S)
+        if now_s > max(flight.begun_s, flight.planned_s) + limit_s:
+            return f"no result of step {flight.step} for {now_s - flight.begun_s:.1f} s"
+        return ""
+
     def awaits_report(self, step: int) -> bool:
         """Whether `step` is in flight and its KvReport has not come yet."""
         return any(flight.step == step and not flight.reported for flight in self.flights)
 
     def on_result(self, result: StepResult, now_s: float) -> Iterator[Outcome]:
-        """Takes in a StepResult: yields what it brought, request by request. Raises RuntimeError if it is not the
-        result that is due (a message was lost: no request may run on a table with a gap)."""
+        """Takes in a StepResult: yields what it brought, request by request. Raises ResultOutOfTurn if it is not
+        the result that is due."""
         if not self.flights or self.flights[0].step != result.step:
             due = self.flights[0].step if self.flights else None
-            raise RuntimeError(f"result of step {result.step} came, step {due} was due")
+            raise ResultOutOfTurn(f"result of step {result.step} came, step {due} was due")
         self._stalled_s = None
         flight = self.flights.popleft()
         if self.flights:
