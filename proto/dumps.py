@@ -151,7 +151,8 @@ def head_of(process: str, incarnation: int, ring: Ring) -> dict[str, Any]:
 def events_of(ring: Ring) -> list[Event]:
     """All that is to be written, standing facts first."""
     standing, events = ring.snapshot()
-    return [(moment_s, STANDING, *rest) for moment_s, _, *rest in standing] + events
+    marked: list[Event] = [(e[0], STANDING, e[2], e[3], e[4]) for e in standing]
+    return marked + events
 
 
 def _record(event: Event) -> bytes:

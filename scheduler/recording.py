@@ -125,7 +125,8 @@ class RecordedCore(SchedulerCore):
         self._within(super().on_result, result, index, now_s)
 
     def expire(self, now_s: float) -> None:
-        self._call("expire", -1, now_s)
+        if self._expiry.next_s() <= now_s:
+            self._call("expire", -1, now_s)
         self._within(super().expire, now_s)
 
     def plan_for(self, indices: Sequence[int], now_s: float) -> None:
