@@ -152,7 +152,7 @@ class Answers:
         verdict: Verdict | UnsetType = UNSET,
     ) -> bytes:
         answer = Answer(
-            self._id, self._chunk_object, self._created, self._model, choices,
+            self.id, self._chunk_object, self._created, self._model, choices,
             usage=usage, accelgen=verdict,
         )  # fmt: skip
         return b"data: " + _ENCODER.encode(answer) + b"\n\n"

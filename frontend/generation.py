@@ -64,10 +64,10 @@ class Generation(Response):
         try:
             call, mailbox = await self._link.open(self._job.demand)
         except ApiError as error:
-            self._note("call refused", request, status=error.status, cause=error.code)
+            self._record("call refused", request, status=error.status, cause=error.code)
             await error_response(error)(scope, receive, send)
             return
-        self._note("call opened", request, ids=self._link.journal.ids_of(call))
+        self._record("call opened", request, ids=self._link.journal.ids_of(call))
         watch = asyncio.create_task(_watch(receive, mailbox))
         try:
             if self._job.stream:
@@ -87,7 +87,7 @@ class Generation(Response):
             watch.cancel()
             self._link.close(call)
 
-    def _note(self, name: str, request: str, **values: Any) -> None:
+    def _record(self, name: str, request: str, **values: Any) -> None:
         """For the recorder: what was asked for, in numbers, under the names that the client knows."""
         demand = self._job.demand
         fact(

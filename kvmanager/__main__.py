@@ -12,7 +12,7 @@ import zmq
 from accelgen.kvmanager.core import KvCore
 from accelgen.proto.child import HEARTBEAT_S, Child
 from accelgen.proto.clocks import now_s
-from accelgen.proto.frame import Header
+from accelgen.proto.epochs import Activation, Fence
 from accelgen.proto.messages import (
     Activate,
     Body,
@@ -80,8 +80,7 @@ class KvProcess:
         self.poller.register(child.link.socket, zmq.POLLIN)
         self.worker_endpoint = worker.endpoint
         self.worker: Dealer | None = None  # from the first epoch on
-        self.epoch = 0
-        self.scheduler = b""  # the peer that activated the epoch
+        self.fence = Fence()
         self.state = State.IDLE
         self.metronome = Metronome()
         self.counters: Counter[str] = Counter()
@@ -98,6 +97,7 @@ class KvProcess:
             self._hear_worker()
             self._rest()
             self.child.beat()
+            self._activate(self.fence.learn(self.child.directory))
 
     def close(self) -> None:
         self.router.close()
@@ -112,13 +112,11 @@ class KvProcess:
                 return
             peer, header, body = message
             if isinstance(body, Activate):
-                self._activate(peer, header)
-            elif header.epoch != self.epoch or peer != self.scheduler:
-                self.counters["stale"] += 1
-            elif self.state is State.SERVING:
-                self._obey(body)
-            if peer == self.scheduler:
+                self._activate(self.fence.claim(peer, header, body))
+            elif self.fence.passes(peer, header):
                 self._heard_s = now_s()
+                if self.state is State.SERVING:
+                    self._obey(body)
             if not isinstance(body, Pulse):
                 self._idle_since_s, self._checked = now_s(), False
 
@@ -127,29 +125,27 @@ class KvProcess:
         if self.state is not State.SERVING:
             return
         cause = ""
-        if self.router.codec.lost(self.scheduler):
+        if self.router.codec.lost(self.fence.peer):
             cause = "messages of the scheduler were lost"
         elif (silent_s := now_s() - self._heard_s) > SILENCE_S:
             cause = f"the scheduler was silent for {silent_s:.1f} s"
         if cause:
             self.state = State.GAP
-            log.error(cause, epoch=self.epoch)
-            self.router.send(self.scheduler, Resync(cause), self.epoch)
+            log.error(cause, epoch=self.fence.epoch)
+            self.router.send(self.fence.peer, Resync(cause), self.fence.epoch)
 
-    def _activate(self, peer: bytes, header: Header) -> None:
+    def _activate(self, given: Activation | None) -> None:
         """Asks the worker, over a new connection, what it holds; then the scheduler is answered."""
-        if header.epoch < self.epoch or (header.epoch == self.epoch and peer != self.scheduler):
-            self.counters["stale"] += 1
+        if given is None:
             return
-        self.epoch, self.scheduler = header.epoch, peer
-        log.info("activated", epoch=self.epoch)
+        log.info("activated", epoch=given.epoch)
         if self.worker is not None:
             self.poller.unregister(self.worker.socket)
             self.worker.close()
-        identity = f"{self.child.name}:{self.child.incarnation}:{self.epoch}"
+        identity = f"{self.child.name}:{self.child.incarnation}:{self.fence.epoch}"
         self.worker = Dealer(self.worker_endpoint, identity, self.child.incarnation)
         self.poller.register(self.worker.socket, zmq.POLLIN)
-        self.worker.send(Resync("a scheduler takes over"), self.epoch)
+        self.worker.send(Resync("a scheduler takes over"), self.fence.epoch)
         self.state = State.ASKING
 
     def _hear_worker(self) -> None:
@@ -157,13 +153,13 @@ class KvProcess:
             header, body = message
             if (
                 isinstance(body, Inventory)
-                and header.epoch == self.epoch
+                and header.epoch == self.fence.epoch
                 and self.state is State.ASKING
             ):
                 for fault in self.core.on_inventory(body):
                     log.error("the worker's inventory does not add up", fault=fault)
                 self.state = State.SERVING
-                self.router.send(self.scheduler, self.core.on_activate(), self.epoch)
+                self.router.send(self.fence.peer, self.core.on_activate(), self.fence.epoch)
             else:
                 self.counters["unexpected"] += 1
 
@@ -172,15 +168,15 @@ class KvProcess:
         match body:
             case Plan():
                 batch, report = self.core.on_plan(body)
-                if not self.worker.send(batch, self.epoch):
+                if not self.worker.send(batch, self.fence.epoch):
                     self.child.fail(
                         f"{self.child.name}: worker at {self.worker.endpoint} takes no more batches "
                         f"(step {body.step})"
                     )
-                self.router.send(self.scheduler, report, self.epoch)
+                self.router.send(self.fence.peer, report, self.fence.epoch)
                 self.core.settle()
             case Lookup():
-                self.router.send(self.scheduler, self.core.on_lookup(body), self.epoch)
+                self.router.send(self.fence.peer, self.core.on_lookup(body), self.fence.epoch)
             case Pulse():
                 pass
             case _:
@@ -191,8 +187,8 @@ class KvProcess:
         """What is done between messages: the check of the invariants when idle, and the gauges when due."""
         now = now_s()
         if self.worker is not None and self.metronome.due(now):
-            self.router.send(self.scheduler, Pulse(), self.epoch)
-            self.worker.send(Pulse(), self.epoch)
+            self.router.send(self.fence.peer, Pulse(), self.fence.epoch)
+            self.worker.send(Pulse(), self.fence.epoch)
         if not self._checked and now >= self._idle_since_s + IDLE_S:
             self._checked = True
             self._check()
@@ -228,7 +224,8 @@ class KvProcess:
             "kv_messages_malformed_total": wire["malformed"],
             "kv_messages_duplicate_total": wire["duplicate"],
             "kv_messages_gap_total": wire["gap"],
-            "kv_messages_stale_total": self.counters["stale"],
+            "kv_messages_stale_total": self.fence.counters["stale"],
+            "kv_messages_stranger_total": self.fence.counters["stranger"],
             "kv_messages_unexpected_total": self.counters["unexpected"],
         }
         if self.sound is not None:

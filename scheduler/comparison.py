@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from accelgen.proto.messages import Plan
+from accelgen.scheduler.decision import check, clip
 from accelgen.scheduler.policy import (
     Decision,
     Policy,
@@ -141,7 +142,7 @@ class Rerun:
         other, fault = None, ""
         try:
             decision, state = self.other.plan(view, state, start_s)
-            other = Choice.of(asked.replica.admissible(decision), asked.replica)
+            other = Choice.of(_admissible(decision, asked.replica, self.name), asked.replica)
         except (
             Exception
         ) as error:  # it is somebody's policy on trial: whatever it raises is a result
@@ -164,6 +165,13 @@ class Rerun:
             return method(*arguments)
         except Exception as error:
             raise PolicyFailed(f"{self.name}: {method.__name__}: {_line(error)}") from error
+
+
+def _admissible(decision: Decision, replica: Replica, policy: str) -> Decision:
+    """As the server would have carried it out."""
+    check(decision, replica.table, policy)
+    clip(decision, replica.table, replica.limits, replica.cost)
+    return decision
 
 
 def _has_pending(table: RequestTable, id: int, count: int) -> bool:

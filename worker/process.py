@@ -11,6 +11,7 @@ import zmq
 
 from accelgen.proto.child import HEARTBEAT_S, Child
 from accelgen.proto.clocks import now_s
+from accelgen.proto.epochs import Activation, Fence
 from accelgen.proto.frame import Header
 from accelgen.proto.messages import Activate, Batch, Body, Inventory, Pulse, Resync
 from accelgen.proto.pulse import SILENCE_S, Metronome
@@ -86,7 +87,7 @@ class Loop:
         self.core: WorkerCore = engine.core
         self.router = Router(child.endpoint, child.incarnation)
         self.queue: deque[Queued] = deque()
-        self.epoch, self.scheduler = 0, b""
+        self.fence = Fence()
         self.manager = (
             b""  # the KV manager that asked for an Inventory last; only its batches are run
         )
@@ -105,18 +106,18 @@ class Loop:
         """Until Stop."""
         while not self.child.stopping:
             self._receive()
+            self._activate(self.fence.learn(self.child.directory))
             if self.queue:
                 self._do(self.queue.popleft())
                 continue
+            self._poller.poll(int(HEARTBEAT_S * 1000))
             self._gauge_messages()
             self.child.beat(IDLE_BOUND_S)
             self._pulse()
-            if not self.child.stopping:
-                self._poller.poll(int(HEARTBEAT_S * 1000))
 
     def _pulse(self) -> None:
-        if self.scheduler and self._metronome.due(now_s()):
-            self.router.send(self.scheduler, Pulse(), self.epoch)
+        if self.fence.peer and self._metronome.due(now_s()):
+            self.router.send(self.fence.peer, Pulse(), self.fence.epoch)
 
     def _receive(self) -> None:
         while (message := self.router.recv()) is not None:
@@ -134,17 +135,15 @@ class Loop:
             cause = f"the KV manager was silent for {silent_s:.1f} s"
         if cause:
             self._gap = True
-            log.error(cause, epoch=self.epoch)
-            self.router.send(self.scheduler, Resync(cause), self.epoch)
+            log.error(cause, epoch=self.fence.epoch)
+            self.router.send(self.fence.peer, Resync(cause), self.fence.epoch)
 
     def _take(self, peer: bytes, header: Header, body: Body) -> None:
         if peer == self.manager:
             self._heard_s = now_s()
         match body:
-            case Activate() if header.epoch > self.epoch or peer == self.scheduler:
-                self._activate(peer, header.epoch)
-            case Activate() if header.epoch < self.epoch:
-                self.counters["stale"] += 1
+            case Activate():
+                self._activate(self.fence.claim(peer, header, body))
             case Resync() if peer.startswith(self._manager_name):
                 self.manager, self._gap, self._heard_s = peer, False, now_s()
                 self.queue.append(Queued(body, header.epoch, peer))
@@ -152,8 +151,8 @@ class Loop:
                 # Of an older epoch, too: its KV manager counts on it, and passes on no more of them.
                 self.queue.append(Queued(body, header.epoch, peer))
             case Batch() if peer.startswith(self._manager_name):
-                self.counters["stale"] += 1
-            case Pulse() if peer in (self.manager, self.scheduler):
+                self.fence.counters["stale"] += 1
+            case Pulse() if peer in (self.manager, self.fence.peer):
                 pass
             case _:
                 self.counters["unexpected"] += 1
@@ -164,11 +163,11 @@ class Loop:
                     sender=peer[:80],
                 )
 
-    def _activate(self, peer: bytes, epoch: int) -> None:
+    def _activate(self, given: Activation | None) -> None:
         """A scheduler takes over (or repeats itself): results go to it from now on."""
-        self.epoch, self.scheduler = epoch, peer
-        log.info("activated", epoch=epoch, step=self.core.step)
-        self.router.send(peer, Inventory(self.core.step, []), epoch)
+        if given is not None:
+            log.info("activated", epoch=given.epoch, step=self.core.step)
+            self.router.send(given.peer, Inventory(self.core.step, []), given.epoch)
 
     def _do(self, item: Queued) -> None:
         if isinstance(item.body, Resync):  # all that was sent before it has been run
@@ -176,7 +175,7 @@ class Loop:
             return
         self.child.beat(max(item.body.bound_s, IDLE_BOUND_S))
         result = self.core.execute(item.body)
-        self.router.send(self.scheduler, result, item.epoch)
+        self.router.send(self.fence.peer, result, item.epoch)
         for id, cause in zip(result.failed, result.causes, strict=True):
             log.warning("request failed", id=id, step=result.step, cause=cause)
         self._gauge(result.run_s)
@@ -192,6 +191,7 @@ class Loop:
         self._gauge_messages()
 
     def _gauge_messages(self) -> None:
-        for kind in ("stale", "unexpected"):
+        counters = {**self.counters, **self.fence.counters}
+        for kind in ("stale", "stranger", "unexpected"):
             name = f'accelgen:worker_{kind}_messages_total{{replica="{self.child.index}"}}'
-            self.child.gauges[name] = self.counters[kind]
+            self.child.gauges[name] = counters.get(kind, 0)

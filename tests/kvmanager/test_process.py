@@ -54,6 +54,10 @@ def until(receive: Callable[[], Any], good: Callable[[Any], bool]) -> Any:
     raise AssertionError(f"not heard in time; last: {last}")
 
 
+def make_scheduler(incarnation: int) -> Member:
+    return Member(Role.SCHEDULER, 0, 1, "", incarnation, 1, "ready", 1, 1.0, 0.0, 1, None, {})
+
+
 GARBAGE = ([b""], [b"\xc1", b"\xc1"], [b"\xff" * 100] * 3, [b"\xdd\xff\xff\xff\xff"] * 2)
 
 
@@ -91,7 +95,10 @@ class Surroundings:
         member = Member(
             Role.WORKER, 0, 1, self.worker.endpoint, 2, 1, "ready", 1, 1.0, 0.0, 1, facts, {}
         )
-        self.supervisor.send(self.peer, Directory([member], False, False))
+        self.tell([member, make_scheduler(1), make_scheduler(2), make_scheduler(3)])
+
+    def tell(self, members: list[Member]) -> None:
+        self.supervisor.send(self.peer, Directory(members, False, False))
 
     def make_ready(self) -> None:
         self.hear(Heartbeat, lambda beat: beat.phase == "waiting for worker")
@@ -278,6 +285,31 @@ def test_a_strangers_gap_is_not_the_schedulers(around: Surroundings) -> None:
     around.process.terminate()
     assert around.process.stderr is not None
     assert b"were lost" not in around.process.stderr.read()
+
+
+def test_who_is_not_listed_is_not_obeyed_until_it_is(around: Surroundings) -> None:
+    """Whatever its epoch, and in whatever order Directory and Activate come."""
+    around.make_ready()
+    scheduler = around.connect_scheduler(epoch=1)
+    stranger, early = (
+        Dealer(endpoint_of(around.run_dir, Role.KVMANAGER), f"scheduler:{one}:9", one)
+        for one in (8, 9)
+    )
+    around.schedulers += [stranger, early]
+    stranger.send(Activate(), 99)
+    early.send(Activate(), 9)
+    around.hear(Heartbeat, around.gauge("kv_messages_stranger_total"))
+    scheduler.send(make_lookup(make_prompt(1, range(9))), 1)
+    assert next_of(scheduler, KvReport)[1].hit_ids == [1]
+    around.tell([make_scheduler(9)])
+    around.answer_resync(9)
+    assert next_of(early, Inventory)[0].epoch == 9
+    stranger.send(make_plan(0), 99)
+    scheduler.send(make_plan(0), 1)
+    around.hear(Heartbeat, around.gauge("kv_messages_stale_total"))
+    assert stranger.recv() is None
+    while (message := around.worker.recv()) is not None:
+        assert isinstance(message[2], Pulse)
 
 
 def test_before_an_activation_nothing_is_obeyed(around: Surroundings) -> None:
