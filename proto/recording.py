@@ -35,9 +35,10 @@ class Message:
     kind: str  # name of the type
     fields: list[Any]
 
-    def field(self, name: str) -> Any:
-        """One field, as a list or plain value."""
-        return self.fields[_KINDS[self.kind].__struct_fields__.index(name)]
+    def field(self, name: str, default: Any = None) -> Any:
+        """One field, as a list or plain value; `default` if the sender has left it out."""
+        place = _KINDS[self.kind].__struct_fields__.index(name)
+        return self.fields[place] if place < len(self.fields) else default
 
     @property
     def body(self) -> Body:

@@ -64,7 +64,8 @@ def _log_malformed(cause: str, length: int, digest: str) -> None:
 def _unsent(codec: Codec, peer: bytes, body: Body, cause: str) -> bool:
     codec.take_back(peer)
     _warn("message not sent", kind=type(body).__name__, cause=cause)
-    fact("not sent", kind=type(body).__name__, cause=cause)
+    if not body.periodic:
+        fact("not sent", kind=type(body).__name__, cause=cause)
     return False
 
 

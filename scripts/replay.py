@@ -14,6 +14,8 @@ from accelgen.scheduler.policy import Policy, UnknownPolicy, load_policy
 from accelgen.scheduler.replay import recorded_policy, replay
 from accelgen.scripts.replay_report import Report, as_dict, as_text
 from accelgen.scripts.up import parse_params
+from accelgen.supervisor.errors import StartError
+from accelgen.supervisor.policy_params import check_params, known_policies
 
 
 @click.command(name="replay")
@@ -37,7 +39,7 @@ def command(
         before, before_params = recorded_policy(recording)
         chosen, given = choose(name or before, parse_params(params), before, before_params)
         outcome = replay(recording, chosen)
-    except (RecordingError, UnknownPolicy, PolicyFailed) as error:
+    except (RecordingError, UnknownPolicy, PolicyFailed, StartError) as error:
         raise click.ClickException(str(error)) from error
     report = Report(recording, outcome, name or before, given)
     if as_json:
@@ -51,6 +53,8 @@ def choose(
     name: str, given: dict[str, Any], before: str, before_params: dict[str, Any]
 ) -> tuple[Policy, dict[str, Any]]:
     """The policy and its parameters. The recorded policy has its recorded ones where no others are given. Raises
-    UnknownPolicy."""
+    UnknownPolicy, StartError."""
     params = {**before_params, **given} if name == before else given
+    if name in known_policies():
+        check_params(name, params)
     return load_policy(name, params), params
