@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 PULSE_S = 1.0
-SILENCE_S = 5.0  # so long without a pulse, and the link counts as dead
+SILENCE_S = 3.0  # so long without a pulse, and the link counts as dead
 
 
 class Metronome:

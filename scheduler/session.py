@@ -45,6 +45,7 @@ STARVED_S = 5.0  # a policy that leaves waiting requests alone for so long, with
 CREDIT_MARGIN = 256  # open requests of a frontend beyond the queue bound, so that the scheduler does the refusing
 ANSWER_S = 2.0  # for KV managers to answer Activate; doubled each time: a worker may be amid a long iteration
 ANSWER_MOST_S = 16.0
+RETRY_S = 10.0  # a replica that did not answer is left alone for so long, while others serve
 
 log = structlog.get_logger()
 
@@ -68,16 +69,19 @@ class Session:
         self.office, self.child, self.epoch = office, office.child, epoch
         self.links = Links(self.child, epoch, office.counters)
         self._lives: dict[int, Life] = {}
-        self._directory: Directory | None = None
+        self._skipped: dict[int, Life] = {}  # have not answered; tried again at that time
+        self._retry_s = float("inf")
+        self._directory: Directory | None = None  # that the frontends have been looked up in
+        self._compared: Directory | None = None  # in which the replicas were still the same
 
     def run(self) -> str:
         """Takes over and serves until that is over or the process shall stop."""
         try:
             self._lives = self._await_replicas()
             inventories = self._activate()
-            if len(inventories) < len(self._lives) or not inventories:
+            if not inventories:
                 self.office.failures += 1
-                return self.links.trouble or "not all KV managers and workers answered"
+                return self.links.trouble or "no replica has answered"
             core = self._make_core(inventories)
             log.info("serving", epoch=self.epoch, replicas=sorted(self._lives))
             self.child.phase("ready")
@@ -96,27 +100,38 @@ class Session:
         return lives
 
     def _activate(self) -> dict[int, Inventory]:
-        """Activates each KV manager and worker; what the KV managers hold, once all have answered.
+        """Activates each KV manager and worker: what the KV managers hold. Those that do not answer in time are
+        skipped for a while if others do.
 
         The worker only learns where its results go. Its KV manager asks it what it has computed."""
-        pending: set[Peer] = set()
-        for index in self._lives:
-            for role in (Role.KVMANAGER, Role.WORKER):
-                self.links.connect(role, index)
-                pending.add((role, index))
+        pending: set[Peer] = {(r, i) for r in (Role.KVMANAGER, Role.WORKER) for i in self._lives}
+        for role, index in pending:
+            self.links.connect(role, index)
         found: dict[int, Inventory] = {}
-        limit_s = min(ANSWER_MOST_S, ANSWER_S * 2**self.office.failures)
-        until_s = now_s() + limit_s
-        while pending and not (self.links.trouble or self.child.stopping or self._has_changed()):
+        until_s = now_s() + min(ANSWER_MOST_S, ANSWER_S * 2**self.office.failures)
+        while pending and now_s() < until_s and not self._must_end():
             for role, index, body in self.links.receive(IDLE_S):
                 if isinstance(body, Inventory):
                     pending.discard((role, index))
                     if role is Role.KVMANAGER:
                         found[index] = body
             self.child.beat()
-            if now_s() > until_s:
-                break
-        return {} if pending else found
+        if pending and self._must_end():
+            return {}
+        self._skip({index for _, index in pending})
+        return {index: found[index] for index in self._lives}
+
+    def _skip(self, indices: set[int]) -> None:
+        if indices:
+            log.warning("replicas have not answered", indices=sorted(indices))
+            self._retry_s = now_s() + RETRY_S
+        for index in indices:
+            self._skipped[index] = self._lives.pop(index)
+            self.links.disconnect(Role.KVMANAGER, index)
+            self.links.disconnect(Role.WORKER, index)
+
+    def _must_end(self) -> bool:
+        return bool(self.links.trouble or self.child.stopping or self._has_changed())
 
     def _make_core(self, inventories: dict[int, Inventory]) -> SchedulerCore:
         specs = {
@@ -194,8 +209,13 @@ class Session:
 
     def _has_changed(self) -> str:
         """Whether the replicas are not those any more that this session has taken over."""
+        if now_s() > self._retry_s:
+            return f"replicas {sorted(self._skipped)} are tried again"
+        if self.child.directory is self._compared:
+            return ""
+        self._compared = self.child.directory
         lives = lives_of(self.child.directory)
-        if lives == self._lives:
+        if lives == self._lives | self._skipped:
             return ""
         return f"replicas {sorted(self._lives)} have become {sorted(lives)}, or other lives of them"
 
