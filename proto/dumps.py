@@ -28,7 +28,7 @@ from msgspec.msgpack import Decoder, Encoder
 from msgspec.structs import replace
 
 from accelgen.proto.clocks import now_s
-from accelgen.proto.frame import PROTOCOL_VERSION, Header
+from accelgen.proto.frame import PROTOCOL_VERSION, Header, unsealed
 from accelgen.proto.messages import MESSAGES, Dumped
 from accelgen.proto.recorder import FACT, STANDING, Event, Ring, current_ring
 from accelgen.proto.scrub import scrubbed
@@ -160,8 +160,9 @@ def _record(event: Event) -> bytes:
     text = name.decode("utf-8", "backslashreplace")
     if direction in (FACT, STANDING):
         return _encode((moment_s, direction, text, Raw(body)))
-    tag = _header.decode(header).tag
-    return _encode((moment_s, direction, text, Raw(header), Raw(scrubbed(tag, body))))
+    plain = unsealed(header)
+    tag = _header.decode(plain).tag
+    return _encode((moment_s, direction, text, Raw(plain), Raw(scrubbed(tag, body))))
 
 
 def _remove_old(folder: Path, process: str, own: Path) -> None:
