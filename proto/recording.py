@@ -119,7 +119,7 @@ def _events(records: Unpacker, names: list[str]) -> tuple[list[Message | Fact], 
     events: list[Message | Fact] = []
     seen = 0
     try:
-        for seen, record in enumerate(records):
+        for seen, record in enumerate(records, 1):
             match record:
                 case [float(moment_s), str(direction), str(peer), [*header], [*fields]] if (
                     direction in (SEND, RECV)
@@ -131,7 +131,7 @@ def _events(records: Unpacker, names: list[str]) -> tuple[list[Message | Fact], 
                 case [float(moment_s), "fact" | "standing" as kind, str(name), dict(values)]:
                     events.append(Fact(moment_s, name, values, kind == STANDING))
                 case [float(), "end", int(count)]:
-                    return events, "" if count == seen else "some of its records are missing"
+                    return events, "" if count == seen - 1 else "some of its records are missing"
                 case _:
                     return events, f"record {seen} is none of a dump"
     except (UnpackException, ValueError, IndexError):

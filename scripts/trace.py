@@ -24,11 +24,9 @@ from accelgen.scripts.trace_history import (
     reach,
     surroundings,
 )
-from accelgen.supervisor.client import ask_to_dump
+from accelgen.supervisor.client import DUMP_S, ask_to_dump
 from accelgen.supervisor.errors import StartError
 from accelgen.supervisor.rundir import find_live
-
-DUMP_S = 10.0  # a worker amid a long iteration does not listen
 
 
 @click.command(name="trace")
@@ -60,7 +58,7 @@ def command(name: str, full: bool, as_json: bool, folder: Path | None, run_dir: 
 def dumped(run_dir: str) -> Path:
     """The folder with fresh dumps of the living server. Raises StartError."""
     path = find_live(run_dir)
-    answers, silent = ask_to_dump(path, DUMP_S)
+    answers, silent = ask_to_dump(path)
     faults = [answer for answer in answers if answer.fault]
     if faults and len(faults) == len(answers):
         raise StartError(f"nothing is recorded: {faults[0].fault}")

@@ -27,6 +27,10 @@ from accelgen.proto.sockets import Dealer
 from accelgen.supervisor.errors import StartError
 from accelgen.supervisor.rundir import holder_of, is_live
 
+DUMP_S = (
+    10.0  # for all to write their recorder down; a worker amid a long iteration does not listen
+)
+
 Answer = TypeVar("Answer", bound=Body)
 
 
@@ -55,7 +59,7 @@ def ask_to_swap(run_dir: Path, swap: Swap, timeout_s: float) -> Swapped:
     return _ask(run_dir, swap, Swapped, timeout_s)
 
 
-def ask_to_dump(run_dir: Path, timeout_s: float) -> tuple[list[Dumped], list[str]]:
+def ask_to_dump(run_dir: Path, timeout_s: float = DUMP_S) -> tuple[list[Dumped], list[str]]:
     """Asks every process of the server in `run_dir` to write its flight recorder down: what became of it, and the names
     of those that have not answered within `timeout_s`. Raises StartError if the supervisor itself does not answer."""
     members = [m for m in ask_directory(run_dir).members if m.phase != "dead"]
