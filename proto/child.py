@@ -35,6 +35,7 @@ from accelgen.proto.messages import (
     Hello,
     Role,
     Stop,
+    Swapped,
     Yield,
 )
 from accelgen.proto.recorder import fact, start_recorder
@@ -77,6 +78,7 @@ class Child:
         self.stop_timeout_s = 0.0
         self.standby = False  # a scheduler that waits for Assume
         self.yielding = False  # a scheduler whose successor waits
+        self.swapped: list[Swapped] = []  # answers to what a frontend has asked for
         self.gauges: dict[str, float] = {}
         self._phase = "starting"
         self._progress = 0
@@ -171,6 +173,8 @@ class Child:
                 self.standby = False
             case Dump(client=client):
                 self.dumps.ask(client)
+            case Swapped():
+                self.swapped.append(body)
             case _:
                 structlog.get_logger().warning("unexpected message", kind=type(body).__name__)
 

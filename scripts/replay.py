@@ -10,6 +10,7 @@ import msgspec
 
 from accelgen.proto.dumps import FOLDER
 from accelgen.proto.messages import Directory, Role
+from accelgen.proto.policies import params_fault, unknown_policy
 from accelgen.proto.recording import RecordingError, read_recording
 from accelgen.scheduler.comparison import PolicyFailed
 from accelgen.scheduler.policy import Policy, UnknownPolicy, load_policy
@@ -18,7 +19,6 @@ from accelgen.scripts.replay_report import Report, as_dict, as_text
 from accelgen.scripts.up import parse_params
 from accelgen.supervisor.client import ask_directory, ask_to_dump
 from accelgen.supervisor.errors import StartError
-from accelgen.supervisor.policy_params import check_params, known_policies
 from accelgen.supervisor.rundir import find_live
 
 
@@ -47,7 +47,9 @@ def command(
         before, before_params = recorded_policy(recording)
         chosen, given = choose(name or before, parse_params(params), before, before_params)
         outcome = replay(recording, chosen)
-    except (RecordingError, UnknownPolicy, PolicyFailed, StartError) as error:
+    except UnknownPolicy as error:
+        raise click.UsageError(str(error)) from error
+    except (RecordingError, PolicyFailed, StartError) as error:
         raise click.ClickException(str(error)) from error
     report = Report(recording, outcome, name or before, given)
     if as_json:
@@ -80,8 +82,8 @@ def choose(
     name: str, given: dict[str, Any], before: str, before_params: dict[str, Any]
 ) -> tuple[Policy, dict[str, Any]]:
     """The policy and its parameters. The recorded policy has its recorded ones where no others are given. Raises
-    UnknownPolicy, StartError."""
+    UnknownPolicy."""
     params = {**before_params, **given} if name == before else given
-    if name in known_policies():
-        check_params(name, params)
+    if fault := unknown_policy(name) or params_fault(name, params):
+        raise UnknownPolicy(fault)
     return load_policy(name, params), params

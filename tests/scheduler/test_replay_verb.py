@@ -86,7 +86,7 @@ def test_wrong_calls_cost_one_line(dump: Path, tmp_path: Path) -> None:
         (cut,): "cut off after",
         (other,): "a dump of version 7, this accelgen reads version 1",
         (frontend,): "scheduler-0 has recorded no scheduling decision",
-        (dump, "--policy", "sarati"): "'sarati' is not installed; did you mean sarathi?",
+        (dump, "--policy", "sarati"): "there is no policy 'sarati'; did you mean sarathi?",
         (dump, "--param", "chunk=3"): "sarathi has no parameter 'chunk'",
         (dump, "--param", "chunk_size=0"): "chunk_size: 0 tokens, must be at least 1",
         (dump, "--param", "chunk_size"): "not of the form name=value",
