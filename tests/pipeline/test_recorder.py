@@ -11,11 +11,14 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import httpx
+import msgpack
 import pytest
 
+from accelgen.proto.dumps import FOLDER
 from accelgen.proto.messages import Role
 
 TOKENS = 60
+PROMPT = list(range(5, 205))
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +32,7 @@ def server(launch_server: Callable[..., Any]) -> Iterator[Any]:
 async def ask(http: httpx.AsyncClient, server: Any, name: str, **more: Any) -> str:
     """One completion under a name of ours; the id that the client sees."""
     body = {
-        "model": server.model, "prompt": [5 + i % 4000 for i in range(200)], "max_tokens": TOKENS,
+        "model": server.model, "prompt": PROMPT, "max_tokens": TOKENS,
         "ignore_eos": True, **more,
     }  # fmt: skip
     url, headers = f"{server.url}/v1/completions", {"x-request-id": name}
@@ -85,6 +88,21 @@ def test_a_finished_request(server: Any) -> None:
         assert re.search(rf"^ +[\d,.]+  {what}", shown.stdout, re.MULTILINE), shown.stdout
     unknown = server.call("trace", "somebody-else")
     assert unknown.returncode == 1 and "no process remembers" in unknown.stderr
+
+
+def test_nothing_that_was_written_is_in_a_dump(server: Any) -> None:
+    async def secretly() -> None:
+        async with httpx.AsyncClient(timeout=60) as http:
+            secrets = {"cache_salt": "canary-salt", "slo_class": "chat"}
+            await ask(http, server, "secret", stop=["canary-stop"], accelgen=secrets, user="canary")
+
+    asyncio.run(secretly())
+    traced(server, "secret")
+    contents = [path.read_bytes() for path in (server.run_dir / FOLDER).iterdir()]
+    assert len(contents) >= 5 and sum(b"secret" in content for content in contents) == 1
+    some = b"".join(msgpack.packb(token) for token in PROMPT[150:156])
+    for content in contents:
+        assert b"canary" not in content and some not in content
 
 
 def test_the_recorded_policy_decides_the_same(server: Any) -> None:
