@@ -11,10 +11,10 @@ import ctypes
 import os
 import signal
 import sys
+from collections import deque
 from pathlib import Path
 from typing import NoReturn
 
-import msgspec
 import psutil
 import structlog
 import zmq
@@ -33,6 +33,7 @@ from accelgen.proto.messages import (
     Failure,
     Heartbeat,
     Hello,
+    Prepare,
     Role,
     Stop,
     Swapped,
@@ -62,7 +63,7 @@ class Child:
     """The link of one component to its supervisor, and the facts of its life.
 
     Call `beat()` in every round of the main loop, and `phase(...)` when the kind of work changes. `stopping` turns
-    true when Stop (or SIGTERM) came; `directory` is the newest Directory."""
+    true when Stop (or SIGTERM) came; `directory` is the newest Directory; `epoch` changes with a scheduler's term."""
 
     def __init__(self, role: Role, run_dir: Path, index: int, epoch: int) -> None:
         self.role, self.run_dir, self.index, self.epoch = role, run_dir, index, epoch
@@ -76,8 +77,8 @@ class Child:
         self.directory: Directory | None = None
         self.stopping = False
         self.stop_timeout_s = 0.0
-        self.standby = False  # a scheduler that waits for Assume
-        self.yielding = False  # a scheduler whose successor waits
+        # of a scheduler, to be obeyed in turn
+        self.orders: deque[Prepare | Assume | Yield] = deque()
         self.swapped: list[Swapped] = []  # answers to what a frontend has asked for
         self.gauges: dict[str, float] = {}
         self._phase = "starting"
@@ -104,19 +105,11 @@ class Child:
         parser.add_argument("--index", type=int, default=0)
         parser.add_argument("--epoch", type=int, default=1)
         parser.add_argument("--parent", type=int, default=0)
-        parser.add_argument("--policy", help="instead of the configuration's")
-        parser.add_argument("--params", type=msgspec.json.decode, default={})
-        parser.add_argument("--standby", action="store_true")
         given = parser.parse_args()
         if given.parent:
             die_with_parent(given.parent)
         child = cls(role, given.run_dir, given.index, given.epoch)
         sys.excepthook = child.dumps.on_exception
-        child.standby = given.standby
-        if given.policy:
-            child.config = msgspec.structs.replace(
-                child.config, policy=given.policy, policy_params=given.params
-            )
         return child
 
     def phase(self, name: str, bound_s: float | None = None, facts: Facts | None = None) -> None:
@@ -167,10 +160,8 @@ class Child:
                 self.directory = body
             case Stop(timeout_s=timeout_s):
                 self.stopping, self.stop_timeout_s = True, timeout_s
-            case Yield():
-                self.yielding = True
-            case Assume():
-                self.standby = False
+            case Prepare() | Assume() | Yield():
+                self.orders.append(body)
             case Dump(client=client):
                 self.dumps.ask(client)
             case Swapped():

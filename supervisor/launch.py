@@ -22,10 +22,9 @@ from accelgen.supervisor.detach import detach
 from accelgen.supervisor.display import display_for
 from accelgen.supervisor.linux import check_platform
 from accelgen.supervisor.listener import is_loopback, listen, url_of
-from accelgen.supervisor.members import all_seats
+from accelgen.supervisor.members import Assignment, all_seats
 from accelgen.supervisor.process import Display, Supervisor
 from accelgen.supervisor.rundir import CONFIG, RunDir
-from accelgen.supervisor.swap import Assignment
 
 Check = Callable[[Config], tuple[Config, int]]
 
