@@ -47,9 +47,21 @@ class Allowance:
 
     ports: frozenset[int] = frozenset()
     any_port: bool = False  # the whole server goes: every connection may end
+    unanswered: bool = False  # connections that got no answer at all may end
     left: frozenset[int] = frozenset()  # ids of histories
     refusals: frozenset[int] = frozenset()
     errors: frozenset[str] = frozenset()
+
+    def and_also(self, other: Allowance) -> Allowance:
+        """What either allows."""
+        return Allowance(
+            self.ports | other.ports,
+            self.any_port or other.any_port,
+            self.unanswered or other.unanswered,
+            self.left | other.left,
+            self.refusals | other.refusals,
+            self.errors | other.errors,
+        )
 
     def covers(self, history: History) -> bool:
         """Whether this request may end without all its tokens in the way it did."""
@@ -57,7 +69,9 @@ class Allowance:
         assert outcome is not None
         match outcome.kind:
             case Kind.CUT:
-                return self.any_port or history.port in self.ports or history.id in self.left
+                unanswered = self.unanswered and history.first(Kind.ADMIT) is None
+                theirs = history.port in self.ports or history.id in self.left
+                return self.any_port or unanswered or theirs
             case Kind.LEFT:
                 return history.id in self.left
             case Kind.REFUSED:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from contextlib import suppress
 from itertools import count
 from pathlib import Path
@@ -11,6 +12,9 @@ from typing import Any
 
 from accelgen.faults.agent import SIGNAL
 from accelgen.faults.processes import catches, send
+from accelgen.proto.clocks import now_s
+
+ARMED_S = 3.0  # a process that has just been started needs some time to get there
 
 _HOOK = """from accelgen.faults.agent import arm
 arm({folder!r})
@@ -38,8 +42,11 @@ class Orders:
 
     def give(self, pid: int, do: str, **details: Any) -> int:
         """Orders process `pid` to `do` something; the number under which it proves that it has. Raises NotArmed."""
-        if not catches(pid, SIGNAL):
-            raise NotArmed(f"process {pid} has no agent")
+        until_s = now_s() + ARMED_S
+        while not catches(pid, SIGNAL):
+            if now_s() > until_s:
+                raise NotArmed(f"process {pid} has no agent")
+            time.sleep(0.01)
         number = next(self._numbers)
         order = {"number": number, "do": do, **details}
         with (self._folder / f"{pid}.order").open("r+") as file:  # the file that the agent has open

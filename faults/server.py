@@ -119,7 +119,7 @@ class Server:
         return directory
 
     def member(self, name: str) -> Member | None:
-        """Who fills a seat: `worker-0`; `scheduler` is the one in office, `spare` one that stands by."""
+        """Who fills a seat: `worker-0`; `scheduler` is the one in office, `spare` another one."""
         return find(self.see(), name)
 
     def pid(self, name: str) -> int:
@@ -128,6 +128,16 @@ class Server:
         if member is None:
             raise ServerGone(f"there is no {name}")
         return member.pid
+
+    def await_pid(self, name: str, timeout_s: float = 20.0) -> int:
+        """The same for a seat that may be empty just now."""
+        until_s = now_s() + timeout_s
+        while now_s() < until_s:
+            with suppress(StartError):
+                if member := self.member(name):
+                    return member.pid
+            time.sleep(0.01)
+        raise ServerGone(f"there is no {name} after {timeout_s:g} s")
 
     def wait_ready(self, timeout_s: float = READY_S) -> Directory:
         """Until all serve. Raises ServerGone with the last words if they do not."""
@@ -196,11 +206,11 @@ def name_of(member: Member) -> str:
 def find(directory: Directory, name: str) -> Member | None:
     """Who fills a seat of this Directory, see `Server.member`."""
     alive = [member for member in directory.members if member.phase != "dead"]
-    if name in ("scheduler", "spare"):
-        wanted = [
-            member
-            for member in alive
-            if member.role is Role.SCHEDULER and (member.phase == "standby") == (name == "spare")
-        ]
-        return max(wanted, key=lambda member: member.epoch, default=None)
-    return next((member for member in alive if name_of(member) == name), None)
+    if name not in ("scheduler", "spare"):
+        return next((member for member in alive if name_of(member) == name), None)
+    schedulers = [member for member in alive if member.role is Role.SCHEDULER]
+    serving = [member for member in schedulers if member.phase in ("ready", "yielded")]
+    office = max(serving or schedulers, key=lambda member: member.epoch, default=None)
+    if name == "scheduler":
+        return office
+    return next((member for member in schedulers if member is not office), None)
