@@ -60,7 +60,9 @@ def main() -> None:
 
 async def serve(service: Service, server: HttpServer, listener: socket.socket) -> None:
     """Runs until the supervisor says Stop (or SIGTERM comes) and open calls have ended or run out of time."""
+    supervisor, loop = service.child.link.socket.fileno(), asyncio.get_running_loop()
     service.link.start()
+    loop.add_reader(supervisor, _hear, service)  # a scheduler is obeyed as soon as it is listed
     service.child.phase("waiting for scheduler", 5.0)
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     await _tend(service, serving)
@@ -70,8 +72,15 @@ async def serve(service: Service, server: HttpServer, listener: socket.socket) -
     while not serving.done():
         service.child.beat()
         await asyncio.wait([serving], timeout=TICK_S)
+    loop.remove_reader(supervisor)
     service.link.stop()
     serving.result()
+
+
+def _hear(service: Service) -> None:
+    """Reads what the supervisor says."""
+    service.child.hear()
+    service.link.learn(service.child.directory)
 
 
 async def _tend(service: Service, serving: asyncio.Task[None]) -> None:
@@ -82,7 +91,9 @@ async def _tend(service: Service, serving: asyncio.Task[None]) -> None:
     while not serving.done():
         child.gauges = service.samples()
         child.beat()
+        _hear(service)
         link.drain()
+        link.tend()
         if link.active and not announced:
             child.phase("ready", 5.0)
             announced = True

@@ -7,7 +7,6 @@ descriptor only when something *becomes* readable, so everything is read after e
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
 from collections.abc import Mapping
 
 import structlog
@@ -17,8 +16,20 @@ from accelgen.frontend.events import Admission, Demand, Ended, Event, Refused, T
 from accelgen.frontend.journal import Journal
 from accelgen.frontend.metrics import Metrics
 from accelgen.proto.clocks import now_s
+from accelgen.proto.epochs import Activation, Fence
 from accelgen.proto.frame import Header
-from accelgen.proto.messages import Abort, Activate, Body, End, Reason, Replayed
+from accelgen.proto.messages import (
+    Abort,
+    Activate,
+    Body,
+    Directory,
+    End,
+    Pulse,
+    Reason,
+    Replayed,
+    Resync,
+)
+from accelgen.proto.pulse import SILENCE_S, Metronome
 from accelgen.proto.sockets import Router
 
 ACTIVATION_WAIT_S = 1.0  # how long a request waits for a scheduler before it is told to come back
@@ -60,8 +71,7 @@ class Mailbox:
 
 
 class Link:
-    """`counters`: stale (of an older epoch, or from a scheduler that is not the active one). `draining` refuses
-    every new call."""
+    """`fence` says which scheduler is obeyed, `active` whether it can be reached. `draining` refuses every new call."""
 
     def __init__(
         self,
@@ -72,18 +82,16 @@ class Link:
     ) -> None:
         self.router, self.journal, self.metrics = router, journal, metrics
         self._queue_limits_s = queue_limits_s  # by class
-        self.counters: Counter[str] = Counter()
+        self.fence = Fence()
+        self.active = False
         self.draining = False
+        self._deaf = False  # something was lost: nothing counts before the next epoch
+        self._heard_s = 0.0
+        self._metronome = Metronome()
         self.credits = 0
-        self.epoch = 0
-        self._peer: bytes | None = None
         self._activated = asyncio.Event()
         self._mailboxes: dict[int, Mailbox] = {}
         self._next_call = 1
-
-    @property
-    def active(self) -> bool:
-        return self._peer is not None
 
     def start(self) -> None:
         """Begins to watch the socket; call it inside the running loop."""
@@ -105,10 +113,11 @@ class Link:
             if all(self._send(submit) for submit in self.journal.open(call, demand, now_s())):
                 self.drain()
                 return call, mailbox
-            log.warning("scheduler is gone", epoch=self.epoch)  # the supervisor brings another
+            # the supervisor brings another
+            log.warning("scheduler is gone", epoch=self.fence.epoch)
             del self._mailboxes[call]
             self.journal.close(call)
-            self._peer = None
+            self.active = False
             self._activated.clear()
 
     def _check_credits(self, demand: Demand) -> None:
@@ -140,10 +149,36 @@ class Link:
         for call, mailbox in self._mailboxes.items():
             mailbox.put(Refused(call, 0, End(id=0, reason=reason)))
 
+    def learn(self, directory: Directory | None) -> None:
+        """Takes the newest Directory: a scheduler that spoke before it was listed may be obeyed now."""
+        self._activate(self.fence.learn(directory))
+
     def drain(self) -> None:
         """Reads and handles all messages that have arrived."""
         while (message := self.router.recv()) is not None:
+            self._look_for_gap()
             self._take(*message)
+        self._look_for_gap()
+
+    def tend(self) -> None:
+        """Call at least twice a second: the pulse of the link."""
+        now = now_s()
+        if not (self.active and self._metronome.due(now)):
+            return
+        self._send(Pulse())
+        if now > self._heard_s + SILENCE_S:
+            self._ask_to_resync(f"scheduler was silent for {now - self._heard_s:.1f} s")
+
+    def _look_for_gap(self) -> None:
+        if self.active and self.router.codec.lost(self.fence.peer):
+            self._ask_to_resync("words of the scheduler were lost")
+
+    def _ask_to_resync(self, cause: str) -> None:
+        """No token may be skipped: what comes now is not taken, and the scheduler takes over again."""
+        if not self._deaf:
+            log.error("the link to the scheduler is broken", cause=cause, epoch=self.fence.epoch)
+            self._deaf = True
+            self._send(Resync(cause))
 
     async def _wait_for_scheduler(self, demand: Demand) -> None:
         """While another scheduler is on its way a request waits as long as in the queue of its class; a server that
@@ -153,7 +188,7 @@ class Link:
         if self.active:
             return
         limit_s = self._queue_limits_s.get(demand.slo_class, ACTIVATION_WAIT_S)
-        if not self.epoch:
+        if not self.fence.epoch:
             limit_s = min(limit_s, ACTIVATION_WAIT_S)
         waited_s = now_s() - demand.received_s
         try:
@@ -170,14 +205,16 @@ class Link:
         self._activated.set()
 
     def _send(self, body: Body) -> bool:
-        return self._peer is not None and self.router.send(self._peer, body, self.epoch)
+        return self.active and self.router.send(self.fence.peer, body, self.fence.epoch)
 
     def _take(self, peer: bytes, header: Header, body: Body) -> None:
         if isinstance(body, Activate):
-            self._activate(peer, header, body)
+            self._activate(self.fence.claim(peer, header, body))
             return
-        if peer != self._peer or header.epoch < self.epoch:
-            self.counters["stale"] += 1
+        if not self.fence.passes(peer, header):
+            return
+        self._heard_s = now_s()
+        if self._deaf or isinstance(body, Pulse):
             return
         turn = self.journal.take(body, now_s())
         for event in turn.events:
@@ -185,16 +222,15 @@ class Link:
         if turn.aborts:
             self._send(Abort(turn.aborts))
 
-    def _activate(self, peer: bytes, header: Header, body: Activate) -> None:
-        repeated = header.epoch == self.epoch and peer == self._peer
-        if self.active and header.epoch <= self.epoch and not repeated:
-            self.counters["stale"] += 1
+    def _activate(self, given: Activation | None) -> None:
+        if given is None:
             return
-        renewed = header.epoch > self.epoch
-        self.epoch, self._peer, self.credits = header.epoch, peer, body.credits
+        self.active, self.credits = True, given.body.credits
+        self._deaf, self._heard_s = False, now_s()
         self._activated.set()
-        log.info("scheduler activated", epoch=self.epoch, credits=self.credits)
-        submits = self.journal.replay(now_s()) if renewed else []  # a new scheduler knows nothing
+        log.info("scheduler activated", epoch=given.epoch, credits=self.credits)
+        # a new scheduler knows nothing
+        submits = [] if given.repeated else self.journal.replay(now_s())
         for submit in submits:
             self._send(submit)
         self._send(Replayed(len(submits)))

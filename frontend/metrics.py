@@ -78,7 +78,8 @@ _HELP = {
     "kv_messages_malformed_total": "Messages to the KV manager that could not be decoded.",
     "kv_messages_duplicate_total": "Messages to the KV manager that came twice.",
     "kv_messages_gap_total": "Messages to the KV manager that are missing.",
-    "kv_messages_stale_total": "Messages to the KV manager from an earlier epoch.",
+    "kv_messages_stale_total": "Messages to the KV manager that are not of the scheduler in office and its epoch.",
+    "kv_messages_stranger_total": "Activations from a scheduler that the supervisor has not listed, or not yet.",
     "kv_messages_unexpected_total": "Messages of a kind that the KV manager does not expect.",
     # a worker's
     "worker_steps_total": "Iterations executed.",
@@ -86,7 +87,8 @@ _HELP = {
     "worker_run_seconds_total": "Time spent in iterations.",
     "worker_idle_seconds_total": "Time spent waiting for the next iteration.",
     "worker_tokens_total": "Tokens processed.",
-    "worker_stale_messages_total": "Messages to the worker from an earlier epoch.",
+    "worker_stale_messages_total": "Activations at the worker of an epoch that is over or taken.",
+    "worker_stranger_messages_total": "Activations from a scheduler that the supervisor has not listed, or not yet.",
     "worker_unexpected_messages_total": "Messages to the worker of a kind, or from a sender, that it does not expect.",
     "worker_load_progress": "Part of the weights that is loaded, 0 to 1.",
 }

@@ -93,7 +93,7 @@ class Service:
     def samples(self) -> dict[str, float]:
         """This frontend's own samples."""
         codec = self.link.router.codec.counters
-        counters = {**codec, **self.link.counters, **self.link.journal.counters}
+        counters = {**codec, **self.link.fence.counters, **self.link.journal.counters}
         gauges = {f'frontend_messages_total{{kind="{k}"}}': float(v) for k, v in counters.items()}
         gauges["frontend_open_requests"] = float(self.link.journal.open_choices)
         return self.metrics.samples(gauges)

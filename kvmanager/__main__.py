@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections import Counter
+from enum import Enum
 
 import structlog
 import zmq
@@ -11,8 +12,19 @@ import zmq
 from accelgen.kvmanager.core import KvCore
 from accelgen.proto.child import HEARTBEAT_S, Child
 from accelgen.proto.clocks import now_s
-from accelgen.proto.frame import Header
-from accelgen.proto.messages import Activate, Body, Lookup, Member, Plan, Role
+from accelgen.proto.epochs import Activation, Fence
+from accelgen.proto.messages import (
+    Activate,
+    Body,
+    Inventory,
+    Lookup,
+    Member,
+    Plan,
+    Pulse,
+    Resync,
+    Role,
+)
+from accelgen.proto.pulse import SILENCE_S, Metronome
 from accelgen.proto.sockets import Dealer, EndpointError, Router
 
 IDLE_S = 1.0  # so long without a message: time to check the invariants
@@ -39,6 +51,13 @@ def wait_for_worker(child: Child) -> Member | None:
     return None
 
 
+class State(Enum):
+    IDLE = "no scheduler yet"
+    ASKING = "the worker is asked what it holds"
+    SERVING = "plans are carried out"
+    GAP = "words were lost: nothing is done before another epoch"
+
+
 class KvProcess:
     """One KV manager: the core, the scheduler's Router, the worker's Dealer, and the epoch it obeys."""
 
@@ -54,71 +73,112 @@ class KvProcess:
         self.core = KvCore(num_blocks, block_size, child.config.prefix_caching)
         try:
             self.router = Router(child.endpoint, child.incarnation)
-            identity = f"{child.name}:{child.incarnation}"
-            self.worker = Dealer(worker.endpoint, identity, child.incarnation)
         except (EndpointError, zmq.ZMQError) as error:
             child.fail(f"{child.name}: {error}")
-        self.epoch = 0
-        self.scheduler = b""  # the peer that activated the epoch
+        self.poller = zmq.Poller()
+        self.poller.register(self.router.socket, zmq.POLLIN)
+        self.poller.register(child.link.socket, zmq.POLLIN)
+        self.worker_endpoint = worker.endpoint
+        self.worker: Dealer | None = None  # from the first epoch on
+        self.fence = Fence()
+        self.state = State.IDLE
+        self.metronome = Metronome()
         self.counters: Counter[str] = Counter()
         self.sound: bool | None = None  # None: not checked yet
-        self._idle_since_s = now_s()
+        self._idle_since_s = self._heard_s = now_s()
         self._checked = False
         self._next_gauges_s = 0.0
 
     def run(self) -> None:
         """Serves until told to stop."""
-        poller = zmq.Poller()
-        poller.register(self.router.socket, zmq.POLLIN)
-        poller.register(self.child.link.socket, zmq.POLLIN)
         while not self.child.stopping:
-            poller.poll(int(HEARTBEAT_S * 1000))
+            self.poller.poll(int(HEARTBEAT_S * 1000))
             self._serve()
+            self._hear_worker()
             self._rest()
             self.child.beat()
+            self._activate(self.fence.learn(self.child.directory))
 
     def close(self) -> None:
         self.router.close()
-        self.worker.close()
+        if self.worker is not None:
+            self.worker.close()
 
     def _serve(self) -> None:
         for _ in range(ROUND_LIMIT):
             message = self.router.recv()
+            self._look_for_gap()
             if message is None:
                 return
             peer, header, body = message
             if isinstance(body, Activate):
-                self._activate(peer, header)
-            elif header.epoch != self.epoch or peer != self.scheduler:
-                self.counters["stale"] += 1
-            else:
-                if self.router.codec.skipped:  # of this peer: strangers' gaps are their own
-                    log.error("messages of the scheduler were lost", epoch=self.epoch)
-                    self.core.on_gap()
-                self._obey(body)
-            self._idle_since_s, self._checked = now_s(), False
+                self._activate(self.fence.claim(peer, header, body))
+            elif self.fence.passes(peer, header):
+                self._heard_s = now_s()
+                if self.state is State.SERVING:
+                    self._obey(body)
+            if not isinstance(body, Pulse):
+                self._idle_since_s, self._checked = now_s(), False
 
-    def _activate(self, peer: bytes, header: Header) -> None:
-        if header.epoch < self.epoch or (header.epoch == self.epoch and peer != self.scheduler):
-            self.counters["stale"] += 1
+    def _look_for_gap(self) -> None:
+        """No plan is made on tables with a gap: nothing is done before the scheduler has taken over again."""
+        if self.state is not State.SERVING:
             return
-        self.epoch, self.scheduler = header.epoch, peer
-        log.info("activated", epoch=self.epoch)
-        self.router.send(peer, self.core.on_activate(), self.epoch)
+        cause = ""
+        if self.router.codec.lost(self.fence.peer):
+            cause = "messages of the scheduler were lost"
+        elif (silent_s := now_s() - self._heard_s) > SILENCE_S:
+            cause = f"the scheduler was silent for {silent_s:.1f} s"
+        if cause:
+            self.state = State.GAP
+            log.error(cause, epoch=self.fence.epoch)
+            self.router.send(self.fence.peer, Resync(cause), self.fence.epoch)
+
+    def _activate(self, given: Activation | None) -> None:
+        """Asks the worker, over a new connection, what it holds; then the scheduler is answered."""
+        if given is None:
+            return
+        log.info("activated", epoch=given.epoch)
+        if self.worker is not None:
+            self.poller.unregister(self.worker.socket)
+            self.worker.close()
+        identity = f"{self.child.name}:{self.child.incarnation}:{self.fence.epoch}"
+        self.worker = Dealer(self.worker_endpoint, identity, self.child.incarnation)
+        self.poller.register(self.worker.socket, zmq.POLLIN)
+        self.worker.send(Resync("a scheduler takes over"), self.fence.epoch)
+        self.state = State.ASKING
+
+    def _hear_worker(self) -> None:
+        while self.worker is not None and (message := self.worker.recv()) is not None:
+            header, body = message
+            if (
+                isinstance(body, Inventory)
+                and header.epoch == self.fence.epoch
+                and self.state is State.ASKING
+            ):
+                for fault in self.core.on_inventory(body):
+                    log.error("the worker's inventory does not add up", fault=fault)
+                self.state = State.SERVING
+                self.router.send(self.fence.peer, self.core.on_activate(), self.fence.epoch)
+            else:
+                self.counters["unexpected"] += 1
 
     def _obey(self, body: Body) -> None:
+        assert self.worker is not None
         match body:
             case Plan():
                 batch, report = self.core.on_plan(body)
-                if not self.worker.send(batch, self.epoch):
+                if not self.worker.send(batch, self.fence.epoch):
                     self.child.fail(
                         f"{self.child.name}: worker at {self.worker.endpoint} takes no more batches "
                         f"(step {body.step})"
                     )
-                self.router.send(self.scheduler, report, self.epoch)
+                self.router.send(self.fence.peer, report, self.fence.epoch)
                 self.core.settle()
             case Lookup():
-                self.router.send(self.scheduler, self.core.on_lookup(body), self.epoch)
+                self.router.send(self.fence.peer, self.core.on_lookup(body), self.fence.epoch)
+            case Pulse():
+                pass
             case _:
                 self.counters["unexpected"] += 1
                 log.warning("unexpected message", kind=type(body).__name__)
@@ -126,6 +186,9 @@ class KvProcess:
     def _rest(self) -> None:
         """What is done between messages: the check of the invariants when idle, and the gauges when due."""
         now = now_s()
+        if self.worker is not None and self.metronome.due(now):
+            self.router.send(self.fence.peer, Pulse(), self.fence.epoch)
+            self.worker.send(Pulse(), self.fence.epoch)
         if not self._checked and now >= self._idle_since_s + IDLE_S:
             self._checked = True
             self._check()
@@ -161,7 +224,8 @@ class KvProcess:
             "kv_messages_malformed_total": wire["malformed"],
             "kv_messages_duplicate_total": wire["duplicate"],
             "kv_messages_gap_total": wire["gap"],
-            "kv_messages_stale_total": self.counters["stale"],
+            "kv_messages_stale_total": self.fence.counters["stale"],
+            "kv_messages_stranger_total": self.fence.counters["stranger"],
             "kv_messages_unexpected_total": self.counters["unexpected"],
         }
         if self.sound is not None:

@@ -70,6 +70,16 @@ class BlockPool:
         self.owners[block] = 1
         return block
 
+    def claim(self, tables: Iterable[Iterable[int]]) -> None:
+        """For a new pool: the blocks of `tables` belong to waiting requests, one each."""
+        assert self.free == self.num_blocks
+        for table in tables:
+            for block in table:
+                self.owners[block] += 1
+                self.pins[block] += 1
+        self._free = [block for block in self._free if not self.owners[block]]
+        self.pinned = self.used
+
     def pin(self, blocks: Iterable[int]) -> None:
         """One more owner for each of `blocks`, which are used or cached: a waiting request, from which they can be
         taken away."""

@@ -12,6 +12,8 @@ from __future__ import annotations
 from array import array
 from collections import Counter
 
+from accelgen.kvmanager.block_pool import BlockPool
+from accelgen.kvmanager.inventory import faults_of
 from accelgen.kvmanager.prefix_index import root_key
 from accelgen.kvmanager.request import Request
 from accelgen.kvmanager.tables import BlockTables, Work
@@ -28,10 +30,16 @@ class KvCore:
         self.block_size = block_size
         self.prefix_caching = prefix_caching
         self.tables = BlockTables(num_blocks, block_size, prefix_caching)
-        self.pool = self.tables.pool
         self.counters: Counter[str] = Counter()
         self._requests: dict[int, Request] = {}
+        self._cuts: dict[
+            int, int
+        ] = {}  # id -> tokens whose KV it keeps; the worker must hear of it
         self._step = -1
+
+    @property
+    def pool(self) -> BlockPool:
+        return self.tables.pool
 
     @property
     def num_requests(self) -> int:
@@ -75,7 +83,7 @@ class KvCore:
         release = self._release(plan.release)
         for id in plan.preempt:
             if id in self._requests:
-                self.tables.drop(self._requests[id])
+                self._drop(self._requests[id])
         ids, starts, counts, dropped = self._place_entries(plan, work)
         self.counters["dropped"] += len(dropped)
         self.counters["copies"] += len(work.copy_to)
@@ -83,8 +91,9 @@ class KvCore:
         batch = Batch(
             plan.step, work.new, ids, starts, counts,
             work.table_at, work.table_counts, work.table_blocks, work.copy_from, work.copy_to,
-            release, plan.predicted_s, plan.bound_s,
+            release, plan.predicted_s, plan.bound_s, [*self._cuts], [*self._cuts.values()],
         )  # fmt: skip
+        self._cuts.clear()
         return batch, self._report(plan.step, dropped, unpinned=work.unpinned)
 
     def _report(
@@ -100,6 +109,24 @@ class KvCore:
             step, pool.free, pool.cached, pool.pinned,
             dropped or [], hit_ids or [], hit_tokens or [], unpinned or [],
         )  # fmt: skip
+
+    def on_inventory(self, inventory: Inventory) -> list[str]:
+        """The worker's word, which is the truth, on what has been computed: before a new scheduler is told.
+
+        If all that was sent has been run, it only confirms what is known here. Otherwise (this KV manager is new, or
+        messages were lost) tables and pool are built anew from it, and tokens come with the scheduler's Lookups.
+        Returns what did not add up, in words: then nothing counts as computed."""
+        if inventory.step == self._step:
+            self._compare(inventory)
+            return []
+        faults = faults_of(inventory, self.pool.num_blocks, self.block_size)
+        self._step = inventory.step
+        self.tables = BlockTables(self.pool.num_blocks, self.block_size, self.prefix_caching)
+        self._requests = {held.id: self._stranger(held.id) for held in inventory.held}
+        self._cuts = dict.fromkeys(self._requests, 0) if faults else {}
+        if not faults:
+            self.tables.restore([*self._requests.values()], inventory.held)
+        return faults
 
     def on_activate(self) -> Inventory:
         """What a new scheduler finds here: every known request, also those that hold nothing."""
@@ -121,6 +148,32 @@ class KvCore:
     def check(self) -> list[str]:
         """The invariants that do not hold, in words: none, unless the core has a bug. Time grows with the pool."""
         return self.tables.check(self._requests.values())
+
+    # --- what the worker holds ---------------------------------------------------------------------------------------
+
+    def _compare(self, inventory: Inventory) -> None:
+        """Takes KV away from requests that the worker has failed to compute, and meets those it alone knows."""
+        held = {held.id: held for held in inventory.held}
+        for request in self._requests.values():
+            there = held.pop(request.id, None)
+            if request.running and (there is None or there.computed < request.computed):
+                self.tables.spoil(request)
+                self._drop(request)
+        for id in held:
+            self._requests[id] = self._stranger(id)
+            self._cuts[id] = 0
+
+    def _stranger(self, id: int) -> Request:
+        """A request that the worker knows and whose tokens are not known here: a scheduler claims it, or it ends."""
+        root = root_key(b"")
+        first = self.tables.first_index
+        return Request(id, array("I"), root, 0, None, index_at=first, introduced=True)
+
+    def _drop(self, request: Request) -> None:
+        """Takes everything from a request, and lets the worker know if it may believe otherwise."""
+        if request.introduced:
+            self._cuts[request.id] = 0
+        self.tables.drop(request)
 
     # --- parts of a plan -----------------------------------------------------------------------------------------
 
@@ -156,8 +209,9 @@ class KvCore:
             keep = 0  # another prompt under this id: nothing of it can be used
         if keep > 0:
             self.tables.truncate(request, keep)
+            self._cuts[request.id] = keep
         else:
-            self.tables.drop(request)
+            self._drop(request)
         request.tokens, request.root, request.length = fresh.tokens, fresh.root, fresh.length
         request.prompt, request.follows = prompt, True
         if keep <= 0:
@@ -178,6 +232,7 @@ class KvCore:
             if request is None:
                 continue
             self.tables.drop(request)
+            self._cuts.pop(id, None)
             del self._requests[id]
             if request.introduced:
                 known_to_worker.append(id)

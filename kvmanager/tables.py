@@ -7,13 +7,13 @@ write behind the part it shares, copies it first. What a waiting request holds c
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 from accelgen.kvmanager.block_pool import BlockPool
 from accelgen.kvmanager.prefix_index import PrefixIndex, extend_chain
 from accelgen.kvmanager.request import NEVER, Request
-from accelgen.proto.messages import Prompt
+from accelgen.proto.messages import Held, Prompt
 
 
 @dataclass(slots=True)
@@ -159,6 +159,14 @@ class BlockTables:
         self.pool.demote(request.table)
         self._pinned[request.id] = request
         self._set_indexed(request, min(request.indexed, keep // self.block_size))
+
+    def restore(self, requests: Sequence[Request], held: Sequence[Held]) -> None:
+        """What the worker holds becomes the tables again, pinned until a scheduler claims it. For a new pool."""
+        for request, there in zip(requests, held, strict=True):
+            request.table, request.computed = list(there.blocks), there.computed
+            if request.table:
+                self._pinned[request.id] = request
+        self.pool.claim([request.table for request in requests])
 
     def pin_prefix(self, request: Request) -> None:
         """Takes hold of the longest cached prefix, of whole blocks, short of the last token (which must be computed

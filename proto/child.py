@@ -138,6 +138,10 @@ class Child:
             now >= self._next_beat_s or bound_s > self._said_bound_s
         ):  # a longer silence is announced first
             self._send_heartbeat(now)
+        self.hear()
+
+    def hear(self) -> None:
+        """Reads what the supervisor says, between two beats."""
         while (message := self.link.recv()) is not None:
             self._obey(message[1])
 

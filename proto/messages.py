@@ -5,10 +5,15 @@
     scheduler -- Activate, Lookup, Plan -------------> kvmanager
     kvmanager -- Inventory, KvReport ----------------> scheduler
     kvmanager -- Batch ------------------------------> worker
+    kvmanager -- Resync -----------------------------> worker
+    worker    -- Inventory --------------------------> kvmanager
     scheduler -- Activate ---------------------------> worker
     worker    -- Inventory, StepResult --------------> scheduler
+    all these -- Resync, Pulse ----------------------> each other
     everyone  -- Hello, Heartbeat, Query ------------> supervisor
     supervisor - Directory, Stop --------------------> everyone
+    supervisor - Prepare, Yield, Assume -------------> scheduler
+    scheduler -- Handoff ----------------------------> supervisor
 
 Bodies are msgpack arrays (msgspec structs, array-like); the header frame is `accelgen.proto.frame.Header`.
 Messages of one iteration are columnar: parallel lists, of which the i-th items belong together. Durations are
@@ -278,7 +283,8 @@ class Batch(Body, frozen=True):
 
     Request ids[i] processes tokens starts[i] .. starts[i]+counts[i]; before that its block table gets
     `table[table_at[i] : table_at[i]+table_counts[i]] = ` the next table_counts[i] of `table_blocks` (what lay beyond
-    is cut off). `new` introduces requests the worker has not seen. `release` are forgotten after the step before."""
+    is cut off). `new` introduces requests the worker has not seen. `release` are forgotten after the step before.
+    Of request cut_ids[i] only the KV of its first cut_to[i] tokens is still its own, before everything else."""
 
     step: Id
     new: list[Prompt]
@@ -293,6 +299,8 @@ class Batch(Body, frozen=True):
     release: list[Id]
     predicted_s: Seconds
     bound_s: Seconds
+    cut_ids: list[Id] = field(default_factory=list)
+    cut_to: list[Count] = field(default_factory=list)
 
 
 class StepResult(Body, frozen=True):
@@ -356,15 +364,26 @@ class Directory(Body, frozen=True):
 
 class Activate(Body, frozen=True):
     """scheduler -> frontend, KV manager, worker: the first message of its epoch (the header carries it). Whoever
-    receives it obeys this epoch from now on. `credits`: requests a frontend may have open at a time. `step`: the last
-    one that the KV manager has passed on; the worker runs it before it answers, so that both Inventories agree."""
+    receives it obeys this epoch from now on. `credits`: requests a frontend may have open at a time."""
 
     credits: Count = 0
-    step: Annotated[int, Meta(ge=-1)] = -1
+
+
+class Resync(Body, frozen=True):
+    """To the scheduler: something was lost on the way to or from the sender; take over again, under the next epoch.
+    KV manager -> worker: finish what I have sent and answer with an Inventory; I am your KV manager from now on."""
+
+    cause: ShortText = ""
+
+
+class Pulse(Body, frozen=True):
+    """Once a second on every link of the active scheduler, and from a KV manager to its worker: its sequence number
+    shows whether anything before it was lost, its absence that the link is dead."""
 
 
 class Inventory(Body, frozen=True):
-    """KV manager, worker -> scheduler: the answer to Activate. `step`: the last one executed, -1 for none."""
+    """worker -> KV manager -> scheduler: the answer to Resync and to Activate. `step`: the last one executed, -1 for
+    none. The worker's answer to Activate holds nothing: its KV manager speaks for it."""
 
     step: Annotated[int, Meta(ge=-1)]
     held: list[Held]
@@ -383,8 +402,24 @@ class Yield(Body, frozen=True):
     with the phase "yielded"."""
 
 
+class Prepare(Body, frozen=True):
+    """supervisor -> scheduler that stands by: make this policy, then say "prepared"."""
+
+    policy: ShortText
+    params: dict[str, Any] = field(default_factory=dict)
+
+
 class Assume(Body, frozen=True):
-    """supervisor -> scheduler that stands by: take over now."""
+    """supervisor -> scheduler that is prepared: take over now, in this term, with what the one before has learnt."""
+
+    term: Id
+    snapshot: bytes = b""
+
+
+class Handoff(Body, frozen=True):
+    """scheduler that has yielded -> supervisor, for its successor: `snapshot` is a versioned msgpack value."""
+
+    snapshot: bytes
 
 
 class Swap(Body, frozen=True):
@@ -414,6 +449,6 @@ MESSAGES: tuple[type[Body], ...] = (
     Submit, Abort, Admitted, Tokens, Finished,
     Lookup, Plan, KvReport, Batch, StepResult,
     Hello, Heartbeat, Failure, Query, Directory, Activate, Inventory, Stop, Replayed,
-    Yield, Assume, Swap, Swapped,
+    Yield, Assume, Swap, Swapped, Resync, Pulse, Prepare, Handoff,
 )  # fmt: skip
 """The order gives each type its tag on the wire: append, never reorder."""

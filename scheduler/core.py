@@ -6,7 +6,7 @@ wants to be called. Live and simulator run this same class.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from msgspec import structs
@@ -62,13 +62,13 @@ class SchedulerCore:
         self,
         config: Config,
         policy: Policy,
-        replicas: Sequence[ReplicaSpec],
+        replicas: Mapping[int, ReplicaSpec],
         predictor: LengthPredictor | None = None,
     ) -> None:
         limits = Limits(config.max_num_seqs, config.max_num_batched_tokens, config.max_step_s)
         self.config, self.policy = config, policy
-        self.replicas = [
-            Replica(
+        self.replicas = {
+            index: Replica(
                 policy,
                 limits,
                 CostModel(spec.coefficients) if spec.coefficients else CostModel(),
@@ -76,8 +76,8 @@ class SchedulerCore:
                 spec.block_size,
                 config.pipeline_depth,
             )
-            for spec in replicas
-        ]
+            for index, spec in replicas.items()
+        }
         self.predictor = predictor or ClassMedian()
         self.draining = False
         self.yielding = False  # a successor waits: nothing more is planned
@@ -86,6 +86,7 @@ class SchedulerCore:
         self._home: dict[int, int] = {}  # request id -> replica
         self._inherited: dict[int, int] = {}  # request id -> its replica; nobody has claimed it yet
         self._adopted: set[int] = set()  # claimed, but the KV manager's word has not come yet
+        self._waits_for_claims = True
         self._expiry = Expiry()
         self._early: dict[int, StepResult] = {}  # by replica: came before their KvReport
 
@@ -98,7 +99,7 @@ class SchedulerCore:
         requests = _requests_of(submit, frontend)
         if self._is_over(requests[0], now_s):
             return
-        views = [replica.view() for replica in self.replicas]
+        views = [replica.view() for replica in self.replicas.values()]
         known = self._inherited.pop(submit.prompt.id, None)
         accepted = known is not None or submit.prompt.generated  # by the scheduler before this one
         refusal = None if accepted else judge(self.config, submit, views, self.draining)
@@ -108,7 +109,7 @@ class SchedulerCore:
             self.outbox.append((Role.FRONTEND, frontend, Finished(ends)))
             return
         verdict = self.policy.admit(requests[0], views)
-        home = verdict.replica if known is None else known
+        home = [*self.replicas][verdict.replica] if known is None else known
         arrival_s = now_s - submit.waited_s
         queue_s = self._queue_limit_s(submit.slo_class)
         for request in requests:
@@ -146,6 +147,10 @@ class SchedulerCore:
         replica.free_blocks = inventory.free + inventory.cached
         self._inherited |= {held.id: index for held in inventory.held}
 
+    def go_on(self) -> None:
+        """Those who have claimed theirs have waited long enough for the others."""
+        self._waits_for_claims = False
+
     def release_unclaimed(self) -> None:
         """All frontends have submitted again what is live: the rest of what was inherited has ended meanwhile."""
         for id, index in self._inherited.items():
@@ -181,7 +186,7 @@ class SchedulerCore:
             self.on_result(early, index, now_s)
 
     def on_result(self, result: StepResult, index: int, now_s: float) -> None:
-        """Passes tokens on to the frontends, ends what has ended. Raises RuntimeError if a result is missing.
+        """Passes tokens on to the frontends, ends what has ended. Raises ResultOutOfTurn if one is missing.
 
         The links of KV manager and worker have no common order: a result that comes before the report of its step
         waits for it, because only the report tells which entries were dropped."""
@@ -216,22 +221,36 @@ class SchedulerCore:
 
     def next_s(self, now_s: float) -> float:
         """When `tick` wants to be called next if no message comes; infinite for never."""
-        times = [] if self.resting else [replica.plan_at_s(now_s) for replica in self.replicas]
+        replicas = [] if self.resting else self.replicas.values()
+        times = [replica.plan_at_s(now_s) for replica in replicas]
         return min([self._expiry.next_s(), *(t for t in times if t is not None)])
 
     @property
     def resting(self) -> bool:
         """Whether planning is held up by a change of schedulers: what is inherited runs on together, or not yet."""
-        return self.yielding or bool(self._inherited or self._adopted)
+        unclaimed = self._waits_for_claims and self._inherited
+        return self.yielding or bool(unclaimed or self._adopted)
 
     @property
     def settled(self) -> bool:
         """Nothing is in flight."""
-        return not any(replica.flights for replica in self.replicas)
+        return not self.busy
+
+    @property
+    def busy(self) -> list[int]:
+        """Replicas with something in flight."""
+        return [index for index, replica in self.replicas.items() if replica.flights]
+
+    def overdue(self, now_s: float) -> str:
+        """Which iteration should have come back long ago; "" if none."""
+        for index, replica in self.replicas.items():
+            if what := replica.overdue(now_s):
+                return f"replica {index}: {what}"
+        return ""
 
     def starved_s(self, now_s: float) -> float:
         """For how long the policy has planned nothing although requests wait and nothing is in flight."""
-        since = [r.starved_since_s for r in self.replicas if not r.flights]
+        since = [r.starved_since_s for r in self.replicas.values() if not r.flights]
         return max((now_s - begun for begun in since if begun is not None), default=0.0)
 
     def tick(self, now_s: float) -> None:
@@ -240,7 +259,7 @@ class SchedulerCore:
             if request.id in self._home:
                 detail = f"waited {now_s - self._arrival(request):.1f} s, the limit of its class"
                 self._end(request, Reason.REFUSED_EXPIRED, detail, now_s, retry_after_s=1.0)
-        for index, replica in enumerate([] if self.resting else self.replicas):
+        for index, replica in [] if self.resting else self.replicas.items():
             due_s = replica.plan_at_s(now_s)
             if due_s is not None and due_s <= now_s:
                 plan = replica.plan(now_s)

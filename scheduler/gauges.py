@@ -38,7 +38,7 @@ def gauges_of(core: SchedulerCore, decisions: Stopwatch) -> dict[str, float]:
         f"{PREFIX}admission_rejections_total": float(core.refused),
         f"{PREFIX}requests_finished_total": float(core.finished),
     }
-    for index, replica in enumerate(core.replicas):
+    for index, replica in core.replicas.items():
         label = f'{{replica="{index}"}}'
         running = len(replica.table.running)
         found |= {

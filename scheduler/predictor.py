@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -26,9 +27,15 @@ class ClassMedian:
     AccelGen predicts output lengths of requests with a completion-time objective (papers.md 1.3) and calls accurate
     prediction unsolved; any LengthPredictor can take this one's place."""
 
-    def __init__(self) -> None:
-        self._outputs: dict[str, deque[int]] = {}
-        self._median: dict[str, int] = {}
+    def __init__(self, outputs: Mapping[str, Sequence[int]] | None = None) -> None:
+        """`outputs`: lengths seen before, by class, the newest last."""
+        seen = {name: lengths for name, lengths in (outputs or {}).items() if lengths}
+        self._outputs = {name: deque(lengths, maxlen=WINDOW) for name, lengths in seen.items()}
+        self._median = {name: int(np.median(lengths)) for name, lengths in self._outputs.items()}
+
+    def outputs(self) -> dict[str, list[int]]:
+        """What has been seen last, to be kept."""
+        return {name: list(lengths) for name, lengths in self._outputs.items()}
 
     def predict(self, slo_class: str, max_tokens: int) -> int:
         return max(1, min(max_tokens, self._median.get(slo_class, max_tokens // 2)))

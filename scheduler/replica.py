@@ -18,6 +18,7 @@ import numpy as np
 
 from accelgen.proto.messages import Fork, KvReport, Plan, Reason, StepResult
 from accelgen.scheduler.cost_model import CostModel, Work
+from accelgen.scheduler.decision import check, clip
 from accelgen.scheduler.policy import (
     Decision,
     Limits,
@@ -25,9 +26,9 @@ from accelgen.scheduler.policy import (
     StepStats,
     View,
     is_decode,
-    work_of_decision,
 )
 from accelgen.scheduler.request import Request
+from accelgen.scheduler.siblings import Siblings
 from accelgen.scheduler.table import ARRIVING, RUNNING, WAITING, Bools, Ints, RequestTable
 
 SAFETY_S = 0.001
@@ -38,8 +39,14 @@ BOUND_FACTOR, BOUND_FLOOR_S = (
 )  # a step may keep the worker silent this long (DESIGN section 6)
 
 
-class BadDecision(RuntimeError):
-    """A policy answered with something that cannot be executed; the text says what."""
+REPORT_S, RESULT_S = (
+    5.0,
+    6.0,
+)  # a KvReport, a StepResult that takes longer is lost, or the step's own bound
+
+
+class ResultOutOfTurn(RuntimeError):
+    """A StepResult is missing: no request may go on on a table with a gap."""
 
 
 @dataclass(slots=True)
@@ -58,6 +65,7 @@ class Flight:
     planned_s: float
     begun_s: float  # (predicted) start of the forward pass
     predicted_s: float
+    bound_s: float
     reported: bool = False
     dropped: set[int] = field(default_factory=set)  # request ids
 
@@ -96,16 +104,12 @@ class Replica:
         self.starved_since_s: float | None = (
             None  # requests wait, and the policy has chosen none of them
         )
+        self.patience = 1.0  # how many times its bound an iteration may take
         self._stalled_s: float | None = None  # nothing could be planned; cleared by news
         self._release: list[int] = []
         self._spoiled: list[int] = []
         self._confirmed: list[tuple[int, list[int]]] = []
-        self._parents: dict[
-            int, Request
-        ] = {}  # have siblings, and a prompt not yet planned to its end
-        self._ripe: dict[
-            int, Request
-        ] = {}  # whole prompt planned: its siblings fork in the next plan
+        self.siblings = Siblings()
 
     def view(self) -> View:
         """What the policy sees."""
@@ -121,9 +125,7 @@ class Replica:
     def enqueue(self, slot: int) -> None:
         """A looked-up request becomes visible to the policy."""
         self._stalled_s = None
-        request = self.table.request(slot)
-        if request.children:
-            self._parents[request.id] = request
+        self.siblings.await_prompt(self.table.request(slot))
         self.table.enqueue(slot, self.policy.order_key(self.view(), slot, self.state))
 
     def take_up(self, slot: int, now_s: float) -> None:
@@ -150,8 +152,7 @@ class Replica:
         self._release.append(request.id)
         if spoiled:
             self._spoiled.append(request.id)
-        self._parents.pop(request.id, None)
-        return bool(request.children) and request.id not in self._ripe
+        return self.siblings.forget(request)
 
     # --- planning ------------------------------------------------------------------------------------------------
 
@@ -171,11 +172,12 @@ class Replica:
 
     def plan(self, now_s: float) -> Plan | None:
         """The next Plan, or None when nothing can run and nothing needs to be said. Raises BadDecision."""
-        forks = self._take_forks()
+        forks = self.siblings.take_forks(self.table)
         start_s = self.flights[-1].begun_s + self.flights[-1].predicted_s if self.flights else now_s
         start_s = max(start_s, now_s)
         decision, self.state = self.policy.plan(self.view(), self.state, start_s)
-        decision = self._clip(self._check(decision))
+        check(decision, self.table, self.policy.name)
+        clip(decision, self.table, self.limits, self.cost)
         self._note_starving(bool(decision.slots), now_s)
         idle_words = forks or (self._release and not self.flights) or decision.preempt
         if not decision.slots and not idle_words:
@@ -191,43 +193,7 @@ class Replica:
 
     def _has_work(self) -> bool:
         table = self.table
-        return bool(len(table.running) or table.waiting or self._release or self._ripe)
-
-    def _check(self, decision: Decision) -> Decision:
-        slots = np.array(decision.slots, dtype=np.int64)
-        counts = np.array(decision.counts, dtype=np.int64)
-        taken = {*decision.slots, *decision.preempt}
-        if len(slots) != len(counts) or len(taken) != len(slots) + len(decision.preempt):
-            raise BadDecision(
-                f"{self.policy.name}: a request is named twice, or counts are missing"
-            )
-        if len(slots) and not (
-            slots.min() >= 0
-            and slots.max() < len(self.table.requests)
-            and (self.table.state[slots] >= WAITING).all()
-            and (counts >= 1).all()
-            and (counts <= self.table.remaining(slots)).all()
-        ):
-            raise BadDecision(f"{self.policy.name}: an entry that is not there to be processed")
-        if any(self.table.state[slot] != RUNNING for slot in decision.preempt):
-            raise BadDecision(f"{self.policy.name}: preempts a request that does not run")
-        return decision
-
-    def _clip(self, decision: Decision) -> Decision:
-        """Holds the decision to the limits of the server by cutting prompt chunks, the last ones first."""
-        excess = sum(decision.counts) - self.limits.max_num_batched_tokens
-        for i in range(len(decision.counts) - 1, -1, -1) if excess > 0 else ():
-            cut = min(max(excess, 0), decision.counts[i] - 1)
-            decision.counts[i] -= cut
-            excess -= cut
-        work = work_of_decision(self.table, decision)
-        while self.cost.predict(work) > self.limits.max_step_s:
-            largest = max(range(len(decision.counts)), key=decision.counts.__getitem__)
-            if decision.counts[largest] <= self.table.block_size:
-                break
-            decision.counts[largest] = max(self.table.block_size, decision.counts[largest] // 2)
-            work = work_of_decision(self.table, decision)
-        return decision
+        return bool(len(table.running) or table.waiting or self._release or self.siblings.ripe)
 
     def _commit(self, decision: Decision, forks: list[Fork], now_s: float, start_s: float) -> Plan:
         table = self.table
@@ -247,10 +213,11 @@ class Replica:
         flight = Flight(
             self.step, slots, table.ids[slots].tolist(), counts, sampled, started, work,
             counts[~decode].tolist(), len(decision.preempt), now_s, start_s, predicted_s,
+            bound_s=max(BOUND_FLOOR_S, BOUND_FACTOR * predicted_s * self.cost.upper),
         )  # fmt: skip
         self.flights.append(flight)
         self.step += 1
-        self._note_ripe(slots[sampled])
+        self.siblings.note_planned(table, slots[sampled])
         confirmed, self._confirmed = self._confirmed, []
         release, self._release = self._release, []
         spoiled, self._spoiled = self._spoiled, []
@@ -267,7 +234,7 @@ class Replica:
             preempt=[int(table.ids[slot]) for slot in decision.preempt],
             copied=[],
             predicted_s=predicted_s,
-            bound_s=max(BOUND_FLOOR_S, BOUND_FACTOR * predicted_s * self.cost.upper),
+            bound_s=flight.bound_s,
             spoiled=spoiled,
         )
 
@@ -277,28 +244,6 @@ class Replica:
         table.preempt(slot, self.policy.order_key(self.view(), slot, self.state))
         table.request(slot).preemptions += 1
         self.preemptions += 1
-
-    # --- siblings ------------------------------------------------------------------------------------------------
-
-    def _note_ripe(self, sampled: Ints) -> None:
-        for id in [id for id in self._parents if self.table.slot_of[id] in sampled]:
-            self._ripe[id] = self._parents.pop(id)
-
-    def _take_forks(self) -> list[Fork]:
-        """Siblings of planned prompts start with all but the last prompt token computed (copy-on-write)."""
-        forks: list[Fork] = []
-        for parent in self._ripe.values():
-            computed = len(parent.prompt) - 1
-            for child in parent.children:
-                slot = self.table.slot_of.get(child.id)
-                if slot is None or self.table.state[slot] != ARRIVING:
-                    continue
-                self.table.hit(slot, computed)
-                self.table.start(slot)
-                forks.append(Fork(child.id, parent.id, computed))
-            parent.children = []
-        self._ripe = {}
-        return forks
 
     # --- what comes back -----------------------------------------------------------------------------------------
 
@@ -342,21 +287,32 @@ class Replica:
             if id not in dropped or slot is None:
                 continue
             self.table.roll_back(slot, int(flight.counts[i]), bool(flight.sampled[i]))
-            if id in self._ripe:
-                self._parents[id] = self._ripe.pop(id)
+            self.siblings.take_back(id)
             if slot in flight.started:
                 self.enqueue(slot)
+
+    def overdue(self, now_s: float) -> str:
+        """What should have come long ago, in words; "" if nothing."""
+        if not self.flights:
+            return ""
+        flight = self.flights[0]
+        if not flight.reported and now_s > flight.planned_s + REPORT_S:
+            return f"no report of step {flight.step} for {now_s - flight.planned_s:.1f} s"
+        limit_s = self.patience * max(flight.bound_s, RESULT_S)
+        if now_s > max(flight.begun_s, flight.planned_s) + limit_s:
+            return f"no result of step {flight.step} for {now_s - flight.begun_s:.1f} s"
+        return ""
 
     def awaits_report(self, step: int) -> bool:
         """Whether `step` is in flight and its KvReport has not come yet."""
         return any(flight.step == step and not flight.reported for flight in self.flights)
 
     def on_result(self, result: StepResult, now_s: float) -> Iterator[Outcome]:
-        """Takes in a StepResult: yields what it brought, request by request. Raises RuntimeError if it is not the
-        result that is due (a message was lost: no request may run on a table with a gap)."""
+        """Takes in a StepResult: yields what it brought, request by request. Raises ResultOutOfTurn if it is not
+        the result that is due."""
         if not self.flights or self.flights[0].step != result.step:
             due = self.flights[0].step if self.flights else None
-            raise RuntimeError(f"result of step {result.step} came, step {due} was due")
+            raise ResultOutOfTurn(f"result of step {result.step} came, step {due} was due")
         self._stalled_s = None
         flight = self.flights.popleft()
         if self.flights:

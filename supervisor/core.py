@@ -275,8 +275,6 @@ class SupervisorCore:
                 occupant.killed_for = f"was ended because {seat.name} had died"
                 self._sacrificed[other] = due_s
                 actions.append(Signal(other, SIGKILL))
-        if actions:
-            self.office.give_up(f"{seat.name} has died meanwhile")
         return actions
 
     def _delay_s(self, seat: Seat, now_s: float) -> float | None:

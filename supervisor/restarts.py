@@ -15,15 +15,10 @@ BACK_OFF_S = 0.25  # before the second restart of a period, doubled for each fur
 
 def dependents(seat: Seat, seats: Iterable[Seat]) -> list[Seat]:
     """Who must be started anew with `seat`, because it builds on what died with it (Erlang's rest_for_one): a KV
-    manager on the worker's cache, the scheduler on what both hold. The requests live on in the frontends' journals."""
-    above = {
-        Role.WORKER: (Role.KVMANAGER, Role.SCHEDULER),
-        Role.KVMANAGER: (Role.SCHEDULER,),
-    }.get(seat.role, ())
-    return [
-        other for other in seats
-        if other.role in above and (other.role is Role.SCHEDULER or other.index == seat.index)
-    ]  # fmt: skip
+    manager on its worker's cache. The scheduler takes over again by itself; requests live on in the journals."""
+    if seat.role is not Role.WORKER:
+        return []
+    return [other for other in seats if other == Seat(Role.KVMANAGER, seat.index)]
 
 
 @dataclass

@@ -91,7 +91,7 @@ class Exchange:
             if gone or now_s >= self.until_s:
                 self.stage, self.until_s = Stage.ASSUMING, now_s + ASSUME_S
                 assert new.peer is not None
-                return [Send(new.peer, Assume(), self.epoch)]
+                return [Send(new.peer, Assume(self.epoch), self.epoch)]
         if self.stage is Stage.ASSUMING and new.phase == "ready":
             took_ms = 1000 * (now_s - self.handed_s)
             line = (

@@ -72,14 +72,15 @@ class WorkerCore:
         )
 
     def inventory(self) -> Inventory:
-        """What the cache holds, for a new scheduler or KV manager."""
+        """Every request known here and what the cache holds of it, for a KV manager that asks."""
         size = self.runner.cache.block_size
-        held: list[Held] = [
-            request.held(size) for request in self.requests.values() if request.computed
-        ]
+        held: list[Held] = [request.held(size) for request in self.requests.values()]
         return Inventory(self.step, held)
 
     def _forget_and_meet(self, batch: Batch) -> None:
+        for id, tokens in zip(batch.cut_ids, batch.cut_to, strict=False):
+            if id in self.requests:
+                self.requests[id].cut(tokens, self.runner.cache.block_size)
         for id in batch.release:
             self.requests.pop(id, None)
         for prompt in batch.new:

@@ -42,6 +42,11 @@ class Request:
         if at == 0 and blocks:
             self.computed = start
 
+    def cut(self, tokens: int, block_size: int) -> None:
+        """Only the KV of the first `tokens` tokens is still ours."""
+        self.computed = min(self.computed, tokens)
+        del self.table[-(-self.computed // block_size) :]
+
     def span(self, start: int, count: int, block_size: int) -> Span:
         """The work of one entry. Raises RequestFault when it does not continue what is computed."""
         if self.fault:

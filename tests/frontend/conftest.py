@@ -36,6 +36,7 @@ from accelgen.proto.messages import (
     Facts,
     Finished,
     Heartbeat,
+    Hello,
     Member,
     Reason,
     Role,
@@ -213,6 +214,7 @@ class FakeSupervisor:
 
     def _run(self) -> None:
         peers: set[bytes] = set()
+        directory: Directory | None = None
         while not self._ending.is_set():
             self._router.socket.poll(5)
             while (message := self._router.recv()) is not None:
@@ -222,8 +224,11 @@ class FakeSupervisor:
                     self.beats.append(body)
                 else:
                     self.said.append(body)
+                if isinstance(body, Hello) and directory is not None:
+                    self._router.send(peer, directory)
             while peers and not self._orders.empty():
                 order = self._orders.get()
+                directory = order if isinstance(order, Directory) else directory
                 for peer in peers:
                     self._router.send(peer, order)
 
@@ -244,6 +249,10 @@ def make_member(role: Role, index: int = 0, **changes: Any) -> Member:
     return structs.replace(member, **changes)
 
 
+SCHEDULERS = [make_member(Role.SCHEDULER, incarnation=1000 + epoch) for epoch in range(10)]
+"""Every scheduler that a test may bring, as the Directory lists them."""
+
+
 class Stage:
     """The frontend under test with both ends."""
 
@@ -257,7 +266,7 @@ class Stage:
         """The supervisor tells what a worker found out."""
         found = structs.replace(make_facts(self.tokenizer.get_vocab_size()), **facts)
         members = [make_member(Role.WORKER, facts=found)]
-        self.supervisor.tell(Directory(members, ready=True, draining=False))
+        self.supervisor.tell(Directory([*members, *SCHEDULERS], ready=True, draining=False))
 
     def says(self, *texts: str, reason: Reason = Reason.STOP, per_token: bool = True) -> None:
         """The scheduler answers every request with `texts` (choice i with the i-th, the last one for the rest)."""
@@ -312,6 +321,7 @@ def open_stage(tokenizer: Tokenizer, model_folder: Path) -> OpenStage:
         scheduler = None
         try:
             wait_for(lambda: supervisor.phase() == "waiting for scheduler", "start", 30)
+            supervisor.tell(Directory(SCHEDULERS, ready=False, draining=False))
             if activated:
                 scheduler = FakeScheduler(supervisor.endpoint, credits=credits)
                 wait_for(lambda: supervisor.phase() == "ready", "activation")

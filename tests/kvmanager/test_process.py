@@ -25,10 +25,14 @@ from accelgen.proto.messages import (
     Facts,
     Failure,
     Heartbeat,
+    Held,
     Hello,
     Inventory,
     KvReport,
+    Lookup,
     Member,
+    Pulse,
+    Resync,
     Role,
     Stop,
 )
@@ -50,6 +54,13 @@ def until(receive: Callable[[], Any], good: Callable[[Any], bool]) -> Any:
     raise AssertionError(f"not heard in time; last: {last}")
 
 
+def make_scheduler(incarnation: int) -> Member:
+    return Member(Role.SCHEDULER, 0, 1, "", incarnation, 1, "ready", 1, 1.0, 0.0, 1, None, {})
+
+
+GARBAGE = ([b""], [b"\xc1", b"\xc1"], [b"\xff" * 100] * 3, [b"\xdd\xff\xff\xff\xff"] * 2)
+
+
 class Surroundings:
     """A KV manager process, and everybody it talks to: supervisor, worker and, on demand, schedulers."""
 
@@ -59,6 +70,7 @@ class Surroundings:
         self.supervisor = Router(endpoint_of(run_dir, Role.SUPERVISOR), 1)
         self.worker = Router(endpoint_of(run_dir, Role.WORKER), 2)
         self.schedulers: list[Dealer] = []
+        self.ran = -1  # step that the worker says it has run
         self.peer = b""
         self.process = subprocess.Popen(
             [sys.executable, "-P", "-m", "accelgen.kvmanager", "--run-dir", str(run_dir)]
@@ -83,7 +95,10 @@ class Surroundings:
         member = Member(
             Role.WORKER, 0, 1, self.worker.endpoint, 2, 1, "ready", 1, 1.0, 0.0, 1, facts, {}
         )
-        self.supervisor.send(self.peer, Directory([member], False, False))
+        self.tell([member, make_scheduler(1), make_scheduler(2), make_scheduler(3)])
+
+    def tell(self, members: list[Member]) -> None:
+        self.supervisor.send(self.peer, Directory(members, False, False))
 
     def make_ready(self) -> None:
         self.hear(Heartbeat, lambda beat: beat.phase == "waiting for worker")
@@ -95,8 +110,20 @@ class Surroundings:
         scheduler = Dealer(endpoint_of(self.run_dir, Role.KVMANAGER), f"scheduler:{epoch}", epoch)
         self.schedulers.append(scheduler)
         scheduler.send(Activate(), epoch)
+        self.answer_resync(epoch)
         assert next_of(scheduler, Inventory)[0].epoch == epoch
         return scheduler
+
+    def answer_resync(self, epoch: int, inventory: Inventory | None = None) -> None:
+        """What the worker does when a scheduler takes over."""
+
+        def receive() -> Any:
+            self.worker.socket.poll(50)
+            return self.worker.recv()
+
+        peer, header, _ = until(receive, lambda message: isinstance(message[2], Resync))
+        assert header.epoch == epoch
+        self.worker.send(peer, inventory or Inventory(self.ran, []), epoch)
 
     def gauge(self, name: str) -> Callable[[Heartbeat], bool]:
         return lambda beat: beat.gauges.get(f'accelgen:{name}{{replica="0"}}', 0) > 0
@@ -173,10 +200,57 @@ def test_life_of_a_kv_manager(around: Surroundings) -> None:
 def _misbehave(around: Surroundings, scheduler: Dealer) -> None:
     stranger = Dealer(endpoint_of(around.run_dir, Role.KVMANAGER), "stranger", 9)
     around.schedulers.append(stranger)
-    for frames in ([b""], [b"\xc1", b"\xc1"], [b"\xff" * 100] * 3, [b"\xdd\xff\xff\xff\xff"] * 2):
+    for frames in GARBAGE:
         stranger.socket.send_multipart(frames)
-        scheduler.socket.send_multipart(frames)
     scheduler.send(Stop(1.0), 3)  # well-formed, but none of its business
+
+
+@pytest.mark.parametrize("damage", ["garbage", "gap"])
+def test_no_plan_is_made_on_a_table_with_a_gap(around: Surroundings, damage: str) -> None:
+    """What the scheduler said and was lost: the KV manager asks for another epoch and does nothing before."""
+    around.make_ready()
+    scheduler = around.connect_scheduler(epoch=1)
+    scheduler.send(make_lookup(make_prompt(1, range(9))), 1)
+    next_of(scheduler, KvReport)
+    if damage == "garbage":
+        scheduler.socket.send_multipart(GARBAGE[1])
+    else:
+        scheduler.codec.pack(b"", make_plan(0), 1)  # never sent
+        scheduler.send(Pulse(), 1)  # which shows it
+    assert "were lost" in next_of(scheduler, Resync)[1].cause
+    scheduler.send(make_plan(0, [(1, 0, 9)]), 1)
+    again = around.connect_scheduler(epoch=2)
+    again.send(make_plan(0, [(1, 0, 9)]), 2)
+    header, batch = next_batch(around.worker)
+    assert (header.epoch, batch.step, batch.ids) == (2, 0, [1])
+
+
+def test_a_successor_builds_on_what_the_worker_holds(around: Surroundings) -> None:
+    """A new KV manager: the tables are the worker's, whoever is not claimed is given back."""
+    around.make_ready()
+    held = Inventory(7, [Held(1, 9, [3, 1, 2]), Held(2, 4, [3]), Held(5, 0, [])])
+    scheduler = Dealer(endpoint_of(around.run_dir, Role.KVMANAGER), "scheduler:1", 1)
+    around.schedulers.append(scheduler)
+    scheduler.send(Activate(), 1)
+    around.answer_resync(1, held)
+    inventory = next_of(scheduler, Inventory)[1]
+    assert inventory == Inventory(7, held.held, 13, 0)
+    scheduler.send(Lookup([make_prompt(1, range(9))], adopt=True), 1)
+    assert next_of(scheduler, KvReport)[1].hit_tokens == [8]
+    scheduler.send(make_plan(8, [(1, 8, 1)], release=[2, 5]), 1)
+    batch = next_batch(around.worker)[1]
+    assert batch.ids == [1] and batch.release == [2, 5]
+    assert (batch.cut_ids, batch.cut_to) == ([1], [8])
+
+
+def test_an_inventory_that_does_not_add_up_counts_for_nothing(around: Surroundings) -> None:
+    around.make_ready()
+    scheduler = Dealer(endpoint_of(around.run_dir, Role.KVMANAGER), "scheduler:1", 1)
+    around.schedulers.append(scheduler)
+    scheduler.send(Activate(), 1)
+    around.answer_resync(1, Inventory(7, [Held(1, 9, [3, 1, 2]), Held(2, 8, [1, 3])]))
+    inventory = next_of(scheduler, Inventory)[1]
+    assert inventory == Inventory(7, [Held(1, 0, []), Held(2, 0, [])], 16, 0)
 
 
 def test_older_epochs_are_not_obeyed(around: Surroundings) -> None:
@@ -211,6 +285,31 @@ def test_a_strangers_gap_is_not_the_schedulers(around: Surroundings) -> None:
     around.process.terminate()
     assert around.process.stderr is not None
     assert b"were lost" not in around.process.stderr.read()
+
+
+def test_who_is_not_listed_is_not_obeyed_until_it_is(around: Surroundings) -> None:
+    """Whatever its epoch, and in whatever order Directory and Activate come."""
+    around.make_ready()
+    scheduler = around.connect_scheduler(epoch=1)
+    stranger, early = (
+        Dealer(endpoint_of(around.run_dir, Role.KVMANAGER), f"scheduler:{one}:9", one)
+        for one in (8, 9)
+    )
+    around.schedulers += [stranger, early]
+    stranger.send(Activate(), 99)
+    early.send(Activate(), 9)
+    around.hear(Heartbeat, around.gauge("kv_messages_stranger_total"))
+    scheduler.send(make_lookup(make_prompt(1, range(9))), 1)
+    assert next_of(scheduler, KvReport)[1].hit_ids == [1]
+    around.tell([make_scheduler(9)])
+    around.answer_resync(9)
+    assert next_of(early, Inventory)[0].epoch == 9
+    stranger.send(make_plan(0), 99)
+    scheduler.send(make_plan(0), 1)
+    around.hear(Heartbeat, around.gauge("kv_messages_stale_total"))
+    assert stranger.recv() is None
+    while (message := around.worker.recv()) is not None:
+        assert isinstance(message[2], Pulse)
 
 
 def test_before_an_activation_nothing_is_obeyed(around: Surroundings) -> None:

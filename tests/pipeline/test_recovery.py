@@ -148,6 +148,34 @@ def test_kv_manager_or_worker_killed_under_streams(server: Any, name: str) -> No
     assert asyncio.run(streams(server, [name])) == quiet
 
 
+def test_the_other_replica_goes_on(launch_server: Callable[..., Any]) -> None:
+    """One worker of two dies: its requests move, nobody waits for its model to load again."""
+    pair = launch_server("--replicas", "2", "--kv-blocks", "512")
+
+    async def drive(victim: str) -> tuple[list[Any], list[int], list[int]]:
+        heard, before, after = [0] * STREAMS, [0] * STREAMS, [0] * STREAMS
+        async with httpx.AsyncClient(timeout=60) as http:
+            tasks = [asyncio.create_task(stream(http, pair, i, heard)) for i in range(STREAMS)]
+            while min(heard) < 20:
+                await asyncio.sleep(0.01)
+            if victim:
+                os.kill(member(pair, victim).pid, signal.SIGKILL)
+                while member(pair, victim).phase == "ready":
+                    await asyncio.sleep(0.01)
+                before = list(heard)
+                while member(pair, victim).phase != "ready" and not all(t.done() for t in tasks):
+                    after = list(heard)
+                    await asyncio.sleep(0.01)
+            return await asyncio.gather(*tasks, return_exceptions=True), before, after
+
+    quiet, *_ = asyncio.run(drive(""))
+    assert all(isinstance(text, str) for text in quiet), quiet
+    texts, before, after = asyncio.run(drive("worker-1"))
+    assert texts == quiet
+    assert all(now > then for then, now in zip(before, after, strict=True)), (before, after)
+    pair.down()
+
+
 def test_frontend_killed_under_streams(server: Any) -> None:
     """Only its own connections end; the other frontend's go on, and nothing stays held."""
     quiet = asyncio.run(streams(server, []))

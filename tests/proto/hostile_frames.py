@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgpack
 
-from accelgen.proto.frame import PROTOCOL_VERSION, TAG_OF
+from accelgen.proto.frame import PROTOCOL_VERSION, TAG_OF, seal
 from accelgen.proto.messages import MESSAGES, Abort, Directory, Heartbeat, Lookup, Query
 
 
@@ -13,7 +13,7 @@ def header_of(tag: int, version: int = PROTOCOL_VERSION, seq: int = 0) -> bytes:
 
 
 DIRECTORY_START = b"\x94\x90\xc3\xc2\x81\xa1a"  # [[], True, False, {"a": ...: anything may follow
-HOSTILE: dict[str, list[bytes]] = {
+_UNSEALED: dict[str, list[bytes]] = {
     "no frame": [],
     "one frame": [header_of(TAG_OF[Query])],
     "three frames": [header_of(TAG_OF[Query]), b"\x90", b"\x90"],
@@ -21,9 +21,9 @@ HOSTILE: dict[str, list[bytes]] = {
     "empty body": [header_of(TAG_OF[Query]), b""],
     "empty header": [b"", b"\x90"],
     "truncated header": [header_of(TAG_OF[Query])[:-1], b"\x90"],
-    "header with a field too many": [msgpack.packb([1, 0, 0, 1, 0, 0]), b"\x90"],
+    "header with a field too many": [msgpack.packb([PROTOCOL_VERSION, 0, 0, 1, 0, 0]), b"\x90"],
     "header as a map": [msgpack.packb({"version": 1}), b"\x90"],
-    "wrong version": [header_of(TAG_OF[Query], version=2), b"\x90"],
+    "wrong version": [header_of(TAG_OF[Query], version=PROTOCOL_VERSION - 1), b"\x90"],
     "unknown tag": [header_of(len(MESSAGES)), b"\x90"],
     "huge tag": [header_of(2**31 - 1), b"\x90"],
     "negative tag": [header_of(-1), b"\x90"],
@@ -51,3 +51,17 @@ HOSTILE: dict[str, list[bytes]] = {
     "a map as a key": [header_of(TAG_OF[Directory]), DIRECTORY_START + b"\x81\x80\x01"],
     "an impossible time": [header_of(TAG_OF[Directory]), DIRECTORY_START + b"\xc7\x0c" + b"\xff" * 12],
 }  # fmt: skip
+SEALED = {
+    name: [seal(frames[0], frames[1]), frames[1]]
+    for name, frames in _UNSEALED.items()
+    if len(frames) == 2
+}
+GOOD = [seal(header_of(TAG_OF[Query]), b"\x90"), b"\x90"]
+HOSTILE = {
+    **{f"{name}, no checksum": frames for name, frames in _UNSEALED.items()},
+    **SEALED,
+    "three good frames": [*GOOD, b"\x90"],
+    "a good header alone": GOOD[:1],
+    "another checksum": [GOOD[0][:-1] + bytes([GOOD[0][-1] ^ 1]), GOOD[1]],
+    "a checksum of another kind": [GOOD[0].replace(b"\xce", b"\xd2"), GOOD[1]],
+}

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+from zlib import crc32
+
 import hypothesis.strategies as st
 import msgpack
 import pytest
 from drawn_messages import as_lists, values_of
 from hypothesis import given, settings
 
-from accelgen.proto.frame import PROTOCOL_VERSION, TAG_OF, Header, Malformed, decode, encode
+from accelgen.proto.frame import PROTOCOL_VERSION, TAG_OF, Header, Malformed, decode, encode, seal
 from accelgen.proto.messages import (
     MESSAGES,
     Abort,
@@ -27,6 +30,11 @@ from accelgen.proto.messages import (
 
 every_message = pytest.mark.parametrize("kind", MESSAGES, ids=lambda kind: kind.__name__)
 IDS = st.integers(0, 2**63 - 1)
+
+
+def sealed(header: bytes, fields: Any) -> list[bytes]:
+    body = msgpack.packb(fields)
+    return [seal(header, body), body]
 
 
 @every_message
@@ -49,10 +57,14 @@ def test_an_independent_implementation_reads_and_writes_it(
     body = data.draw(values_of(kind))
     header = Header(PROTOCOL_VERSION, TAG_OF[kind], 1, 2, 3)
     frames = encode(header, body)
-    assert msgpack.unpackb(frames[0]) == [PROTOCOL_VERSION, TAG_OF[kind], 1, 2, 3]
+    unpacker = msgpack.Unpacker()
+    unpacker.feed(frames[0])
+    fields = [PROTOCOL_VERSION, TAG_OF[kind], 1, 2, 3]
+    head = msgpack.packb(fields)
+    assert list(unpacker) == [fields, crc32(frames[1], crc32(head))]
     assert msgpack.unpackb(frames[1]) == as_lists(body)
-    theirs = [msgpack.packb(as_lists(header)), msgpack.packb(as_lists(body))]
-    assert decode(theirs) == (header, body)
+    theirs = msgpack.packb(as_lists(body))
+    assert decode([seal(head, theirs), theirs]) == (header, body)
 
 
 @every_message
@@ -62,12 +74,12 @@ def test_a_field_too_many_or_too_few_is_refused(kind: type[Body], data: st.DataO
     fields = as_lists(data.draw(values_of(kind)))
     header = msgpack.packb([PROTOCOL_VERSION, TAG_OF[kind], 0, 0, 0])
     with pytest.raises(Malformed):
-        decode([header, msgpack.packb([*fields, 0])])
+        decode(sealed(header, [*fields, 0]))
     required = len(kind.__struct_fields__) - len(kind.__struct_defaults__)
     if required:
         with pytest.raises(Malformed):
-            decode([header, msgpack.packb(fields[: required - 1])])
-    decode([header, msgpack.packb(fields[:required])])  # fields with a default may be left out
+            decode(sealed(header, fields[: required - 1]))
+    decode(sealed(header, fields[:required]))  # fields with a default may be left out
 
 
 @every_message
@@ -76,16 +88,16 @@ def test_fields_of_another_type_are_refused(kind: type[Body]) -> None:
     for body in ({}, None, 1, "text", b"bytes", [{}], [[[]] * 40], {"step": 1}):
         if not (kind in (Activate, Query) and body == []):
             with pytest.raises(Malformed):
-                decode([header, msgpack.packb(body)])
+                decode(sealed(header, body))
 
 
 def test_tags_are_stable() -> None:
     """Append new messages at the end; a tag that changes its meaning breaks a running server's successor."""
-    assert [kind.__name__ for kind in MESSAGES][:19] == [
+    assert [kind.__name__ for kind in MESSAGES][:27] == [
         "Submit", "Abort", "Admitted", "Tokens", "Finished",
         "Lookup", "Plan", "KvReport", "Batch", "StepResult",
         "Hello", "Heartbeat", "Failure", "Query", "Directory", "Activate", "Inventory", "Stop",
-        "Replayed",
+        "Replayed", "Yield", "Assume", "Swap", "Swapped", "Resync", "Pulse", "Prepare", "Handoff",
     ]  # fmt: skip
     assert list(TAG_OF.values()) == list(range(len(MESSAGES)))
 
@@ -96,7 +108,7 @@ ZERO, ONE, HALF, TWO = (
 GOLDEN: list[tuple[Body, str]] = [
     (Abort([1, 300]), "91" "9201cd012c"),
     (Query(), "90"),
-    (Activate(8, 3), "92" "08" "03"),
+    (Activate(8), "91" "08"),
     (Tokens(3, [1], [2], [7, 128]), "94" "03" "9101" "9102" "9207cc80"),
     (
         Finished([End(5, Reason.STOP, "ok")]),
@@ -119,6 +131,8 @@ def test_golden_bytes(body: Body, wire: str) -> None:
     """The wire format itself, byte by byte: these change only together with PROTOCOL_VERSION."""
     header = Header(PROTOCOL_VERSION, TAG_OF[type(body)], 2, 1000, 40)
     frames = encode(header, body)
-    assert frames[0].hex() == f"9501{TAG_OF[type(body)]:02x}02cd03e828"
+    head = f"9502{TAG_OF[type(body)]:02x}02cd03e828"
+    checksum = crc32(bytes.fromhex(head + wire))
+    assert frames[0].hex() == f"{head}ce{checksum:08x}"
     assert frames[1].hex() == wire
     assert decode(frames) == (header, body)

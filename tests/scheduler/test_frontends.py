@@ -7,7 +7,7 @@ from typing import Any
 from world import World
 
 from accelgen.proto.messages import Directory, Held, Inventory, Member, Role
-from accelgen.scheduler.__main__ import Frontends
+from accelgen.scheduler.frontends import Frontends
 
 
 class Links:

@@ -21,12 +21,14 @@ def prompt_of(length: int, seed: int) -> list[int]:
 
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("depth", [0, 1])
-def test_nothing_is_lost_and_little_is_computed_again(policy: str, depth: int) -> None:
+@pytest.mark.parametrize("kv", [False, True])
+def test_nothing_is_lost_and_little_is_computed_again(policy: str, depth: int, kv: bool) -> None:
+    """Also when the KV manager dies with the scheduler: its tables are built anew from the worker's inventory."""
     world = World(policy, blocks=256, pipeline_depth=depth)
     prompts = {id: prompt_of(30 + id, id) for id in range(1, 9)}
     for id, prompt in prompts.items():
         world.submit(id, prompt, max_tokens=40)
-    world.crash(0.1)
+    world.crash(0.1, kv=kv)
     world.run()
     for id, prompt in prompts.items():
         assert world.delivered[id] == expected(prompt, 40)
@@ -35,6 +37,23 @@ def test_nothing_is_lost_and_little_is_computed_again(policy: str, depth: int) -
     whole = sum(len(prompt) + 39 for prompt in prompts.values())
     assert world.workers[0].processed <= whole + 3 * len(prompts)
     world.check_idle()
+
+
+@pytest.mark.parametrize("depth", [0, 1])
+def test_a_lost_batch(depth: int) -> None:
+    """The KV manager counts on what the worker never ran: the worker's word is the truth."""
+    lost = 0
+    for hundredth_s in range(1, 30, 2):
+        world = World(blocks=64, pipeline_depth=depth)
+        for id in range(1, 5):
+            world.submit(id, prompt_of(20, id), max_tokens=30, at_s=0.02 * id)
+        world.lose_batch(hundredth_s / 100)
+        world.run()
+        lost += world.lost
+        for id in range(1, 5):
+            assert world.delivered[id] == expected(prompt_of(20, id), 30), hundredth_s
+        world.check_idle()
+    assert lost > 8
 
 
 def test_what_ended_meanwhile_is_given_back() -> None:
@@ -110,7 +129,10 @@ def test_any_moment(seed: int, policy: str, depth: int, blocks: int, replicas: i
             del asked[id]
         id += 3
     for _ in range(draw.randrange(1, 4)):
-        world.crash(draw.random() * 0.5, draw.choice(POLICIES))
+        if draw.random() < 0.3:
+            world.lose_batch(draw.random() * 0.5)
+        else:
+            world.crash(draw.random() * 0.5, draw.choice(POLICIES), kv=draw.random() < 0.4)
     world.run()
     for choice, (prompt, tokens, own) in asked.items():
         assert world.delivered[choice] == expected(prompt, tokens, own), choice

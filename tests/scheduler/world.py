@@ -23,6 +23,8 @@ from accelgen.proto.messages import (
     Batch,
     Body,
     Finished,
+    Held,
+    Inventory,
     KvReport,
     Lookup,
     Objective,
@@ -59,8 +61,22 @@ class FakeWorker:
     processed: int = 0
     forgives: bool = False  # a new scheduler may introduce requests again
     fails: set[int] = field(default_factory=set)  # requests that it fails to compute
+    computed: dict[int, int] = field(default_factory=dict)
+    step: int = -1
+
+    def inventory(self) -> Inventory:
+        held = []
+        for id in self.tokens:
+            computed = self.computed.get(id, 0)
+            held.append(Held(id, computed, self.tables[id][: -(-computed // self.block_size)]))
+        return Inventory(self.step, held)
 
     def run(self, batch: Batch) -> StepResult:
+        self.step = batch.step
+        for id, tokens in zip(batch.cut_ids, batch.cut_to, strict=True):
+            if id in self.tokens:
+                self.computed[id] = min(self.computed.get(id, 0), tokens)
+                del self.tables[id][-(-self.computed[id] // self.block_size) :]
         for prompt in batch.new:
             assert prompt.id not in self.tokens or self.forgives
             self.tokens[prompt.id] = list(prompt.tokens)
@@ -77,13 +93,15 @@ class FakeWorker:
             if blocks or batch.table_at[i] < len(table):
                 del table[batch.table_at[i] :]
                 table.extend(blocks)
+            if batch.table_at[i] == 0 and blocks:  # a new life: what the table covers is computed
+                self.computed[id] = batch.starts[i]
             if id in self.fails:
                 failed.append(id)
                 continue
             sampled.append(self._compute(id, batch.starts[i], batch.counts[i]))
             ids.append(id)
         for id in batch.release:
-            self.tokens.pop(id), self.tables.pop(id, None)
+            self.tokens.pop(id), self.tables.pop(id, None), self.computed.pop(id, None)
         counts = [len(tokens) for tokens in sampled]
         flat = [token for tokens in sampled for token in tokens]
         causes = ["made to fail"] * len(failed)
@@ -106,6 +124,8 @@ class FakeWorker:
                 assert self.memory.get(slot) == prefix, (
                     f"request {id} reads foreign KV at {position}"
                 )
+        assert start <= self.computed[id]
+        self.computed[id] = start + count
         if start + count < len(tokens):
             return []
         token = next_token(tuple(tokens), self.seeds[id])
@@ -122,9 +142,10 @@ class World:
     ) -> None:  # fmt: skip
         self.report_s = report_s  # how long a KvReport takes: the result of its step may be faster
         self.config = Config(policy=policy, replicas=replicas, **config)  # type: ignore[arg-type]
-        self.specs = [ReplicaSpec(blocks, block_size)] * replicas
+        self.specs = {index: ReplicaSpec(blocks, block_size) for index in range(replicas)}
         self.core = SchedulerCore(self.config, load_policy(policy, params or {}), self.specs)
-        self.epoch = self.adopted = 0
+        self.epoch = self.adopted = self.lost = 0
+        self._loses = False
         self.journal: dict[int, Submit] = {}  # live choices, each by itself
         self.kvs = [KvCore(blocks, block_size) for _ in range(replicas)]
         self.workers = [FakeWorker(block_size) for _ in range(replicas)]
@@ -152,9 +173,14 @@ class World:
     def abort(self, ids: list[int], at_s: float | None = None) -> None:
         self._at(self.now_s if at_s is None else at_s, ("abort", Abort(ids)))
 
-    def crash(self, at_s: float, policy: str | None = None) -> None:
-        """The scheduler dies at that moment with everything on its way to or from it; another one takes over."""
-        self._at(at_s, ("crash", policy or self.config.policy))
+    def crash(self, at_s: float, policy: str | None = None, kv: bool = False) -> None:
+        """The scheduler dies at that moment with everything on its way to or from it; another one takes over. With
+        `kv`, the KV managers die, too."""
+        self._at(at_s, ("crash", policy or self.config.policy, kv))
+
+    def lose_batch(self, at_s: float) -> None:
+        """The next Batch made after that moment gets lost; the scheduler takes over from itself."""
+        self._at(at_s, ("lose",))
 
     def run(self, until_s: float = 1e6, most_events: int = 20_000) -> None:
         """Until nothing is left to do (or `until_s`)."""
@@ -174,7 +200,9 @@ class World:
 
     def check_idle(self) -> None:
         """After the end: nothing is held anywhere."""
-        for kv, worker, replica in zip(self.kvs, self.workers, self.core.replicas, strict=True):
+        for kv, worker, replica in zip(
+            self.kvs, self.workers, self.core.replicas.values(), strict=True
+        ):
             kv.settle()
             assert kv.check() == []
             assert kv.pool.used == 0, f"{kv.pool.used} blocks leaked"
@@ -182,7 +210,9 @@ class World:
             assert replica.table.waiting_tokens == 0
 
     def _alive(self) -> int:
-        return sum(len(r.table) + len(r.flights) + len(r._release) for r in self.core.replicas)
+        return sum(
+            len(r.table) + len(r.flights) + len(r._release) for r in self.core.replicas.values()
+        )
 
     def _at(self, at_s: float, event: object) -> None:
         heapq.heappush(self._events, (at_s, next(self._order), event))
@@ -192,7 +222,9 @@ class World:
         if kind in ("kv", "report", "result") and rest.pop() != self.epoch:
             return  # of a scheduler that is gone
         if kind == "crash":
-            self._take_over(rest[0])
+            self._take_over(*rest)
+        elif kind == "lose":
+            self._loses = True
         elif kind == "submit":
             self._remember(rest[0])
             self.core.on_submit(rest[0], 0, self.now_s)
@@ -217,6 +249,10 @@ class World:
         self.plans.append(body)
         batch, report = self.kvs[index].on_plan(body)
         self.kvs[index].settle()
+        if self._loses:
+            self._loses, self.lost = False, self.lost + 1
+            self._take_over(self.config.policy)
+            return
         assert isinstance(report, KvReport) and report.step == body.step
         self._at(self.now_s + self.report_s, ("report", index, report, self.epoch))
         result = self.workers[index].run(batch)
@@ -239,11 +275,15 @@ class World:
             own = structs.replace(prompt, id=id, sampling=sampling)
             self.journal[id] = structs.replace(submit, prompt=own, siblings=[])
 
-    def _take_over(self, policy: str) -> None:
+    def _take_over(self, policy: str, kv_dies: bool = False) -> None:
         """What the processes do when a new scheduler activates them, in one moment."""
+        if kv_dies:
+            size = self.workers[0].block_size
+            self.kvs = [KvCore(kv.pool.num_blocks, size) for kv in self.kvs]
         self.epoch += 1
         self.core = SchedulerCore(self.config, load_policy(policy, {}), self.specs)
         for index, (kv, worker) in enumerate(zip(self.kvs, self.workers, strict=True)):
+            assert kv.on_inventory(worker.inventory()) == []
             inventory = kv.on_activate()
             assert kv.check() == []
             self.adopted += sum(held.computed for held in inventory.held)

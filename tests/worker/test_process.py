@@ -17,11 +17,16 @@ from accelgen.proto.config import Config, save_config
 from accelgen.proto.messages import (
     Activate,
     Batch,
+    Directory,
     Failure,
     Heartbeat,
+    Held,
     Hello,
     Inventory,
+    Member,
     Prompt,
+    Pulse,
+    Resync,
     Role,
     Sampling,
     StepResult,
@@ -90,9 +95,31 @@ def launch(tmp_path: Path) -> Iterator[Callable[[Config], Launched]]:
 def answer(dealer: Dealer) -> Any:
     end_s = now_s() + DEADLINE_S
     while now_s() < end_s:
-        if dealer.socket.poll(50) and (message := dealer.recv()) is not None:
+        message = dealer.recv() if dealer.socket.poll(50) else None
+        if message is not None and not isinstance(message[1], Pulse):
             return message
     raise AssertionError("no answer")
+
+
+def gauge(body: Any, kind: str) -> float | None:
+    if not isinstance(body, Heartbeat):
+        return None
+    return body.gauges.get(f'accelgen:worker_{kind}_messages_total{{replica="0"}}')
+
+
+def make_scheduler(incarnation: int) -> Member:
+    return Member(Role.SCHEDULER, 0, 1, "", incarnation, 1, "ready", 1, 1.0, 0.0, 1, None, {})
+
+
+def answer_of(dealer: Dealer, kind: type[Any]) -> Any:
+    body = answer(dealer)[1]
+    assert isinstance(body, kind), body
+    return body
+
+
+def cut(step: int, tokens: int) -> Batch:
+    """Of request 9 only so many tokens keep their KV."""
+    return Batch(step, *[[]] * 10, 0.01, 1.0, [9], [tokens])  # type: ignore[arg-type]
 
 
 def decode(step: int, start: int, new: list[Prompt], first: bool) -> Batch:
@@ -119,9 +146,16 @@ def test_a_life(tiny: Any, launch: Any) -> None:
     old, new, manager = (
         Dealer(endpoint, name, i) for i, name in enumerate(("old", "new", "kvmanager-0:3"), 1)
     )
-    old.send(Activate(), epoch=4)
+    stranger = Dealer(endpoint, "stranger", 9)
+    stranger.send(Activate(), epoch=99)  # the supervisor has not started it
+    old.send(Activate(), epoch=4)  # before anybody has said who it is
+    worker.until(lambda body: gauge(body, "stranger") == 2)
+    schedulers = [make_scheduler(incarnation) for incarnation in (1, 2)]
+    worker.supervisor.send(worker.peer, Directory(schedulers, True, False))
     assert answer(old)[1] == Inventory(-1, [])
     prompt = Prompt(9, [1, 2, 3, 4, 5], Sampling(temperature=0.0))
+    manager.send(Resync(), epoch=4)
+    assert answer(manager)[1] == Inventory(-1, [])
     manager.send(decode(0, 0, [prompt], True), epoch=4)
     for step in range(1, 3):  # queued ahead: run in order
         manager.send(decode(step, 4 + step, [], False), epoch=4)
@@ -129,34 +163,39 @@ def test_a_life(tiny: Any, launch: Any) -> None:
     assert [body.step for _, body in results] == [0, 1, 2] and {h.epoch for h, _ in results} == {4}
     assert all(isinstance(body, StepResult) and body.counts == [1] for _, body in results)
 
-    stranger = Dealer(endpoint, "stranger", 9)
     stranger.send(Activate(), epoch=4)  # its epoch is taken
     stranger.send(decode(9, 8, [], False), epoch=4)  # only the KV manager sends work
-    worker.until(
-        lambda body: (
-            isinstance(body, Heartbeat)
-            and body.gauges['accelgen:worker_unexpected_messages_total{replica="0"}'] == 2
-        )
-    )
+    worker.until(lambda body: gauge(body, "unexpected") == 1 and gauge(body, "stale") == 1)
     manager.send(decode(3, 7, [], False), epoch=4)
     assert answer(old)[1].step == 3
     stranger.close()
 
     new.send(Activate(), epoch=6)
-    assert answer(new)[1].step == 3
-    new.send(
-        Activate(step=4), epoch=6
-    )  # the KV manager has passed on one more: it is run before the answer
+    assert answer(new)[1] == Inventory(3, [])
     manager.send(decode(4, 8, [], False), epoch=4)
     header, result = answer(new)
     assert (header.epoch, result.step) == (4, 4)
-    header, inventory = answer(new)
-    assert header.epoch == 6 and inventory.step == 4
-    assert [(held.id, held.computed, held.blocks) for held in inventory.held] == [(9, 9, [3])]
+
+    successor = Dealer(endpoint, "kvmanager-0:4", 4)  # of another incarnation
+    manager.send(decode(5, 9, [], False), epoch=4)
+    assert answer(new)[1].step == 5
+    successor.send(Resync(), epoch=6)
+    header, inventory = answer(successor)
+    assert header.epoch == 6 and inventory == Inventory(5, [Held(9, 10, [3])])
+    manager.send(decode(6, 10, [], False), epoch=6)  # no longer its KV manager
+    worker.until(lambda body: gauge(body, "stale") == 2)
+
+    successor.codec.pack(b"", Resync(), 6)  # lost
+    successor.send(decode(7, 10, [], False), epoch=6)
+    assert "were lost" in answer_of(new, Resync).cause
+    successor.send(Resync(), epoch=7)
+    assert answer_of(successor, Inventory).step == 5  # what came after the gap has not been run
+    successor.send(cut(6, 4), epoch=7)
+    assert answer_of(new, StepResult).step == 6
+    successor.send(Resync(), epoch=7)
+    assert answer_of(successor, Inventory).held == [Held(9, 4, [3])]
     old.send(Activate(), epoch=5)  # too late
-    manager.send(decode(5, 9, [], False), epoch=6)
-    header, body = answer(new)
-    assert (header.epoch, body.step) == (6, 5)
+    worker.until(lambda body: gauge(body, "stale") == 4)
     assert old.recv() is None
 
     worker.supervisor.send(worker.peer, Stop(1.0))

@@ -1,0 +1,101 @@
+"""What a scheduler has learnt, kept from session to session and handed over to a successor (DESIGN section 6).
+
+The requests are not in it: journals and inventories tell of them. What a policy remembers goes to a successor with the
+same policy; another one begins anew.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+import structlog
+from msgspec import Struct
+
+from accelgen.scheduler.core import SchedulerCore
+from accelgen.scheduler.cost_model import Coefficients, CostModel
+from accelgen.scheduler.policy import Policy
+from accelgen.scheduler.predictor import ClassMedian
+
+VERSION = 1
+MOST_PATIENCE = 64.0
+
+log = structlog.get_logger()
+
+
+class CostState(Struct, frozen=True):
+    """A CostModel as values."""
+
+    coefficients: Coefficients
+    scale: float
+    upper: float
+    lower: float
+    observed: int
+
+
+class Snapshot(Struct, frozen=True):
+    """What travels: `outputs` are the output lengths seen last by class, the others are by replica."""
+
+    version: int
+    policy: str
+    outputs: dict[str, list[int]]
+    costs: dict[int, CostState]
+    states: dict[int, Any]
+
+
+@dataclass
+class Experience:
+    """`patience`: how many times its bound an iteration may take; doubled when one did not come back."""
+
+    predictor: ClassMedian = field(default_factory=ClassMedian)
+    costs: dict[int, CostModel] = field(default_factory=dict)
+    states: dict[int, Any] = field(default_factory=dict)
+    patience: float = 1.0
+
+    def give_to(self, core: SchedulerCore) -> None:
+        """A new core knows what its forerunner knew."""
+        core.predictor = self.predictor
+        for index, replica in core.replicas.items():
+            replica.cost = self.costs.get(index, replica.cost)
+            replica.state = self.states.get(index, replica.state)
+            replica.patience = self.patience
+
+    def take_from(self, core: SchedulerCore) -> None:
+        """Before a core is given up."""
+        for index, replica in core.replicas.items():
+            self.costs[index], self.states[index] = replica.cost, replica.state
+        came_back = any(replica.steps for replica in core.replicas.values())
+        self.patience = 1.0 if came_back else min(MOST_PATIENCE, 2 * self.patience)
+
+    def packed(self, policy: Policy) -> bytes:
+        """For a successor."""
+        costs = {
+            index: CostState(c.coefficients, c.scale, c.upper, c.lower, c.observed)
+            for index, c in self.costs.items()
+        }
+        states = {index: msgspec.to_builtins(state) for index, state in self.states.items()}
+        outputs = self.predictor.outputs()
+        return msgspec.msgpack.encode(Snapshot(VERSION, policy.name, outputs, costs, states))
+
+
+def unpacked(data: bytes, policy: Policy) -> Experience:
+    """What a forerunner has left; nothing if it cannot be used, which is logged."""
+    if not data:
+        return Experience()
+    try:
+        found = msgspec.msgpack.decode(data, type=Snapshot)
+        if found.version != VERSION:
+            raise ValueError(f"version {found.version} of {VERSION}")
+        kind = type(policy.initial())
+        states = found.states if found.policy == policy.name else {}
+        states = {index: msgspec.convert(state, kind) for index, state in states.items()}
+    except (msgspec.MsgspecError, ValueError) as error:
+        log.warning("the snapshot cannot be used", cause=str(error))
+        return Experience()
+    costs = {}
+    for index, state in found.costs.items():
+        costs[index] = cost = CostModel(state.coefficients)
+        cost.scale, cost.upper, cost.lower = state.scale, state.upper, state.lower
+        cost.observed = state.observed
+    return Experience(ClassMedian(found.outputs), costs, states)
