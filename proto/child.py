@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import NoReturn
 
 import msgspec
-import psutil
 import structlog
 import zmq
 
@@ -23,6 +22,7 @@ from accelgen.proto.clocks import now_s
 from accelgen.proto.config import Config, load_config
 from accelgen.proto.ids import new_incarnation
 from accelgen.proto.logs import configure_logs
+from accelgen.proto.memory import ResidentMemory
 from accelgen.proto.messages import (
     Assume,
     Body,
@@ -80,7 +80,7 @@ class Child:
         self._progress = 0
         self._bound_s = self._said_bound_s = 60.0
         self._next_beat_s = 0.0
-        self._process = psutil.Process()
+        self._memory = ResidentMemory()
         self.link = Dealer(
             endpoint_of(run_dir, Role.SUPERVISOR),
             f"{self.name}:{self.incarnation}",
@@ -172,7 +172,7 @@ class Child:
 
     def _send_heartbeat(self, now: float) -> None:
         self._next_beat_s, self._said_bound_s = now + HEARTBEAT_S, self._bound_s
-        rss_bytes = self._process.memory_info().rss
+        rss_bytes = self._memory.bytes()
         self.link.send(
             Heartbeat(self._progress, self._phase, self._bound_s, rss_bytes, dict(self.gauges)),
             self.epoch,
