@@ -191,7 +191,7 @@ class Loop:
         self._gauge_messages()
 
     def _gauge_messages(self) -> None:
-        counters = {**self.counters, **self.fence.counters}
-        for kind in ("stale", "stranger", "unexpected"):
+        counters = {**self.counters, **self.fence.counters, **self.router.codec.counters}
+        for kind in ("stale", "stranger", "unexpected", "malformed", "duplicate", "gap"):
             name = f'accelgen:worker_{kind}_messages_total{{replica="{self.child.index}"}}'
             self.child.gauges[name] = counters.get(kind, 0)

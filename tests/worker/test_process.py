@@ -168,6 +168,8 @@ def test_a_life(tiny: Any, launch: Any) -> None:
     worker.until(lambda body: gauge(body, "unexpected") == 1 and gauge(body, "stale") == 1)
     manager.send(decode(3, 7, [], False), epoch=4)
     assert answer(old)[1].step == 3
+    stranger.socket.send_multipart([b"no header", b"no body"])
+    worker.until(lambda body: gauge(body, "malformed") == 1)
     stranger.close()
 
     new.send(Activate(), epoch=6)
