@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -20,7 +20,8 @@ BACK_OFF_S, PERIOD_S = (
     0.25,
     60.0,
 )  # the supervisor's, before the second restart within a period and doubled from there
-STALE_S = 1.5  # C10: how old an answer of /ready may be
+STALE_S = 1.5  # C10: how old a "ready" of /ready may be
+CAUTIOUS_S = 6.0  # and how long it may say "not ready" by itself: a frontend that waits for the scheduler knows better
 GHOST_S = 0.5  # C10: how long the Directory may list a dead process as alive
 
 
@@ -102,11 +103,11 @@ def check_truth(looks: Sequence[Look]) -> Verdict:
     for one in looks:
         if one.ready != said:
             since_s, said = one.at_s, one.ready
-        if said is None or one.at_s - since_s < STALE_S or not one.ready_status:
-            continue
-        if (one.ready_status == 200) != said:
-            words = "ready" if said else "not ready"
-            return Verdict(False, f"/ready said {one.ready_status} of a server that was {words}")
+        if one.ready_status == 200 and said is False and one.at_s - since_s >= STALE_S:
+            return Verdict(False, "/ready said 200 of a server that was not ready")
+    cautious_s = longest_s(looks, lambda one: bool(one.ready) and one.ready_status == 503)
+    if cautious_s > CAUTIOUS_S:
+        return Verdict(False, f"/ready said 503 of a ready server for {cautious_s:.1f} s")
     if not any(one.ready_status for one in looks):
         return NOT_AT_STAKE
     last = looks[-1]
@@ -115,6 +116,15 @@ def check_truth(looks: Sequence[Look]) -> Verdict:
             False, f"at the end /live said {last.live_status}, /ready {last.ready_status}"
         )
     return Verdict(True, f"{len(looks)} looks")
+
+
+def longest_s(looks: Sequence[Look], holds: Callable[[Look], bool]) -> float:
+    """The longest time in which something held at every look."""
+    longest_s, since_s = 0.0, None
+    for one in looks:
+        since_s = (one.at_s if since_s is None else since_s) if holds(one) else None
+        longest_s = max(longest_s, one.at_s - since_s if since_s is not None else 0.0)
+    return longest_s
 
 
 def families(scrape: Mapping[str, float]) -> set[str]:

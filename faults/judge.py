@@ -25,7 +25,7 @@ from accelgen.faults.contract import (
     text_fault,
 )
 from accelgen.faults.history import History, Kind
-from accelgen.faults.process_faults import ENDING, Freeze, Hang, Slow
+from accelgen.faults.process_faults import ENDING, Freeze, Hang, Slow, SlowStart
 from accelgen.faults.rows import Attainment, Row
 from accelgen.faults.server import GONE_S, name_of
 from accelgen.supervisor.errors import StartError
@@ -70,7 +70,7 @@ class Judge:
             max_gap_ms=1000 * self._longest_gap_s(),
             leaked_blocks=int(total(self.gauges, "kv_blocks_used")),
             orphans=len(self._orphans),
-            exit_status=trial.server.process.poll(),
+            exit_status=trial.server.exit_status,
             restarts=sum(e["event"] == "start" for e in self._events if self._is_new(e)),
             attainment=self._attainment(),
             contract=verdicts,
@@ -100,7 +100,7 @@ class Judge:
         case, looks = self.trial.case, self.trial.probe.looks
         outcomes = check_outcomes(self.histories, self.allowance)
         roles = {target.split("-")[0] for target in (case.target, *(case.first or ())[1:])}
-        ended = case.ends_server
+        ended = self.trial.server.exit_status is not None
         return {
             "C1": outcomes,
             "C2": check_texts(self.histories, self.trial.reference),
@@ -110,7 +110,7 @@ class Judge:
             "C6": outcomes if case.moment is Moment.SWAP else NOT_AT_STAKE,
             "C7": outcomes if roles & {"worker", "kvmanager"} and not ended else NOT_AT_STAKE,
             "C8": self._remains(),
-            "C9": checks.check_exit(self.trial.server.process.poll(), self._expected_status()),
+            "C9": checks.check_exit(self.trial.server.exit_status, self._expected_status()),
             "C10": checks.check_truth(looks) if not ended else NOT_AT_STAKE,
             "C11": check_blocks(self.gauges) if self.gauges else NOT_AT_STAKE,
             "C12": check_refusals(self.histories),
@@ -130,7 +130,8 @@ class Judge:
     def _death(self) -> Verdict:
         seen, fault = self.trial.seen, self.trial.faults[-1]
         ended_by_it = isinstance(fault, Hang | Freeze)
-        if not seen.gone_at or ended_by_it or self.trial.case.ends_server:
+        ended = self.trial.server.exit_status is not None
+        if not seen.gone_at or ended_by_it or ended:
             return NOT_AT_STAKE
         times = checks.Times(seen.gone_at, self.trial.pace.slack)
         return checks.check_death(self._events, seen.pid, times)
@@ -140,7 +141,7 @@ class Judge:
             self.trial.faults[-1],
             checks.Times(self.trial.seen.struck_at, self.trial.pace.slack),
         )
-        if not isinstance(fault, Hang | Freeze | Slow) or self.trial.case.ends_server:
+        if not isinstance(fault, Hang | Freeze | Slow | SlowStart) or self.trial.case.ends_server:
             return NOT_AT_STAKE
         if self.trial.case.target.startswith("supervisor"):
             return NOT_AT_STAKE  # nobody watches it but the operator
@@ -152,10 +153,10 @@ class Judge:
 
     def _remains(self) -> Verdict:
         server = self.trial.server
-        if server.process.poll() is not None:
+        if server.exit_status is not None:
             self._orphans = server.wait_gone(GONE_S)
             killed = (
-                server.process.poll() == -9
+                server.exit_status == -9
             )  # nobody was there to remove files; the next start does
             strays = [] if killed else [path.name for path in server.run_dir.glob("*.sock")]
             return checks.check_remains(self._orphans, strays)
@@ -171,6 +172,10 @@ class Judge:
         case = self.trial.case
         if case.moment is Moment.END:
             return frozenset({{"sigkill": -9, "sigterm": 0}.get(case.fault, 1)})
+        if case.moment is Moment.START and self.trial.server.exit_status is not None:
+            return frozenset(
+                {1}
+            )  # what dies before it has served ends the start, with one clear line
         if case.moment is not Moment.DRAIN:
             return None
         return frozenset({1 if self._died_too_early() else 0})

@@ -61,7 +61,7 @@ class LinkFault(Fault):
         toward = self._toward
         if toward is None and self._effect is Effect.HALF_OPEN:
             toward = self.site.chance.choice(list(Toward))
-        peer = NOBODY if decoy else b""
+        peer = NOBODY if decoy else self._connecting.encode() + b":"  # how its identity begins
         fields = {name: getattr(rule, name) for name in ("p", "limit", "seconds", "jitter_s")}
         self._proxy.apply(Rule(self._effect, toward, peer, **fields))
 

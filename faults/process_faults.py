@@ -103,7 +103,7 @@ class CrashLoop(Kill):
         if pid != self.target_pid:
             return
         server = self.site.server
-        while server.process.poll() is None:
+        while server.exit_status is None:
             with suppress(StartError, ServerGone):
                 pid = server.pid(self.site.target)
                 processes.send(pid, signal.SIGKILL)
@@ -313,3 +313,60 @@ def lay_stale_socket(path: Path, limit_s: float) -> str:
             leftover.bind(str(path))
             return str(path)
     return ""
+
+
+class SlowStart(Ordered):
+    """The processes of a role take their time when they start, as one does that loads a large model."""
+
+    def __init__(self, site: Site, seconds: float = 8.0) -> None:
+        super().__init__(site, "sleep", seconds=seconds)
+        self._role = site.target.partition("-")[0]
+
+    def prepare(self) -> None:
+        """The order waits for the process."""
+        orders = self.site.server.orders
+        self._number = orders.give_at_start(self._role, self._do, **self._details)
+
+    def inject(self, decoy: Decoy | None = None) -> None:
+        """It has got it at its start; a control asks a process for whom there was none."""
+        self.target_pid = decoy.pid if decoy else self.site.server.await_pid(self.site.target)
+
+    def proof(self) -> str:
+        proofs = self.site.server.orders.proofs(self._number, self.target_pid)
+        return " and ".join(proofs)
+
+    def remove(self) -> None:
+        self.site.server.orders.forget()
+
+
+class Leftovers(Fault):
+    """The run directory has what a server that was killed has left: sockets, a lock that nobody holds, old logs."""
+
+    names = ("supervisor.sock", "worker-0.sock", "kvmanager-0.sock", "frontend-0.sock")
+
+    def __init__(self, site: Site) -> None:
+        super().__init__(site)
+        self._inodes: dict[str, int] = {}
+        self._checked = site.server.run_dir
+
+    def prepare(self) -> None:
+        """Leaves them there."""
+        folder = self.site.server.run_dir
+        folder.mkdir(mode=0o700)
+        (folder / "lock").write_text("1")
+        for name in self.names:
+            assert lay_stale_socket(folder / name, limit_s=1.0)
+            self._inodes[name] = (folder / name).stat().st_ino
+
+    def inject(self, decoy: Decoy | None = None) -> None:
+        """They are there already; a control looks at a folder where nothing was."""
+        self._checked = decoy.folder / "nothing" if decoy else self.site.server.run_dir
+
+    def proof(self) -> str:
+        """All of them were there before the start, and others are there now."""
+        now = {name: self._checked / name for name in self.names}
+        if not all(
+            path.exists() and path.stat().st_ino != self._inodes[n] for n, path in now.items()
+        ):
+            return ""
+        return f"{len(now)} dead sockets were replaced"

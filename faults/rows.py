@@ -20,9 +20,11 @@ class Attainment(Struct, frozen=True):
 
 
 class Row(Struct, frozen=True, kw_only=True):
-    """What one case has shown. `verified`: the evidence that the fault took effect, "" if there is none. `control`:
-    "caught", or what the negative control took for evidence. `failed`: requests without all their tokens, those that the
-    fault may cost (`allowed`) among them. `recovery_s`: the longest time after the fault in which no client
+    """What one case has shown.
+
+    `verified`: the evidence that the fault took effect, "" if there is none. `control`: "caught", or what the negative
+    control took for evidence. `failed`: requests that did not get all their tokens, those that the fault may cost
+    (`allowed`) among them. `recovery_s`: the longest time after the fault in which requests were open and no client
     heard anything. `max_gap_ms`: the longest gap between two chunks of one stream after it."""
 
     case: str

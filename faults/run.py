@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import threading
 import time
 from collections import Counter
@@ -19,11 +18,13 @@ from accelgen.faults.fault import CONTROL_S, Decoy, Fault, Site
 from accelgen.faults.history import Request
 from accelgen.faults.judge import Judge
 from accelgen.faults.load import RATE_PER_S, Load
+from accelgen.faults.orders import NotArmed
 from accelgen.faults.probe import Probe, read_metrics
-from accelgen.faults.process_faults import ProcessFault
+from accelgen.faults.process_faults import Leftovers, ProcessFault
 from accelgen.faults.processes import is_gone
+from accelgen.faults.proxy import ProxyError
 from accelgen.faults.rows import Row
-from accelgen.faults.server import Server
+from accelgen.faults.server import Server, ServerGone
 from accelgen.proto.clocks import now_s
 from accelgen.proto.messages import Swap
 from accelgen.supervisor.client import ask_to_swap
@@ -101,27 +102,38 @@ class Trial:
         self.faults: list[Fault] = []
 
     def run(self) -> Row:
-        """Does it all. Raises what a defect of the test itself raises; the server's defects are in the row."""
-        self._spare_restarts()
-        with ExitStack() as stack:
-            fault = FAULTS[self.case.fault](self._site(self.case.target))
-            fault.prepare()
-            stack.callback(fault.remove)
-            self.probe.start()
-            stack.callback(self.probe.stop)
-            self.load.start()
-            stack.callback(self.load.stop, OPEN_S)
-            time.sleep(self.pace.before_s)
-            if not self._comes_later:
-                self._control(fault)
-            self._approach()
-            if self._comes_later:
-                self.server.await_pid(self.case.target)
-                self._control(fault)
-            self._strike(fault)
-            self._recover(fault)
-        rested = {} if self.case.ends_server else self._rest()
+        """Does it all. What goes wrong with the server, or with doing anything to it, is in the row."""
+        try:
+            with ExitStack() as stack:
+                self._play(stack)
+        except (ServerGone, ProxyError, NotArmed, StartError) as error:
+            self.seen.note = f"{type(error).__name__}: {error}"
+        rested = self._rest() if self.server.exit_status is None and self.server.url else {}
         return Judge(self, rested).row()
+
+    def _play(self, stack: ExitStack) -> None:
+        """From the first request to the last; what was set up is taken down by `stack`."""
+        self._spare_restarts()
+        fault = FAULTS[self.case.fault](self._site(self.case.target))
+        fault.prepare()
+        stack.callback(fault.remove)
+        self._load_up(stack)
+        time.sleep(self.pace.before_s)
+        if not self._comes_later:
+            self._control(fault)
+        self._approach()
+        if self._comes_later:
+            self.server.await_pid(self.case.target)
+            self._control(fault)
+        self._strike(fault)
+        self._recover(fault)
+
+    def _load_up(self, stack: ExitStack) -> None:
+        self.load.url = self.server.url
+        self.probe.start()
+        stack.callback(self.probe.stop)
+        self.load.start()
+        stack.callback(self.load.stop, OPEN_S)
 
     def _spare_restarts(self) -> None:
         """Waits until no seat has died so often lately that this case would exhaust the supervisor's patience."""
@@ -168,7 +180,7 @@ class Trial:
                 if not self._comes_later:
                     time.sleep(self.chance.uniform(0.0, 1.2))
             case Moment.DRAIN:
-                self.server.process.terminate()
+                self.server.terminate()
                 time.sleep(0.1)
 
     def _swap(self, policy: str) -> None:
@@ -188,6 +200,7 @@ class Trial:
             until_s = seen.struck_s + fault.lasts_s
             while now_s() < until_s and not self._gone():
                 time.sleep(0.005)
+            seen.verified = fault.proof() or seen.verified  # by now there may be more to tell
         finally:
             fault.lift()
 
@@ -206,7 +219,7 @@ class Trial:
             self._await_end(until_s)
             return
         while not self._serves():
-            if now_s() > until_s or self.server.process.poll() is not None:
+            if now_s() > until_s or self.server.exit_status is not None:
                 self.seen.note = f"the server does not serve again: {self.server.last_words()}"
                 return
             time.sleep(0.02)
@@ -221,10 +234,8 @@ class Trial:
         return False
 
     def _await_end(self, until_s: float) -> None:
-        if self.case.moment is Moment.END and self.case.fault == "sigterm":
-            until_s = now_s() + 20.0
-        with suppress(subprocess.TimeoutExpired):
-            self.server.process.wait(max(0.1, until_s - now_s()))
+        if not self.server.wait_end(until_s - now_s()):
+            self.seen.note = "the server does not end"
 
     def _rest(self) -> dict[str, float]:
         """The metrics of the server once it holds nothing any more, or has been given time enough."""
@@ -235,3 +246,36 @@ class Trial:
             if (check_blocks(gauges).ok and whole) or now_s() > until_s:
                 return gauges
             time.sleep(0.1)
+
+
+class StartTrial(Trial):
+    """A fault while the server comes up. It is started here, and the load begins when it serves, if it does."""
+
+    def _play(self, stack: ExitStack) -> None:
+        fault = FAULTS[self.case.fault](self._site(self.case.target))
+        fault.prepare()
+        stack.callback(fault.remove)
+        self.server.start()
+        self.server.await_pid(self.case.target)
+        later = isinstance(fault, Leftovers)  # shows only when all is up
+        if not later:
+            self._control(fault)
+            time.sleep(self.chance.uniform(0.0, 1.0))
+        self._strike(fault)
+        self._recover(fault)
+        if self.server.exit_status is None and self.server.url:
+            self._load_up(stack)
+            time.sleep(self.pace.after_s)
+            if later:
+                self._control(fault)
+            self.seen.verified = fault.proof() or self.seen.verified
+
+    def _recover(self, fault: Fault) -> None:
+        while fault.ends_target and self.seen.pid and not self._gone():
+            time.sleep(0.002)
+        try:
+            self.server.wait_ready(BACK_S)
+            self.seen.back_s = now_s() - self.seen.struck_s
+        except ServerGone as error:
+            if self.server.exit_status is None:
+                self.seen.note = str(error)

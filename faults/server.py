@@ -59,9 +59,9 @@ class Shape:
 
 class Server:
     """Use it as a context: it is taken down at the end, with everything that belongs to it. Start it in the main
-    thread: it dies with the thread that started it."""
+    thread: it dies with the thread that started it. `run_dir`, `orders` are there before it is started."""
 
-    def __init__(self, shape: Shape = Shape(), *options: str, wait: bool = True) -> None:
+    def __init__(self, shape: Shape = Shape(), *options: str, start: bool = True) -> None:
         self.shape = shape
         self.folder = Path(
             tempfile.mkdtemp(prefix="ag-")
@@ -72,15 +72,16 @@ class Server:
         self._options = (*OPTIONS, *shape.options(), "--run-dir", str(self.run_dir), *options)
         self.pids: set[int] = set()  # all that were ever seen
         self.url = ""
-        self.start()
-        if wait:
+        self._process: subprocess.Popen[bytes] | None = None
+        if start:
+            self.start()
             self.wait_ready()
 
     def start(self) -> None:
         """Starts `accelgen up`; once more only after it has ended."""
         environment = {**os.environ, "XDG_RUNTIME_DIR": str(self.folder)}
         with self.output.open("wb") as stream:
-            self.process = subprocess.Popen(
+            self._process = subprocess.Popen(
                 [*UP, *self._options],
                 stdin=subprocess.DEVNULL,
                 stdout=stream,
@@ -89,7 +90,7 @@ class Server:
                 start_new_session=True,
                 preexec_fn=lambda: _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM),
             )
-        self.pids = {self.process.pid}
+        self.pids = {self._process.pid}
 
     def __enter__(self) -> Server:
         return self
@@ -99,16 +100,31 @@ class Server:
 
     def close(self) -> None:
         """Ends it, kindly at first, and removes its folder."""
-        if self.process.poll() is None:
-            with suppress(StartError):
-                self.see()
-            self.process.terminate()
-            with suppress(subprocess.TimeoutExpired):
-                self.process.wait(15)
+        self.terminate()
+        self.wait_end(15.0)
         for process in self.remains():
             process.kill()
-        self.process.wait()
+        self.wait_end(5.0)
         shutil.rmtree(self.folder, ignore_errors=True)
+
+    # --- its life ----------------------------------------------------------------------------------------------
+
+    @property
+    def exit_status(self) -> int | None:
+        """As in subprocess; None as long as it runs, or has not been started."""
+        return self._process.poll() if self._process is not None else None
+
+    def terminate(self) -> None:
+        """The operator's SIGTERM: finish what there is, and end."""
+        if self._process is not None and self.exit_status is None:
+            self._process.terminate()
+
+    def wait_end(self, timeout_s: float) -> bool:
+        """Waits until it has ended; False if it has not in time."""
+        with suppress(subprocess.TimeoutExpired):
+            if self._process is not None:
+                self._process.wait(max(0.0, timeout_s))
+        return self._process is None or self.exit_status is not None
 
     # --- what there is -----------------------------------------------------------------------------------------
 
@@ -143,7 +159,7 @@ class Server:
         """Until all serve. Raises ServerGone with the last words if they do not."""
         until_s = now_s() + timeout_s
         while now_s() < until_s:
-            if self.process.poll() is not None:
+            if self.exit_status is not None:
                 raise ServerGone(self.last_words())
             with suppress(StartError, OSError):  # its socket is not there yet
                 directory = self.see(timeout_s=1.0)
@@ -187,7 +203,7 @@ class Server:
 
     def orphans(self) -> list[psutil.Process]:
         """Processes of this server that its supervisor knows nothing of."""
-        known = {member.pid for member in self.see().members} | {self.process.pid}
+        known = {member.pid for member in self.see().members}
         return [process for process in self.remains() if process.pid not in known]
 
     def wait_gone(self, timeout_s: float = GONE_S) -> list[psutil.Process]:
