@@ -25,7 +25,7 @@ POOL_SEED = 1  # the same requests in every campaign
 class Campaign:
     """Use it as a context: the server that is there at the end is taken down. `histories`: those of the last case."""
 
-    def __init__(self, pace: Pace = Pace()) -> None:
+    def __init__(self, pace: Pace) -> None:
         self.pace = pace
         self.pool: Sequence[Request] = pool_of(POOL_SEED)
         self.histories: list[History] = []

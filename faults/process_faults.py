@@ -346,7 +346,7 @@ class Leftovers(Fault):
 
     def __init__(self, site: Site) -> None:
         super().__init__(site)
-        self._inodes: dict[str, int] = {}
+        self._left: dict[str, tuple[int, int]] = {}
         self._checked = site.server.run_dir
 
     def prepare(self) -> None:
@@ -356,7 +356,7 @@ class Leftovers(Fault):
         (folder / "lock").write_text("1")
         for name in self.names:
             assert lay_stale_socket(folder / name, limit_s=1.0)
-            self._inodes[name] = (folder / name).stat().st_ino
+            self._left[name] = _life_of(folder / name)
 
     def inject(self, decoy: Decoy | None = None) -> None:
         """They are there already; a control looks at a folder where nothing was."""
@@ -365,8 +365,15 @@ class Leftovers(Fault):
     def proof(self) -> str:
         """All of them were there before the start, and others are there now."""
         now = {name: self._checked / name for name in self.names}
-        if not all(
-            path.exists() and path.stat().st_ino != self._inodes[n] for n, path in now.items()
-        ):
+        replaced = [
+            path.exists() and _life_of(path) != self._left[name] for name, path in now.items()
+        ]
+        if not all(replaced):
             return ""
         return f"{len(now)} dead sockets were replaced"
+
+
+def _life_of(path: Path) -> tuple[int, int]:
+    """Tells a file from another one of the same name; inode numbers are used again."""
+    status = path.stat()
+    return status.st_ino, status.st_ctime_ns

@@ -148,8 +148,8 @@ class Server:
     def await_pid(self, name: str, timeout_s: float = 20.0) -> int:
         """The same for a seat that may be empty just now."""
         until_s = now_s() + timeout_s
-        while now_s() < until_s:
-            with suppress(StartError):
+        while now_s() < until_s and self.exit_status is None:
+            with suppress(StartError, OSError):  # its socket is not there yet
                 if member := self.member(name):
                     return member.pid
             time.sleep(0.01)
