@@ -1,9 +1,9 @@
 """Faults inside a process, ordered from outside: what runs in every process of a server under test.
 
 The program that tests starts the server with PYTHONPATH naming a folder with a `sitecustomize.py` that calls `arm`.
-An order is a small JSON object, written into `<pid>.order` and announced with SIGUSR2; what was done is appended to
-`<pid>.proof`, one JSON object a line. Both files are opened when the process starts, so that orders arrive even when it
-has no file descriptor left. An order found in `<role>.start` is carried out before the process does anything else.
+An order is a small JSON object, written into `<pid>.order` and announced with SIGUSR2; what was done goes into
+`<pid>.proof`, one JSON object a line. Both files are opened when the process starts, and the proofs are written through
+memory, so that this works even when the process has no file descriptor or disk space left. An order found in `<role>.start` is carried out before the process does anything else.
 
 Only the standard library is imported here: this comes before everything the process does itself.
 """
@@ -13,6 +13,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import json
+import mmap
 import os
 import signal
 import sys
@@ -30,6 +31,7 @@ STEPS = {  # what each component does once per iteration: module, class, method
     "supervisor": ("accelgen.supervisor.core", "SupervisorCore", "tick"),
     "forward": ("accelgen.worker.runner", "Runner", "forward"),  # inside the worker's step
 }
+PROOF_BYTES = 1 << 20
 HOG_BYTES = 1 << 30
 PROBE_LOG = "a line on a full disk"
 
@@ -41,7 +43,10 @@ class Agent:
         self.role = role
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
         self._orders = os.open(folder / f"{os.getpid()}.order", flags, 0o600)
-        self._proofs = os.open(folder / f"{os.getpid()}.proof", flags | os.O_APPEND, 0o600)
+        proofs = os.open(folder / f"{os.getpid()}.proof", flags, 0o600)
+        os.truncate(proofs, PROOF_BYTES)
+        self._proofs = mmap.mmap(proofs, PROOF_BYTES)
+        os.close(proofs)
         self._last = 0  # number of the order carried out last
 
     def obey(self, *_: object) -> None:
@@ -81,9 +86,10 @@ class Agent:
                 raise KeyError(order["do"])
 
     def prove(self, number: int, what: str) -> None:
-        """One line in the file of proofs."""
+        """One line in the file of proofs, while there is room."""
         line = json.dumps({"number": number, "at_s": time.time(), "what": what}) + "\n"
-        os.write(self._proofs, line.encode())
+        if self._proofs.tell() + len(line) <= PROOF_BYTES:
+            self._proofs.write(line.encode())
 
     # --- the orders --------------------------------------------------------------------------------------------
 
@@ -128,7 +134,7 @@ class Agent:
     def _open(self, number: int) -> None:
         """Tries to get a file descriptor."""
         try:
-            os.close(os.dup(self._proofs))
+            os.close(os.dup(self._orders))
             self.prove(number, "could open a file")
         except OSError as error:
             self.prove(number, errno.errorcode[error.errno or 0])

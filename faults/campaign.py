@@ -62,7 +62,8 @@ class Campaign:
             )
         row = trial.run()
         self.histories = trial.load.histories
-        if step.case.ends_server or step.case.moment is Moment.START or not row.passed:
+        kept = all(verdict.ok is not False for verdict in row.contract.values()) and not row.note
+        if step.case.ends_server or step.case.moment is Moment.START or not kept:
             self._take_down()  # what a defect has left must not be held against the next case
         return row
 

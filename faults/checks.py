@@ -142,7 +142,7 @@ def check_metrics(looks: Sequence[Look], at_rest: Mapping[str, float]) -> Verdic
         for name, value in scrape.items():
             if value < 0:
                 return Verdict(False, f"{name} was {value:g}")
-    lost = families(scrapes[0]) - families(scrapes[-1])
+    lost = families(scrapes[0]) - families(at_rest) if at_rest else set()
     if lost:
         return Verdict(False, f"{min(lost)} is missing at the end")
     return Verdict(True, f"{len(scrapes)} scrapes")

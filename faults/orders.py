@@ -14,6 +14,7 @@ from accelgen.faults.agent import SIGNAL
 from accelgen.faults.processes import catches, send
 from accelgen.proto.clocks import now_s
 
+PROVED_S = 5.0
 ARMED_S = 3.0  # a process that has just been started needs some time to get there
 
 _HOOK = """from accelgen.faults.agent import arm
@@ -40,9 +41,10 @@ class Orders:
         paths = [str(self._folder), *filter(None, [inherited.get("PYTHONPATH")])]
         return {**inherited, "PYTHONPATH": ":".join(paths)}
 
-    def give(self, pid: int, do: str, **details: Any) -> int:
-        """Orders process `pid` to `do` something; the number under which it proves that it has. Raises NotArmed."""
-        until_s = now_s() + ARMED_S
+    def give(self, pid: int, do: str, armed_s: float = ARMED_S, **details: Any) -> int:
+        """Orders process `pid` to `do` something; the number under which it proves that it has. Raises NotArmed if it
+        does not listen within `armed_s`."""
+        until_s = now_s() + armed_s
         while not catches(pid, SIGNAL):
             if now_s() > until_s:
                 raise NotArmed(f"process {pid} has no agent")
@@ -54,6 +56,15 @@ class Orders:
             file.write(json.dumps(order))
         send(pid, SIGNAL)
         return number
+
+    def give_and_await(self, pid: int, do: str, **details: Any) -> str:
+        """The same, and the first proof. Raises TimeoutError without any."""
+        number, until_s = self.give(pid, do, **details), now_s() + PROVED_S
+        while not (found := self.proofs(number, pid)):
+            if now_s() > until_s:
+                raise TimeoutError(f"process {pid} has not proved `{do}` in {PROVED_S:g} s")
+            time.sleep(0.005)
+        return found[0]
 
     def give_at_start(self, role: str, do: str, **details: Any) -> int:
         """The same for every process of this role that starts from now on, until `forget`."""
@@ -71,7 +82,7 @@ class Orders:
         """What was done upon order `number`, by process `pid` or by whichever there was."""
         found = []
         for path in sorted(self._folder.glob(f"{pid or '*'}.proof")):
-            for line in path.read_text().splitlines():
+            for line in path.read_text().rstrip("\0").splitlines():
                 with suppress(json.JSONDecodeError):  # being written just now
                     proof = json.loads(line)
                     if proof["number"] == number:

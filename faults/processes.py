@@ -50,8 +50,9 @@ def limit_memory(pid: int, room_bytes: int) -> int:
 
 
 def limit_files(pid: int) -> int:
-    """No further file descriptor. Returns the limit: one above the highest that is open."""
-    limit = max(int(name) for name in os.listdir(f"/proc/{pid}/fd")) + 1
+    """No further file descriptor. Returns the limit: the lowest number that is not in use."""
+    used = {int(name) for name in os.listdir(f"/proc/{pid}/fd")}
+    limit = min(set(range(len(used) + 1)) - used)
     _, hard = psutil.Process(pid).rlimit(psutil.RLIMIT_NOFILE)
     psutil.Process(pid).rlimit(psutil.RLIMIT_NOFILE, (limit, hard))
     return limit
