@@ -3,7 +3,8 @@
 The program that tests starts the server with PYTHONPATH naming a folder with a `sitecustomize.py` that calls `arm`.
 An order is a small JSON object, written into `<pid>.order` and announced with SIGUSR2; what was done goes into
 `<pid>.proof`, one JSON object a line. Both files are opened when the process starts, and the proofs are written through
-memory, so that this works even when the process has no file descriptor or disk space left. An order found in `<role>.start` is carried out before the process does anything else.
+memory, so that this works even when the process has no file descriptor or disk space left. An order found in
+`<role>.start` is carried out before the process does anything else.
 
 Only the standard library is imported here: this comes before everything the process does itself.
 """
