@@ -30,7 +30,7 @@ CASES = [
     "disk-full/scheduler",
     "sigstop-0.5/worker-0",
     "sigkill/frontend-0",
-    "raise/scheduler",
+    "raise/frontend-0",
     "exit-0/kvmanager-0",
 ]
 
