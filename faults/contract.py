@@ -67,11 +67,13 @@ class Allowance:
         """Whether this request may end without all its tokens in the way it did."""
         outcome = history.outcome
         assert outcome is not None
+        ended = outcome.kind in (Kind.CUT, Kind.ERROR) or outcome.count == 500
+        if history.port in self.ports and ended:
+            return True
         match outcome.kind:
             case Kind.CUT:
                 unanswered = self.unanswered and history.first(Kind.ADMIT) is None
-                theirs = history.port in self.ports or history.id in self.left
-                return self.any_port or unanswered or theirs
+                return self.any_port or unanswered or history.id in self.left
             case Kind.LEFT:
                 return history.id in self.left
             case Kind.REFUSED:

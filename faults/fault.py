@@ -67,6 +67,9 @@ class Fault(ABC):
     def remove(self) -> None:  # noqa: B027
         """Takes away what `prepare` has set up, after the load."""
 
+    def watch(self) -> None:  # noqa: B027
+        """Called again and again while it is in place."""
+
     def harm(self) -> str:
         """What it has done that it must not be able to do, "" for nothing."""
         return ""
@@ -79,6 +82,7 @@ class Fault(ABC):
         """Waits for the evidence, at most `limit_s`."""
         until_s = now_s() + limit_s
         while not (found := self.proof()) and now_s() < until_s:
+            self.watch()
             time.sleep(0.005)
         return found
 

@@ -74,7 +74,7 @@ class Judge:
             restarts=sum(e["event"] == "start" for e in self._events if self._is_new(e)),
             attainment=self._attainment(),
             contract=verdicts,
-            note=seen.note,
+            note=seen.note or next(filter(None, (fault.harm() for fault in trial.faults)), ""),
         )
 
     @property

@@ -46,10 +46,14 @@ class ProcessFault(Fault):
         if decoy is not None:
             self.strike(decoy.pid)
             return
-        if self.site.target.startswith("frontend"):
-            self._ports |= client_ports(self.target_pid)
+        self.watch()
         self._begun_s = now_s()
         self.strike(self.target_pid)
+
+    def watch(self) -> None:
+        """Whose connections a frontend holds: those it takes along, if it dies now."""
+        if self.site.target.startswith("frontend"):
+            self._ports |= client_ports(self.target_pid)
 
     def strike(self, pid: int) -> None:
         """What is done."""
@@ -59,7 +63,7 @@ class ProcessFault(Fault):
         if not (self.ends_target and self._ports):
             return Allowance()
         # What came in between the look at the connections and the death may have been its, too.
-        near = {h.port for h in self.site.load.histories if abs(h.sent_s - self._begun_s) < 0.1}
+        near = {h.port for h in self.site.load.histories if abs(h.sent_s - self._begun_s) < 0.05}
         return Allowance(ports=frozenset(self._ports | near))
 
 

@@ -43,13 +43,14 @@ POLICIES = ("accelgen", "sarathi", "vllm")
 
 @dataclass(frozen=True)
 class Pace:
-    """How much time a case takes: load before the fault, the control, load after recovery. `slack` multiplies the
-    bounds of detection, for machines that have other work."""
+    """How much time a case takes: load before the fault, the control, load after recovery. `lasting` multiplies the
+    time that a fault is left in place, `slack` the bounds of detection, for machines that have other work."""
 
     before_s: float = 1.5
     control_s: float = CONTROL_S
     after_s: float = 1.5
     rate_per_s: float = RATE_PER_S
+    lasting: float = 1.0
     slack: float = 1.0
 
 
@@ -197,7 +198,7 @@ class Trial:
             seen.verified = fault.await_proof(fault.proof_s)
             if seen.verified and isinstance(fault, ProcessFault):
                 seen.pid = fault.target_pid
-            until_s = seen.struck_s + fault.lasts_s
+            until_s = seen.struck_s + fault.lasts_s * self.pace.lasting
             while now_s() < until_s and not self._gone():
                 time.sleep(0.005)
             seen.verified = fault.proof() or seen.verified  # by now there may be more to tell
@@ -206,6 +207,7 @@ class Trial:
 
     def _gone(self) -> bool:
         """Whether the process that was struck has ended; notes when."""
+        self.faults[-1].watch()
         if self.seen.pid and not self.seen.gone_at and is_gone(self.seen.pid):
             self.seen.gone_at = time.time()
         return bool(self.seen.gone_at)
@@ -243,7 +245,7 @@ class Trial:
         while True:
             gauges = read_metrics(self.server.url)
             whole = checks.check_metrics(self.probe.looks, gauges).ok is not False
-            if (check_blocks(gauges).ok and whole) or now_s() > until_s:
+            if now_s() > until_s or (check_blocks(gauges).ok and whole):
                 return gauges
             time.sleep(0.1)
 

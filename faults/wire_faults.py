@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import time
+from contextlib import suppress
 from random import Random
 
 import zmq
 
-from accelgen.faults.connections import peers_at
+from accelgen.faults.connections import connections_to, listener_of
 from accelgen.faults.fault import Decoy, Fault, Site
 from accelgen.proto.frame import PROTOCOL_VERSION, TAG_OF, Header, encode
 from accelgen.proto.messages import Activate, Member, Plan
@@ -127,7 +129,7 @@ class Garbage(WireFault):
 
 class DuplicateIdentity(WireFault):
     """The intruder calls itself like the peer that is in office, and says what that would never say. Fenced out, its
-    messages are not even seen; so the kernel's list of connections is the evidence that it was there."""
+    messages are not even seen; so the evidence is that the kernel has connected it to the target."""
 
     def __init__(self, site: Site) -> None:
         scheduler = site.server.member("scheduler")
@@ -138,12 +140,7 @@ class DuplicateIdentity(WireFault):
             manager = site.server.member(site.target.replace("worker", "kvmanager"))
             assert manager is not None
             self.identity = f"kvmanager-{manager.index}:{manager.incarnation}".encode()
-        self._peers = 0
         super().__init__(site)
-
-    def inject(self, decoy: Decoy | None = None) -> None:
-        self._peers = peers_at(self.site.server.socket_path(self.site.target))
-        super().inject(decoy)
 
     def messages(self) -> list[list[bytes]]:
         plan = Plan(2**40, [7], [0], [5], [], [], [], [], [], [], [], 0.0, 0.0)
@@ -157,6 +154,9 @@ class DuplicateIdentity(WireFault):
         return 0.0
 
     def proof(self) -> str:
-        path = self.site.server.socket_path(self.site.target)
-        now = peers_at(path)
-        return f"{now} peers instead of {self._peers}" if now > self._peers else ""
+        path, pid = self.site.server.socket_path(self.site.target), os.getpid()
+        target_pid = self.site.server.pid(self.site.target)
+        with suppress(OSError):  # a connection that goes while we look
+            if any(listener_of(pid, fd) == target_pid for fd in connections_to(pid, path)):
+                return f"process {target_pid} has taken a connection of {self.identity.decode()}"
+        return ""

@@ -13,12 +13,12 @@ from accelgen.faults.run import Pace
 from accelgen.faults.schedule import Step
 from accelgen.faults.server import Shape
 
-PACE = Pace(before_s=0.3, control_s=0.5, after_s=0.3, slack=20.0)  # other tests may run beside
+# short, and not strict about milliseconds: other tests may run beside
+PACE = Pace(before_s=0.3, control_s=0.5, after_s=0.3, rate_per_s=6.0, lasting=0.4, slack=20.0)
 
 CASES = [
     "garbage/worker-0",
     "old-epoch/kvmanager-0",
-    "wrong-version/frontend-0",
     "duplicate-identity/worker-0",
     "link-drop/scheduler-kvmanager-0",
     "link-duplicate/scheduler-frontend-0",
@@ -27,9 +27,7 @@ CASES = [
     "leaves-midway/clients",
     "model-raises/worker-0",
     "out-of-files/kvmanager-0",
-    "disk-full/scheduler",
     "sigstop-0.5/worker-0",
-    "sigkill/frontend-0",
     "raise/frontend-0",
     "exit-0/kvmanager-0",
 ]
