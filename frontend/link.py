@@ -84,6 +84,7 @@ class Link:
         self.fence = Fence[Activate](Role.SCHEDULER)
         self.active = False
         self.draining = False
+        self.failure: Exception | None = None  # the process must end
         self._deaf = False  # something was lost: nothing counts before the next epoch
         self._heard_s = 0.0
         self._metronome = Metronome()
@@ -153,10 +154,15 @@ class Link:
         self._activate(self.fence.learn(directory))
 
     def drain(self) -> None:
-        """Reads and handles all messages that have arrived."""
-        while (message := self.router.recv()) is not None:
+        """Reads and handles all messages that have arrived. What fails at one is kept in `failure`: it may have been
+        half taken, so that nobody knows which tokens have been passed on."""
+        while self.failure is None and (message := self.router.recv()) is not None:
             self._look_for_gap()
-            self._take(*message)
+            try:
+                self._take(*message)
+            except Exception as error:
+                log.exception("a message of the scheduler could not be taken")
+                self.failure = error
         self._look_for_gap()
 
     def tend(self) -> None:
