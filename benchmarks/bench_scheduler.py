@@ -34,7 +34,7 @@ class Loop:
             max_queued_tokens=1_000_000_000,
         )  # fmt: skip
         spec = ReplicaSpec(BLOCKS, BLOCK_SIZE, OPT_13B_A100)
-        self.core = SchedulerCore(config, load_policy(policy, {}), [spec])
+        self.core = SchedulerCore(config, load_policy(policy, {}), {0: spec})
         self.now_s = 0.0
         self.cpu_s: list[float] = []
         draw = random.Random(0)

@@ -50,7 +50,7 @@ def in_one_process(model: str, dtype: str, requests: int, tokens: int) -> list[f
     facts = engine.facts
     coefficients = fit(facts.samples) if facts.samples else None
     spec = ReplicaSpec(facts.num_blocks, facts.block_size, coefficients)
-    core = SchedulerCore(config, load_policy("sarathi", {}), [spec])
+    core = SchedulerCore(config, load_policy("sarathi", {}), {0: spec})
     kv = KvCore(facts.num_blocks, facts.block_size)
     for id in range(1, requests + 1):
         prompt = Prompt(id, [5 + (id * 31 + i) % 4000 for i in range(PROMPT)], Sampling(0.0))

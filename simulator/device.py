@@ -1,0 +1,101 @@
+"""What an iteration takes on a device: fitted cost models of GPUs, and of this machine (`accelgen profile`).
+
+    T = a + b*N + b2*max(0, N - K) + c*D + (d + d_mixed*[P > 0])*S + p*prior + e*W + h0 + h1*(P's sequences + D)
+
+with P prefill tokens, D decoding sequences, N = P + D, S the sum of decode contexts, W the prefill attention work (sum
+of chunk * (prior + chunk/2)), prior the tokens computed before the chunks. The knee form, the penalty that prefill
+puts on decode attention (d_mixed) and the numbers are those of data.md section 2: fits of measured kernels, in seconds.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from accelgen.scheduler.cost_model import Coefficients, Work, evaluate
+
+
+@dataclass(frozen=True, slots=True)
+class Iteration:
+    """The features of one iteration: those of the cost model, `prior` tokens before the chunks, `sequences` in all."""
+
+    work: Work
+    prior: int = 0
+    sequences: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """A model on a device. Times in seconds, memory in bytes.
+
+    `mixed_context_s` per decode context token when prefill is in the batch, `prior_s` per prior token of a chunk,
+    `host_s` and `host_sequence_s` for the time of the host in each iteration, all beyond the knee form."""
+
+    model: str
+    hardware: str
+    coefficients: Coefficients
+    kv_token_bytes: int
+    kv_bytes: int
+    mixed_context_s: float = 0.0
+    prior_s: float = 0.0
+    host_s: float = 0.0
+    host_sequence_s: float = 0.0
+
+    def seconds(self, iteration: Iteration) -> float:
+        """How long the iteration takes."""
+        work = iteration.work
+        found = evaluate(self.coefficients, work) + self.host_s
+        found += self.host_sequence_s * iteration.sequences + self.prior_s * iteration.prior
+        if work.prefill_tokens:
+            found += self.mixed_context_s * work.decode_context
+        return found
+
+    def blocks(self, block_size: int) -> int:
+        """KV blocks of `block_size` tokens that its memory holds."""
+        return self.kv_bytes // (self.kv_token_bytes * block_size)
+
+
+class UnknownDevice(ValueError):
+    """No such model on such hardware; the text lists what there is."""
+
+
+def find_device(
+    model: str, hardware: str, kv_bytes: int = 0, host_s: float | None = None
+) -> Device:
+    """The fit of `model` on `hardware`; `kv_bytes` and `host_s` instead of the usual ones. Raises UnknownDevice."""
+    found = _FITS.get((model.lower(), hardware.lower()))
+    if found is None:
+        known = ", ".join(f"{m} on {h}" for m, h in _FITS)
+        raise UnknownDevice(f"no fit of {model!r} on {hardware!r}; there are {known}")
+    found = replace(found, kv_bytes=kv_bytes) if kv_bytes else found
+    return found if host_s is None else replace(found, host_s=host_s)
+
+
+def _fit(
+    model: str, hardware: str, ms: tuple[float, float, float, float, float, float, int],
+    kv_token_bytes: int, kv_gb: float, mixed_ms: float = 0.0, prior_ms: float = 0.0,
+) -> Device:  # fmt: skip
+    """From coefficients in milliseconds, as published; `kv_gb` is what is left beside the weights."""
+    a, b, b2, c, d, e, knee = ms
+    per = 1e-3
+    coefficients = Coefficients(a * per, b * per, b2 * per, c * per, d * per, e * per, knee)
+    return Device(
+        model, hardware, coefficients, kv_token_bytes, int(kv_gb * 1e9),
+        mixed_ms * per, prior_ms * per, HOST_S, HOST_SEQUENCE_S,
+    )  # fmt: skip
+
+
+HOST_S, HOST_SEQUENCE_S = 1.5e-3, 0.0  # data.md section 2: 1 to 2 ms per iteration in vLLM V1
+
+_DEVICES = (
+    _fit("llama-2-7b", "a100", (9.7818, 0.013227, 0.047769, 6.8176e-4, 3.061e-4, 3.102e-6, 64), 524_288, 55),
+    _fit("llama-3-8b", "a100", (11.137, 0.027022, 0.040713, 1.2622e-3, 8.6824e-5, 2.9149e-6, 96), 131_072, 53),
+    _fit("opt-13b", "a100", (19.036, 0.029339, 0.059412, 5.6947e-3, 7.1393e-4, 4.2416e-6, 96), 819_200, 12),
+    _fit("llama-3-8b", "h100", (6.2791, 9.743e-3, 9.8448e-3, 1.8709e-3, 4.2126e-5, 7.5839e-7, 512), 131_072, 53),
+    _fit("llama-3-8b", "h200", (4.8625, 9.1507e-3, 9.6621e-3, 3.5329e-3, 3.018e-5, 7.8375e-7, 320), 131_072, 108),
+    _fit("llama-3-8b", "l40s", (22.944, 0.022242, 0.033331, 1.5673e-3, 1.8663e-4, 2.6027e-6, 512), 131_072, 26),
+    _fit("llama-3.1-8b", "rtxpro6000", (11.4, 0.01192, 0.02431, 0.01112, 8.35e-5, 1.37e-6, 192), 131_072, 66,
+         mixed_ms=6.53e-5, prior_ms=4.9e-4),
+    _fit("llama-3.1-8b", "rtx4090", (17.36, 0.02684, 0.06628, 0.0263, 8.81e-5, 2.45e-6, 192), 131_072, 5.4,
+         mixed_ms=2.5e-4, prior_ms=8.1e-4),
+)  # fmt: skip
+_FITS = {(device.model, device.hardware): device for device in _DEVICES}
