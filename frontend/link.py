@@ -33,8 +33,6 @@ from accelgen.proto.messages import (
 from accelgen.proto.pulse import SILENCE_S, Metronome
 from accelgen.proto.sockets import Router
 
-ACTIVATION_WAIT_S = 1.0  # how long a request waits for a scheduler before it is told to come back
-
 log = structlog.get_logger()
 
 
@@ -186,15 +184,12 @@ class Link:
             self._send(Resync(cause))
 
     async def _wait_for_scheduler(self, demand: Demand) -> None:
-        """While another scheduler is on its way a request waits as long as in the queue of its class; a server that
-        has never had one is starting, and says so soon."""
+        """While a scheduler is on its way a request waits as long as in the queue of its class."""
         if self.draining:
             raise draining()
         if self.active:
             return
-        limit_s = self._queue_limits_s.get(demand.slo_class, ACTIVATION_WAIT_S)
-        if not self.fence.epoch:
-            limit_s = min(limit_s, ACTIVATION_WAIT_S)
+        limit_s = self._queue_limits_s[demand.slo_class]
         waited_s = now_s() - demand.received_s
         try:
             async with asyncio.timeout(limit_s - waited_s):
