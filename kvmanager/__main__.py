@@ -109,6 +109,9 @@ class KvProcess:
             message = self.router.recv()
             self._look_for_gap()
             if message is None:
+                silent_s = now_s() - self._heard_s
+                if silent_s > SILENCE_S:
+                    self._note_gap(f"the scheduler was silent for {silent_s:.1f} s")
                 return
             peer, header, body = message
             if isinstance(body, Activate):
@@ -121,15 +124,12 @@ class KvProcess:
                 self._idle_since_s, self._checked = now_s(), False
 
     def _look_for_gap(self) -> None:
-        """No plan is made on tables with a gap: nothing is done before the scheduler has taken over again."""
-        if self.state is not State.SERVING:
-            return
-        cause = ""
         if self.router.codec.lost(self.fence.peer):
-            cause = "messages of the scheduler were lost"
-        elif (silent_s := now_s() - self._heard_s) > SILENCE_S:
-            cause = f"the scheduler was silent for {silent_s:.1f} s"
-        if cause:
+            self._note_gap("messages of the scheduler were lost")
+
+    def _note_gap(self, cause: str) -> None:
+        """No plan is made on tables with a gap: nothing is done before the scheduler has taken over again."""
+        if self.state is State.SERVING:
             self.state = State.GAP
             log.error(cause, epoch=self.fence.epoch)
             self.router.send(self.fence.peer, Resync(cause), self.fence.epoch)

@@ -122,16 +122,17 @@ class Loop:
             self._look_for_gap()
             self._take(*message)
         self._look_for_gap()
+        # Only now: after a long iteration the pulses of that time had to be read first.
+        silent_s = now_s() - self._heard_s
+        if self.manager.peer and silent_s > SILENCE_S:
+            self._note_gap(f"the KV manager was silent for {silent_s:.1f} s")
 
     def _look_for_gap(self) -> None:
-        if not self.manager.peer or self._gap:
-            return
-        cause = ""
-        if self.router.codec.lost(self.manager.peer):
-            cause = "messages of the KV manager were lost"
-        elif (silent_s := now_s() - self._heard_s) > SILENCE_S:
-            cause = f"the KV manager was silent for {silent_s:.1f} s"
-        if cause:
+        if self.manager.peer and self.router.codec.lost(self.manager.peer):
+            self._note_gap("messages of the KV manager were lost")
+
+    def _note_gap(self, cause: str) -> None:
+        if not self._gap:
             self._gap = True
             log.error(cause, epoch=self.fence.epoch)
             self.router.send(self.fence.peer, Resync(cause), self.fence.epoch)
