@@ -15,7 +15,6 @@ from collections import deque
 from pathlib import Path
 from typing import NoReturn
 
-import psutil
 import structlog
 import zmq
 
@@ -24,6 +23,7 @@ from accelgen.proto.config import Config, load_config
 from accelgen.proto.dumps import FOLDER, Dumps
 from accelgen.proto.ids import new_incarnation
 from accelgen.proto.logs import configure_logs
+from accelgen.proto.memory import ResidentMemory
 from accelgen.proto.messages import (
     Assume,
     Body,
@@ -85,7 +85,7 @@ class Child:
         self._progress = 0
         self._bound_s = self._said_bound_s = 60.0
         self._next_beat_s = 0.0
-        self._process = psutil.Process()
+        self._memory = ResidentMemory()
         self.link = Dealer(
             endpoint_of(run_dir, Role.SUPERVISOR),
             f"{self.name}:{self.incarnation}",
@@ -176,7 +176,7 @@ class Child:
 
     def _send_heartbeat(self, now: float) -> None:
         self._next_beat_s, self._said_bound_s = now + HEARTBEAT_S, self._bound_s
-        rss_bytes = self._process.memory_info().rss
+        rss_bytes = self._memory.bytes()
         self.link.send(
             Heartbeat(self._progress, self._phase, self._bound_s, rss_bytes, dict(self.gauges)),
             self.epoch,

@@ -8,7 +8,6 @@ import socket
 from pathlib import Path
 from typing import Protocol
 
-import psutil
 import structlog
 import zmq
 
@@ -16,6 +15,7 @@ from accelgen.proto.child import endpoint_of
 from accelgen.proto.clocks import now_s
 from accelgen.proto.dumps import FOLDER, Dumps
 from accelgen.proto.ids import new_incarnation
+from accelgen.proto.memory import ResidentMemory
 from accelgen.proto.messages import Directory, Role
 from accelgen.proto.recorder import fact
 from accelgen.proto.sockets import Router
@@ -72,7 +72,7 @@ class Supervisor:
         self._shown_ready = False
         self._finish: Finish | None = None
         self._oom_kills_before = oom_kills()
-        self._own = psutil.Process()
+        self._memory = ResidentMemory()
 
     def run(self) -> Finish:
         """Serves until the end; returns how that came. Whatever happens, no child stays behind."""
@@ -107,7 +107,7 @@ class Supervisor:
             name = self._signals.pop(0).name
             log.info("signal", name=name)
             self._do(self._core.signalled(name, now_s()))
-        self._core.rss_bytes = self._own.memory_info().rss
+        self._core.rss_bytes = self._memory.bytes()
         self._do(self._core.tick(now_s()))
         self._show()
 
