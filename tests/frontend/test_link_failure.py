@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import deque
-from types import SimpleNamespace
 from typing import Any
 
+from accelgen.frontend.journal import Turn
 from accelgen.frontend.link import Link
 from accelgen.frontend.metrics import Metrics
 from accelgen.proto.frame import PROTOCOL_VERSION, Header
@@ -35,7 +35,7 @@ class BrokenJournal:
         self.taken.append(body.step)
         if len(self.taken) == 2:
             raise ZeroDivisionError("made to fail")
-        return SimpleNamespace(events=[], aborts=[])
+        return Turn()
 
 
 def test_an_exception_while_taking_a_message_is_kept_and_nothing_is_taken_after_it() -> None:
