@@ -49,7 +49,7 @@ def main() -> None:
         metrics = Metrics()
         link = Link(
             Router(child.endpoint, child.incarnation),
-            Journal(codec.tokenizer, child.incarnation),
+            Journal(codec.tokenizer, child.incarnation, child.config.max_replays),
             metrics,
             {name: one.max_queue_ms / 1000 for name, one in child.config.slo_classes.items()},
         )
@@ -96,6 +96,8 @@ async def _tend(service: Service, serving: asyncio.Task[None]) -> None:
         _hear(service)
         link.drain()
         link.tend()
+        if link.failure is not None:
+            child.fail(f"the frontend failed: {type(link.failure).__name__}: {link.failure}")
         if link.active and not announced:
             child.phase("ready", 5.0)
             announced = True

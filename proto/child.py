@@ -15,18 +15,20 @@ from collections import deque
 from pathlib import Path
 from typing import NoReturn
 
-import psutil
 import structlog
 import zmq
 
 from accelgen.proto.clocks import now_s
 from accelgen.proto.config import Config, load_config
+from accelgen.proto.dumps import FOLDER, Dumps
 from accelgen.proto.ids import new_incarnation
 from accelgen.proto.logs import configure_logs
+from accelgen.proto.memory import ResidentMemory
 from accelgen.proto.messages import (
     Assume,
     Body,
     Directory,
+    Dump,
     Facts,
     Failure,
     Heartbeat,
@@ -37,8 +39,8 @@ from accelgen.proto.messages import (
     Swapped,
     Yield,
 )
+from accelgen.proto.recorder import fact, start_recorder
 from accelgen.proto.sockets import LINGER_MS, Dealer
-from accelgen.proto.trace import start_trace
 
 HEARTBEAT_S = 0.5
 _PR_SET_PDEATHSIG = 1
@@ -68,9 +70,9 @@ class Child:
         self.config: Config = load_config(run_dir / "config.json")
         self.name = f"{role.name.lower()}-{index}"
         configure_logs(self.name, self.config.log_level)
-        if self.config.trace_dir:
-            start_trace(Path(self.config.trace_dir), self.name)
+        start_recorder(self.config.recorder_events, self.config.recorder_bytes)
         self.incarnation = new_incarnation()
+        self.dumps = Dumps(run_dir / FOLDER, self.name, self.incarnation)
         self.endpoint = endpoint_of(run_dir, role, index)
         self.directory: Directory | None = None
         self.stopping = False
@@ -83,7 +85,7 @@ class Child:
         self._progress = 0
         self._bound_s = self._said_bound_s = 60.0
         self._next_beat_s = 0.0
-        self._process = psutil.Process()
+        self._memory = ResidentMemory()
         self.link = Dealer(
             endpoint_of(run_dir, Role.SUPERVISOR),
             f"{self.name}:{self.incarnation}",
@@ -106,7 +108,9 @@ class Child:
         given = parser.parse_args()
         if given.parent:
             die_with_parent(given.parent)
-        return cls(role, given.run_dir, given.index, given.epoch)
+        child = cls(role, given.run_dir, given.index, given.epoch)
+        sys.excepthook = child.dumps.on_exception
+        return child
 
     def phase(self, name: str, bound_s: float | None = None, facts: Facts | None = None) -> None:
         """Announces a new phase and how long it may be silent (by default 5 s when ready, else 60 s); `facts` travel
@@ -114,6 +118,7 @@ class Child:
         self._phase = name
         self._bound_s = bound_s or (5.0 if name == "ready" else 60.0)
         structlog.get_logger().info("phase", phase=name)
+        fact("phase", phase=name)
         if facts is not None or name == "ready":
             self._hello(facts)
         self._send_heartbeat(now_s())
@@ -138,11 +143,14 @@ class Child:
         """Reads what the supervisor says, between two beats."""
         while (message := self.link.recv()) is not None:
             self._obey(message[1])
+        for answer in self.dumps.answers():
+            self.link.send(answer)
 
     def fail(self, line: str) -> NoReturn:
         """Says the one clear last line of a fatal fault and ends the process with status 1."""
         structlog.get_logger().error("fatal", line=line)
         self.link.send(Failure(line[:2000]))
+        self.dumps.write_last()
         zmq.Context.instance().destroy(linger=LINGER_MS)  # closes every socket: term alone waits
         sys.exit(1)
 
@@ -154,6 +162,8 @@ class Child:
                 self.stopping, self.stop_timeout_s = True, timeout_s
             case Prepare() | Assume() | Yield():
                 self.orders.append(body)
+            case Dump(client=client):
+                self.dumps.ask(client)
             case Swapped():
                 self.swapped.append(body)
             case _:
@@ -166,7 +176,7 @@ class Child:
 
     def _send_heartbeat(self, now: float) -> None:
         self._next_beat_s, self._said_bound_s = now + HEARTBEAT_S, self._bound_s
-        rss_bytes = self._process.memory_info().rss
+        rss_bytes = self._memory.bytes()
         self.link.send(
             Heartbeat(self._progress, self._phase, self._bound_s, rss_bytes, dict(self.gauges)),
             self.epoch,

@@ -24,7 +24,6 @@ from accelgen.proto.messages import (
     Handoff,
     Inventory,
     KvReport,
-    Plan,
     Replayed,
     Role,
     StepResult,
@@ -32,7 +31,6 @@ from accelgen.proto.messages import (
     Yield,
 )
 from accelgen.proto.profiles import ProfileError, load_profile, profile_path
-from accelgen.proto.trace import note
 from accelgen.scheduler.core import ReplicaSpec, SchedulerCore
 from accelgen.scheduler.cost_model import Coefficients, fit
 from accelgen.scheduler.frontends import Frontends
@@ -40,6 +38,7 @@ from accelgen.scheduler.gauges import Stopwatch, gauges_of
 from accelgen.scheduler.links import Links, Peer
 from accelgen.scheduler.members import Life, has_successor, lives_of
 from accelgen.scheduler.policy import Policy
+from accelgen.scheduler.recording import RecordedCore
 from accelgen.scheduler.replica import ResultOutOfTurn
 from accelgen.scheduler.snapshot import Experience
 
@@ -157,10 +156,10 @@ class Session:
 
     def _make_core(self, inventories: dict[int, Inventory]) -> SchedulerCore:
         specs = {
-            index: ReplicaSpec(f.num_blocks, f.block_size, _fitted(self.child, f))
-            for index, f in ((index, life.facts) for index, life in self._lives.items())
+            index: ReplicaSpec(f.num_blocks, f.block_size, _fitted(self.child, f), life.worker)
+            for index, life, f in ((i, life, life.facts) for i, life in self._lives.items())
         }
-        core = SchedulerCore(self.child.config, self.office.policy, specs)
+        core = RecordedCore(self.child.config, self.office.policy, specs)
         self.office.experience.give_to(core)
         for index, inventory in inventories.items():
             core.inherit(inventory, index)
@@ -216,8 +215,6 @@ class Session:
             core.tick(begun)
             self.office.decisions.add(now_s() - begun)
         for role, index, body in core.outbox:
-            if isinstance(body, Plan):
-                note("begin", body, begun)
             self.links.send(role, index, body)
         core.outbox.clear()
 

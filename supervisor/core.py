@@ -14,6 +14,8 @@ from accelgen.proto.frame import Header
 from accelgen.proto.messages import (
     Body,
     Directory,
+    Dump,
+    Dumped,
     Failure,
     Handoff,
     Heartbeat,
@@ -26,7 +28,7 @@ from accelgen.proto.messages import (
     Swapped,
 )
 from accelgen.supervisor import shutdown
-from accelgen.supervisor.actions import Action, Drain, Send, Signal, Spawn
+from accelgen.supervisor.actions import Action, Drain, Record, Send, Signal, Spawn
 from accelgen.supervisor.members import Assignment, Occupant, Seat
 from accelgen.supervisor.office import Office
 from accelgen.supervisor.readiness import can_serve, has_started
@@ -90,6 +92,11 @@ class SupervisorCore:
         match body:
             case Query():
                 return [Send(peer, self.directory(now_s))]
+            case Dump():
+                reached = [o.peer for o in self._living() if o.peer is not None]
+                return [Record(peer), *(Send(to, Dump(peer), self.office.term) for to in reached)]
+            case Dumped(client=client):
+                return [Send(client, body)]
             case Swap():
                 return self._asked_to_swap(peer, body, now_s)
             case Stop(timeout_s=timeout_s, why=why):

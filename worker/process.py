@@ -201,6 +201,7 @@ class Loop:
 
     def _gauge_messages(self) -> None:
         counters = self.counters + self.fence.counters + self.manager.counters
-        for kind in ("stale", "stranger", "unexpected"):
+        counters += self.router.codec.counters
+        for kind in ("stale", "stranger", "unexpected", "malformed", "duplicate", "gap"):
             name = f'accelgen:worker_{kind}_messages_total{{replica="{self.child.index}"}}'
             self.child.gauges[name] = counters[kind]
