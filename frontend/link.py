@@ -85,6 +85,7 @@ class Link:
         self.active = False
         self._directory: Directory | None = None
         self.draining = False
+        self._continues = False  # a later turn of `drain` is on its way
         self._deaf = False  # something was lost: nothing counts before the next epoch
         self._heard_s = 0.0
         self._metronome = Metronome()
@@ -157,11 +158,19 @@ class Link:
         self._activate(self.fence.learn(directory))
 
     def drain(self) -> None:
-        """Reads and handles all messages that have arrived."""
-        while (message := self.router.recv()) is not None:
+        """Reads and handles the messages that have arrived; if there are very many, the rest after others' turns."""
+        for message in self.router.messages():
             self._look_for_gap()
             self._take(*message)
         self._look_for_gap()
+        if self.router.pending and not self._continues:
+            self._continues = True
+            asyncio.get_running_loop().call_soon(self._continue)
+
+    def _continue(self) -> None:
+        self._continues = False
+        if not self.router.socket.closed:
+            self.drain()
 
     def tend(self) -> None:
         """Call at least twice a second: the pulse of the link."""

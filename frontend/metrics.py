@@ -91,6 +91,9 @@ _HELP = {
     "worker_tokens_total": "Tokens processed.",
     "worker_stale_messages_total": "Activations at the worker of an epoch that is over or taken.",
     "worker_stranger_messages_total": "Activations from a scheduler that the supervisor has not listed, or not yet.",
+    "worker_malformed_messages_total": "Messages to the worker that could not be decoded.",
+    "worker_duplicate_messages_total": "Messages to the worker that came twice.",
+    "worker_gap_messages_total": "Messages to the worker that are missing.",
     "worker_unexpected_messages_total": "Messages to the worker of a kind, or from a sender, that it does not expect.",
     "worker_load_progress": "Part of the weights that is loaded, 0 to 1.",
 }

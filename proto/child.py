@@ -36,7 +36,7 @@ from accelgen.proto.messages import (
     Swapped,
     Yield,
 )
-from accelgen.proto.sockets import LINGER_MS, Dealer
+from accelgen.proto.sockets import LINGER_MS, Dealer, raise_file_limit
 from accelgen.proto.trace import start_trace
 
 HEARTBEAT_S = 0.5
@@ -69,6 +69,7 @@ class Child:
         configure_logs(self.name, self.config.log_level)
         if self.config.trace_dir:
             start_trace(Path(self.config.trace_dir), self.name)
+        raise_file_limit()
         self.incarnation = new_incarnation()
         self.endpoint = endpoint_of(run_dir, role, index)
         self.directory: Directory | None = None

@@ -16,7 +16,7 @@ from accelgen.proto.child import endpoint_of
 from accelgen.proto.clocks import now_s
 from accelgen.proto.ids import new_incarnation
 from accelgen.proto.messages import Directory, Role
-from accelgen.proto.sockets import Router
+from accelgen.proto.sockets import Router, raise_file_limit
 from accelgen.supervisor.actions import Action, Drain, Finish, Send, Signal, Spawn
 from accelgen.supervisor.children import Child, Children
 from accelgen.supervisor.core import SupervisorCore
@@ -59,6 +59,7 @@ class Supervisor:
     ) -> None:
         self._core, self._children, self._listener = core, children, listener
         self._display, self._run_dir = display, run_dir.path
+        raise_file_limit()
         self._router = Router(endpoint_of(run_dir.path, Role.SUPERVISOR), new_incarnation())
         self._poller = zmq.Poller()
         self._poller.register(self._router.socket, zmq.POLLIN)
@@ -89,7 +90,7 @@ class Supervisor:
         readable = {source for source, _ in self._poller.poll(int(1000 * timeout_s) + 1)}
         if wake_fd in readable:
             os.read(wake_fd, 4096)
-        while (message := self._router.recv()) is not None:
+        for message in self._router.messages():
             self._do(self._core.heard(*message, now_s()))
         for pidfd in readable & self._by_pidfd.keys():
             self._reap(pidfd)
@@ -97,6 +98,7 @@ class Supervisor:
             name = self._signals.pop(0).name
             log.info("signal", name=name)
             self._do(self._core.signalled(name, now_s()))
+        self._core.wire = self._router.codec.counters
         self._core.rss_bytes = self._own.memory_info().rss
         self._do(self._core.tick(now_s()))
         self._show()
