@@ -49,7 +49,7 @@ def main() -> None:
         metrics = Metrics()
         link = Link(
             Router(child.endpoint, child.incarnation),
-            Journal(codec.tokenizer, child.incarnation),
+            Journal(codec.tokenizer, child.incarnation, child.config.max_replays),
             metrics,
             {name: one.max_queue_ms / 1000 for name, one in child.config.slo_classes.items()},
         )

@@ -203,12 +203,14 @@ class Abort(Body, frozen=True):
 
 
 class Admitted(Body, frozen=True):
-    """scheduler -> frontend, once for each request that enters the queue."""
+    """scheduler -> frontend, once for each request that enters the queue. `worker`: the incarnation of that replica's
+    worker, with whose death the request is lost (0: not said)."""
 
     id: Id
     replica: Count
     predicted_ttft_s: Seconds
     cached_tokens: Count
+    worker: Id = 0
 
 
 class Tokens(Body, frozen=True):

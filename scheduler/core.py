@@ -40,11 +40,12 @@ SEED_SPACE = 1 << 63
 
 @dataclass(frozen=True, slots=True)
 class ReplicaSpec:
-    """What a replica offers: its KV blocks, and a fitted cost model if there is one."""
+    """What a replica offers: its KV blocks, and a fitted cost model if there is one. `worker`: its incarnation."""
 
     blocks: int
     block_size: int
     coefficients: Coefficients | None = None
+    worker: int = 0
 
 
 @dataclass(slots=True)
@@ -78,6 +79,7 @@ class SchedulerCore:
             )
             for index, spec in replicas.items()
         }
+        self._workers = {index: spec.worker for index, spec in replicas.items()}
         self.predictor = predictor or ClassMedian()
         self.draining = False
         self.yielding = False  # a successor waits: nothing more is planned
@@ -177,8 +179,8 @@ class SchedulerCore:
             self._adopted.discard(request.id)
             for choice in (request, *request.children):
                 self.admitted += 1
-                cached = request.cached_tokens
-                word = Admitted(choice.id, index, choice.predicted_ttft_s, cached)
+                cached, worker = request.cached_tokens, self._workers[index]
+                word = Admitted(choice.id, index, choice.predicted_ttft_s, cached, worker)
                 self.outbox.append((Role.FRONTEND, choice.frontend, word))
         early = self._early.get(index)
         if early is not None and not replica.awaits_report(early.step):
