@@ -185,6 +185,7 @@ class Office:
         actions = [] if prepared else [prepare(one, self.assignment)]
         self.holder, self.vacated, self.term = one.seat, None, self.term + 1
         self._quiet_s, self._changed = inf, True
+        log.info("takes office", child=one.seat.name, pid=one.pid, epoch=self.term)
         return [*actions, assume(one, self.term, snapshot)]
 
     # --- swaps -------------------------------------------------------------------------------------------------
