@@ -1,6 +1,6 @@
 """Many swaps of the scheduling policy under load: nothing may fail, be lost or changed; how long tokens pause.
 
-    python benchmarks/swaps.py [--swaps 1000] [--streams 32] [--tokens 120] [--pause 0]
+    python benchmarks/swaps.py [--swaps 1000] [--streams 32] [--tokens 120] [--pause 0] [--rows FILE]
 
 Streams of seeded, sampled completions run all the time against an `accelgen up` with the bundled model in float32,
 while one swap after another goes through all policies. Each finished text is compared with that of the same request
@@ -32,9 +32,8 @@ from typing import Any
 import click
 import httpx
 
-sys.path.insert(0, str(Path(__file__).parent))
-from iteration import processor
-
+from accelgen.faults.judge import machine
+from accelgen.faults.rows import Spread, SwapsRow, append
 from accelgen.proto.messages import Swap
 from accelgen.supervisor.client import ask_to_swap
 
@@ -99,8 +98,8 @@ async def swap(run_dir: str, policy: str) -> tuple[float, str, str]:
 
 async def drive(
     url: str, run_dir: str, swaps: int, streams: int, tokens: int, pause_s: float
-) -> None:
-    """Runs the load and the swaps; prints what came of it. Exit status 1 unless all is as it should be."""
+) -> SwapsRow:
+    """Runs the load and the swaps; prints what came of it."""
     seen, over = Seen(), asyncio.Event()
     limits = httpx.Limits(max_connections=streams + 8)
     async with httpx.AsyncClient(timeout=120, limits=limits) as http:
@@ -123,8 +122,19 @@ async def drive(
         end_s = time.monotonic()
         over.set()
         await asyncio.gather(*tasks)
-    longest = _longest(seen.gaps, [*begins_s, end_s])
-    report(swaps, refused, seen, quiet, longest, handovers)
+    row = SwapsRow(
+        when=date.today().isoformat(),
+        machine=machine(),
+        swaps=swaps,
+        refused=sum(refused.values()),
+        streams=streams,
+        outcomes=dict(seen.outcomes),
+        without=spread(quiet),
+        over_a_swap=spread(_longest(seen.gaps, [*begins_s, end_s])),
+        handover=spread(handovers),
+    )
+    report(row, refused)
+    return row
 
 
 def _longest(gaps: list[tuple[float, float]], begins_s: list[float]) -> list[float]:
@@ -137,29 +147,26 @@ def _longest(gaps: list[tuple[float, float]], begins_s: list[float]) -> list[flo
     return found
 
 
-def report(
-    swaps: int,
-    refused: Counter[str],
-    seen: Seen,
-    quiet: list[float],
-    longest: list[float],
-    handovers: list[float],
-) -> None:
+def spread(values: list[float]) -> Spread:
+    """Seconds as milliseconds."""
+    cuts = statistics.quantiles(values, n=100)
+    figures = (statistics.median(values), cuts[89], cuts[98], max(values))
+    return Spread(*(1e3 * value for value in figures))
+
+
+def report(row: SwapsRow, refused: Counter[str]) -> None:
     """Prints the figures."""
-    print(f"{date.today()}  {processor()}")
-    print(f"swaps {swaps}, refused {sum(refused.values())} {dict(+refused)}")
-    print(f"requests {sum(seen.outcomes.values())}: {dict(seen.outcomes)}")
+    print(f"{row.when}  {row.machine}")
+    print(f"swaps {row.swaps}, refused {row.refused} {dict(+refused)}")
+    print(f"requests {sum(row.outcomes.values())}: {row.outcomes}")
     print(
         "ms: gaps between two chunks without swaps; longest gap of each swap; handover, yield to ready"
     )
-    for name, values in (("without", quiet), ("of a swap", longest), ("handover", handovers)):
-        cuts = statistics.quantiles(values, n=100)
-        figures = (statistics.median(values), cuts[89], cuts[98], max(values))
-        print(f"  {name:12s}" + "  ".join(
-            f"{label} {1e3 * value:7.1f}" for label, value in zip(("p50", "p90", "p99", "max"), figures, strict=True)
-        ))  # fmt: skip
-    if refused.total() or set(seen.outcomes) != {"same"}:
-        raise SystemExit(1)
+    spreads = {"without": row.without, "over a swap": row.over_a_swap, "handover": row.handover}
+    for name, ms in spreads.items():
+        print(
+            f"  {name:12s}p50 {ms.p50:7.1f}  p90 {ms.p90:7.1f}  p99 {ms.p99:7.1f}  max {ms.longest:7.1f}"
+        )
 
 
 @click.command()
@@ -167,8 +174,9 @@ def report(
 @click.option("--streams", default=32)
 @click.option("--tokens", default=120)
 @click.option("--pause", "pause_s", default=0.0, help="Seconds between swaps.")
-def main(swaps: int, streams: int, tokens: int, pause_s: float) -> None:
-    """See the head of this file."""
+@click.option("--rows", type=click.Path(path_type=Path), help="Append the figures as JSON.")
+def main(swaps: int, streams: int, tokens: int, pause_s: float, rows: Path | None) -> None:
+    """See the head of this file. Exit status 1 unless all is as it should be."""
     with tempfile.TemporaryDirectory(prefix="ag-") as name:
         folder = Path(name)
         folder.chmod(0o700)
@@ -181,9 +189,13 @@ def main(swaps: int, streams: int, tokens: int, pause_s: float) -> None:
                 [*CLI, "status", "--json", "--run-dir", run_dir], check=True, capture_output=True
             )
             url = str(json.loads(status.stdout)["url"])
-            asyncio.run(drive(url, run_dir, swaps, streams, tokens, pause_s))
+            row = asyncio.run(drive(url, run_dir, swaps, streams, tokens, pause_s))
         finally:
             subprocess.run([*CLI, "down", "--run-dir", run_dir], stdout=subprocess.DEVNULL)
+    if rows is not None:
+        append(rows, row)
+    if row.refused or set(row.outcomes) != {"same"}:
+        raise SystemExit(1)
 
 
 if __name__ == "__main__":

@@ -128,6 +128,7 @@ def _matrix() -> list[Case]:
     return [
         *(Case(fault, target) for fault in done_to_all for target in COMPONENTS),
         *(Case(fault, SUPERVISOR) for fault in done_to_supervisor),
+        *(Case(fault, "spare") for fault in ("sigkill", "hang")),
         *(Case("stale-socket", target) for target in BOUND),
         Case("model-raises", "worker-0"),
         Case("device-out-of-memory", "worker-0"),

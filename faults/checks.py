@@ -43,29 +43,48 @@ def check_death(events: Events, pid: int, times: Times) -> Verdict:
     if not exits:
         return Verdict(False, f"the exit of process {pid} was never seen")
     seen = exits[0]
-    starts = [
-        event for event in events
-        if event["event"] == "start" and event["child"] == seen["child"] and event["at_s"] >= seen["at_s"]
-    ]  # fmt: skip
-    detected_s = seen["at_s"] - times.struck_s
+    detected_s = max(0.0, seen["at_s"] - times.struck_s)
     if detected_s > DETECTED_S * times.slack:
         return Verdict(False, f"detected after {1000 * detected_s:.0f} ms")
-    if not starts:
+    words = f"detected in {1000 * detected_s:.0f} ms"
+    began_s = _succession_s(events, seen)
+    if began_s is None:
         return Verdict(False, f"{seen['child']} was not started again")
-    began_s = starts[0]["at_s"] - seen["at_s"]
     if began_s > RESTARTED_S * times.slack + _back_off_s(events, seen):
-        return Verdict(False, f"started again {1000 * began_s:.0f} ms after it was seen")
-    why = f"detected in {1000 * max(0.0, detected_s):.0f} ms, restart begun {1000 * began_s:.0f} ms later"
-    return Verdict(True, why)
+        return Verdict(False, f"a successor came {1000 * began_s:.0f} ms after it was seen")
+    return Verdict(True, f"{words}, a successor came {1000 * began_s:.0f} ms later")
+
+
+def _succession_s(events: Events, seen: Mapping[str, Any]) -> float | None:
+    """How long after an exit was seen somebody else was started, or put in office, instead. 0 for a scheduler whose
+    successor is on its way already; None for nobody."""
+    if _post(seen) != "scheduler":
+        later = [e for e in events if e["event"] == "start" and e["child"] == seen["child"]]
+    else:
+        later = [e for e in events if e["event"] in ("start", "takes office")]
+        later = [e for e in later if _post(e) == "scheduler" and e["child"] != seen["child"]]
+        if later and later[-1]["at_s"] < seen["at_s"]:
+            last = later[-1]
+            gone = [e for e in events if e["event"] == "exit" and e["pid"] == last["pid"]]
+            return None if gone else 0.0
+    return next((e["at_s"] - seen["at_s"] for e in later if e["at_s"] >= seen["at_s"]), None)
+
+
+def _post(event: Mapping[str, Any]) -> str:
+    """A seat, but both seats of schedulers are one: they stand in for each other."""
+    child = str(event["child"])
+    return "scheduler" if child.startswith("scheduler") else child
 
 
 def _back_off_s(events: Events, seen: Mapping[str, Any]) -> float:
     """What the supervisor waits because this seat has died before, see supervisor/restarts.py."""
     before = [
-        event for event in events
-        if event["event"] == "exit" and event["child"] == seen["child"]
+        event
+        for event in events
+        if event["event"] == "exit"
+        and _post(event) == _post(seen)
         and seen["at_s"] - PERIOD_S <= event["at_s"] < seen["at_s"]
-    ]  # fmt: skip
+    ]
     return BACK_OFF_S * 2.0 ** (len(before) - 1) if before else 0.0
 
 

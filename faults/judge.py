@@ -131,8 +131,8 @@ class Judge:
         seen, fault = self.trial.seen, self.trial.faults[-1]
         ended_by_it = isinstance(fault, Hang | Freeze)
         ended = self.trial.server.exit_status is not None
-        if not seen.gone_at or ended_by_it or ended:
-            return NOT_AT_STAKE
+        if not seen.gone_at or ended_by_it or ended or self.trial.case.target == "spare":
+            return NOT_AT_STAKE  # the server can do without a spare: another one comes when it is quiet
         times = checks.Times(seen.gone_at, self.trial.pace.slack)
         return checks.check_death(self._events, seen.pid, times)
 

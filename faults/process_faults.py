@@ -21,6 +21,7 @@ from accelgen.supervisor.errors import StartError
 MIB = 1 << 20
 TERM_S = 8.0  # a frontend finishes what it has before it obeys SIGTERM
 ENDING = Allowance(any_port=True, refusals=frozenset({0, 503}), errors=frozenset({"draining"}))
+UNSEEN_S = 0.2  # between two looks at the connections of a process
 HUNG_S = 600.0  # a hang that only a kill ends
 
 
@@ -39,7 +40,7 @@ class ProcessFault(Fault):
         super().__init__(site)
         self.target_pid = 0
         self._ports: set[int] = set()
-        self._begun_s = 0.0
+        self._gone_s = 0.0
 
     def inject(self, decoy: Decoy | None = None) -> None:
         self.target_pid = self.site.server.await_pid(self.site.target)
@@ -47,13 +48,14 @@ class ProcessFault(Fault):
             self.strike(decoy.pid)
             return
         self.watch()
-        self._begun_s = now_s()
         self.strike(self.target_pid)
 
     def watch(self) -> None:
         """Whose connections a frontend holds: those it takes along, if it dies now."""
-        if self.site.target.startswith("frontend"):
+        if self.site.target.startswith("frontend") and not self._gone_s:
             self._ports |= client_ports(self.target_pid)
+            if processes.is_gone(self.target_pid):
+                self._gone_s = now_s()
 
     def strike(self, pid: int) -> None:
         """What is done."""
@@ -62,8 +64,9 @@ class ProcessFault(Fault):
     def allowance(self) -> Allowance:
         if not (self.ends_target and self._ports):
             return Allowance()
-        # What came in between the look at the connections and the death may have been its, too.
-        near = {h.port for h in self.site.load.histories if abs(h.sent_s - self._begun_s) < 0.05}
+        # What came in between the last look at the connections and the death may have been its, too.
+        from_s, to_s = self._gone_s - UNSEEN_S, self._gone_s + UNSEEN_S
+        near = {h.port for h in self.site.load.histories if from_s < h.sent_s < to_s}
         return Allowance(ports=frozenset(self._ports | near))
 
 
@@ -79,6 +82,9 @@ class Kill(ProcessFault):
             self.proof_s = TERM_S
 
     def strike(self, pid: int) -> None:
+        if pid == self.target_pid and self._number == signal.SIGKILL:
+            processes.freeze(pid)  # it takes nothing more: what it holds now is what dies with it
+            self.watch()
         processes.send(pid, self._number)
 
     def proof(self) -> str:

@@ -19,7 +19,7 @@ class Attainment(Struct, frozen=True):
     after: float | None = None
 
 
-class Row(Struct, frozen=True, kw_only=True):
+class Row(Struct, frozen=True, kw_only=True, tag_field="kind", tag="case"):
     """What one case has shown.
 
     `verified`: the evidence that the fault took effect, "" if there is none. `control`: "caught", or what the negative
@@ -72,15 +72,56 @@ class Row(Struct, frozen=True, kw_only=True):
         return not self.broken
 
 
-def append(path: Path, row: Row) -> None:
+class KilledRow(Struct, frozen=True, kw_only=True, tag_field="kind", tag="killed"):
+    """One process killed under `clients` that ask one request after another (benchmarks/recovery.py)."""
+
+    when: str
+    machine: str
+    killed: str
+    requests: int
+    clients: int
+    failed: int
+    causes: dict[str, int]
+    different: int
+    recovery_s: float | None
+
+
+class Spread(Struct, frozen=True):
+    """Milliseconds at the percentiles 50, 90 and 99, and the longest."""
+
+    p50: float
+    p90: float
+    p99: float
+    longest: float
+
+
+class SwapsRow(Struct, frozen=True, kw_only=True, tag_field="kind", tag="swaps"):
+    """Many swaps of the policy under concurrent streams (benchmarks/swaps.py). `outcomes` of requests by name; gaps
+    between two chunks of a stream without swaps, the longest of all streams over each swap, and the handover itself."""
+
+    when: str
+    machine: str
+    swaps: int
+    refused: int
+    streams: int
+    outcomes: dict[str, int]
+    without: Spread
+    over_a_swap: Spread
+    handover: Spread
+
+
+AnyRow = Row | KilledRow | SwapsRow
+
+
+def append(path: Path, row: AnyRow) -> None:
     """Adds a line to a file of rows."""
     with path.open("ab") as file:
         file.write(msgspec.json.encode(row) + b"\n")
 
 
-def read(paths: Iterable[Path]) -> list[Row]:
-    """All rows of some files."""
-    decoder = msgspec.json.Decoder(Row)
+def read(paths: Iterable[Path]) -> list[AnyRow]:
+    """All rows of some files. Raises msgspec.ValidationError for anything else."""
+    decoder = msgspec.json.Decoder(AnyRow)
     return [
         decoder.decode(line)
         for path in paths

@@ -77,7 +77,8 @@ def own_deaths(events: Sequence[Mapping[str, Any]]) -> Counter[str]:
         if event["event"] == "kill":
             ended.add(event["child"])
         elif event["event"] == "exit":
-            deaths[event["child"]] += event["child"] not in ended
+            seat = "scheduler" if event["child"].startswith("scheduler") else event["child"]
+            deaths[seat] += event["child"] not in ended
             ended.discard(event["child"])
     return deaths
 

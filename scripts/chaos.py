@@ -45,6 +45,13 @@ SEED_LIMIT = 2**31
     metavar="GLOB",
     help="Only the cases whose names match: 'sigkill/*', '*@swap', 'link-*/scheduler-*'.",
 )
+@click.option(
+    "--slack",
+    type=click.FloatRange(1.0),
+    default=1.0,
+    show_default=True,
+    help="Multiplies how soon deaths and hangs must be noticed: for a machine with other work.",
+)
 @click.option("--once", is_flag=True, help="Each case once, however long that takes.")
 @click.option("--list", "listed", is_flag=True, help="Show the cases and run none.")
 @click.option(
@@ -53,7 +60,13 @@ SEED_LIMIT = 2**31
     help="Append a line of JSON per case to this file; what clients saw of a failed one goes beside it.",
 )
 def command(
-    seed: int | None, minutes: float, pattern: str, once: bool, listed: bool, rows: Path | None
+    seed: int | None,
+    minutes: float,
+    pattern: str,
+    slack: float,
+    once: bool,
+    listed: bool,
+    rows: Path | None,
 ) -> int:
     """Start a server, inject one fault after another under load, and check the reliability contract.
 
@@ -74,7 +87,9 @@ def command(
     steps = islice(steps, len(cases)) if once else steps
     extent = "each once" if once else f"for {minutes:g} minutes"
     console.print(f"seed {drawn}: {len(cases)} cases in random order, {extent}")
-    done, interrupted = run(console, steps, float("inf") if once else 60 * minutes, rows)
+    campaign = Campaign(Pace(slack=slack))
+    limit_s = float("inf") if once else 60 * minutes
+    done, interrupted = run(console, campaign, steps, limit_s, rows)
     summarise(console, done)
     console.print(f"repeat it with --seed {drawn}")
     if interrupted:
@@ -83,7 +98,7 @@ def command(
 
 
 def run(
-    console: Console, steps: Iterable[Step], limit_s: float, path: Path | None
+    console: Console, campaign: Campaign, steps: Iterable[Step], limit_s: float, path: Path | None
 ) -> tuple[list[Row], bool]:
     """Runs the steps and shows each row as it comes; all rows, and whether Ctrl-C ended it."""
     done: list[Row] = []
@@ -96,7 +111,7 @@ def run(
     )
     total = None if limit_s == float("inf") else limit_s
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # the server is taken down, too
-    with Progress(*columns, console=console, transient=True) as progress, Campaign(Pace()) as it:
+    with Progress(*columns, console=console, transient=True) as progress, campaign:
         task = progress.add_task("starting a server", total=total)
         try:
             for step in steps:
@@ -106,11 +121,11 @@ def run(
                     task, description=escape(step.case.name), completed=now_s() - begun_s
                 )
                 before_s = now_s()
-                row = it.run(step)
+                row = campaign.run(step)
                 done.append(row)
                 show(console, step.number, row, now_s() - before_s)
                 if path is not None:
-                    save(path, row, it)
+                    save(path, row, campaign)
         except KeyboardInterrupt:
             console.print("interrupted; taking the server down")
             return done, True

@@ -169,6 +169,7 @@ class Office:
         self.holder, self.vacated, self.term = one.seat, None, self.term + 1
         self._changed = True
         self.spare.wait()
+        log.info("takes office", child=one.seat.name, pid=one.pid, epoch=self.term)
         return [*actions, assume(one, self.term, snapshot)]
 
     # --- swaps -------------------------------------------------------------------------------------------------

@@ -26,6 +26,12 @@ def event(at_s: float, name: str, child: str = "worker-0", pid: int = 7) -> dict
     return {"at_s": at_s, "event": name, "child": child, "pid": pid}
 
 
+def office(*more: dict[str, Any]) -> list[dict[str, Any]]:
+    """The log of a scheduler's death."""
+    died = event(100.05, "exit", "scheduler-0")
+    return sorted([died, *more], key=lambda one: one["at_s"])
+
+
 @pytest.mark.parametrize(
     ("events", "words"),
     [
@@ -34,10 +40,18 @@ def event(at_s: float, name: str, child: str = "worker-0", pid: int = 7) -> dict
         ([event(100.3, "exit"), event(100.4, "start")], "detected after 300 ms"),
         ([event(100.05, "exit")], "not started again"),
         ([event(100.05, "exit"), event(100.06, "start", "worker-1")], "not started again"),
-        ([event(100.05, "exit"), event(100.5, "start")], "450 ms after"),
+        ([event(100.05, "exit"), event(100.5, "start")], "came 450 ms after"),
         # the second death within a minute may be answered 0.25 s later, the third 0.5 s
         ([event(60, "exit", pid=3), event(100.05, "exit"), event(100.5, "start")], ""),
         ([event(30, "exit", pid=3), event(100.05, "exit"), event(100.5, "start")], "450 ms after"),
+        # a scheduler is followed by whoever takes office, or is about to
+        (office(event(100.2, "takes office", "scheduler-1", 8)), ""),
+        (office(event(101.2, "start", "scheduler-1", 8)), "came 1150 ms after"),
+        (office(event(99.0, "start", "scheduler-1", 8)), ""),
+        (
+            office(event(90.0, "start", "scheduler-1", 8), event(95.0, "exit", "scheduler-1", 8)),
+            "not started",
+        ),
     ],
 )
 def test_deaths(events: list[dict[str, Any]], words: str) -> None:

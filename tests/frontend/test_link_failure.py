@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -20,10 +21,11 @@ class Inbox:
         self.codec = SimpleNamespace(lost=lambda peer: False)
         self._bodies = deque(bodies)
 
-    def recv(self) -> tuple[bytes, Header, Body] | None:
-        if not self._bodies:
-            return None
-        return b"scheduler", Header(PROTOCOL_VERSION, 0, 1, 1, 0), self._bodies.popleft()
+    pending = False
+
+    def messages(self) -> Iterator[tuple[bytes, Header, Body]]:
+        while self._bodies:
+            yield b"scheduler", Header(PROTOCOL_VERSION, 0, 1, 1, 0), self._bodies.popleft()
 
 
 class BrokenJournal:
