@@ -57,7 +57,7 @@ SEED_LIMIT = 2**31
 @click.option(
     "--rows",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="Append a line of JSON per case to this file; what clients saw of a failed one goes beside it.",
+    help="Append a line of JSON per case to this file; what clients saw of a failed one goes into a folder beside it.",
 )
 def command(
     seed: int | None,
@@ -136,8 +136,10 @@ def save(path: Path, row: Row, campaign: Campaign) -> None:
     """The row, and the histories of a case that has failed."""
     append(path, row)
     if not row.passed:
-        name = row.case.replace("/", "-").replace("@", "-")
-        path.with_name(f"{path.stem}.{name}.{row.seed}.json").write_bytes(dump(campaign.histories))
+        folder = path.with_suffix(".failed")
+        folder.mkdir(exist_ok=True)
+        name = f"{row.case.replace('/', '-')}.{row.seed}.json"
+        (folder / name).write_bytes(dump(campaign.histories))
 
 
 def show(console: Console, number: int, row: Row, took_s: float) -> None:
