@@ -1,11 +1,12 @@
 """One process killed under load: failed requests and recovery time, in the shape of NVIDIA Dynamo's fault table.
 
-    python benchmarks/recovery.py [--clients 8] [--requests 100] [--rows FILE]
+    python benchmarks/recovery.py [--clients 8] [--requests 100] [--only scheduler] [--rows FILE]
 
 Each client sends its requests one after another (64 in, 32 out, streamed, seeded), without retries. When a third of all
-have ended, the named process gets SIGKILL, or all links between processes are cut. Failed: requests that did not get
-all their tokens. Different: those whose text is not that of the same request in the run without a kill. Recovery: the
-longest time in which no client received anything, from the kill on. Every kill is checked to have taken effect.
+have ended, the named process gets SIGKILL ("scheduler": the one in office; "spare": the one that stands by), or all
+links between processes are cut. Failed: requests that did not get all their tokens. Different: those whose text is not
+that of the same request in the run without a kill. Recovery: the longest time in which no client received anything,
+from the kill on. Every kill is checked to have taken effect.
 """
 
 from __future__ import annotations
@@ -29,15 +30,16 @@ from accelgen.faults.link_faults import LINKS, ends_of
 from accelgen.faults.rows import KilledRow, append
 from accelgen.faults.server import Server, Shape
 
-ALL_LINKS = "links"
+ALL_LINKS = ("links",)
 CASES = [
-    ("none", "", Shape(frontends=1)),
-    ("frontend", "frontend-0", Shape(frontends=1)),
-    ("frontend, 2 of them", "frontend-0", Shape(frontends=2)),
-    ("scheduler", "scheduler", Shape(frontends=1)),
-    ("KV manager", "kvmanager-0", Shape(frontends=1)),
-    ("worker", "worker-0", Shape(frontends=1)),
-    ("worker, 2 replicas", "worker-0", Shape(frontends=1, replicas=2)),
+    ("none", (), Shape(frontends=1)),
+    ("frontend", ("frontend-0",), Shape(frontends=1)),
+    ("frontend, 2 of them", ("frontend-0",), Shape(frontends=2)),
+    ("scheduler", ("scheduler",), Shape(frontends=1)),
+    ("scheduler and its spare", ("spare", "scheduler"), Shape(frontends=1)),
+    ("KV manager", ("kvmanager-0",), Shape(frontends=1)),
+    ("worker", ("worker-0",), Shape(frontends=1)),
+    ("worker, 2 replicas", ("worker-0",), Shape(frontends=1, replicas=2)),
     ("all links cut", ALL_LINKS, Shape(frontends=1)),
 ]
 PROMPT, TOKENS = 64, 32
@@ -80,7 +82,7 @@ async def ask(http: httpx.AsyncClient, url: str, client: int, i: int, run: Run) 
     run.ended += 1
 
 
-async def drive(server: Server, victim: str, clients: int, requests: int) -> Run:
+async def drive(server: Server, victims: tuple[str, ...], clients: int, requests: int) -> Run:
     """All clients, and the kill."""
     run = Run()
 
@@ -92,17 +94,18 @@ async def drive(server: Server, victim: str, clients: int, requests: int) -> Run
     async def killer() -> None:
         while run.ended < clients * requests // 3:
             await asyncio.sleep(0.01)
-        if victim == ALL_LINKS:
+        if victims == ALL_LINKS:
             run.killed_s = time.monotonic()
             assert all([await asyncio.to_thread(cut_link, server, link) for link in LINKS])
             return
-        pid = await asyncio.to_thread(server.pid, victim)
+        pids = [await asyncio.to_thread(server.await_pid, victim) for victim in victims]
         run.killed_s = time.monotonic()
-        os.kill(pid, signal.SIGKILL)
-        while await asyncio.to_thread(server.await_pid, victim) == pid:
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+        while await asyncio.to_thread(server.await_pid, victims[-1]) in pids:
             await asyncio.sleep(0.05)
 
-    await asyncio.gather(*(client(i) for i in range(clients)), *([killer()] if victim else []))
+    await asyncio.gather(*(client(i) for i in range(clients)), *([killer()] if victims else []))
     return run
 
 
@@ -121,15 +124,20 @@ def recovery_s(run: Run) -> float:
 @click.command()
 @click.option("--clients", default=8)
 @click.option("--requests", default=100)
+@click.option(
+    "--only", default="", help="Cases whose name contains this, and the one without a kill."
+)
 @click.option("--rows", type=click.Path(path_type=Path), help="Append a line of JSON per case.")
-def main(clients: int, requests: int, rows: Path | None) -> None:
+def main(clients: int, requests: int, only: str, rows: Path | None) -> None:
     """See the head of this file."""
     print(f"{date.today()}  {machine()}; {clients} clients x {requests} requests, one SIGKILL")
     print("| killed | failed | different | recovery s |\n|---|---|---|---|")
     expected: dict[tuple[int, int], str] = {}
-    for name, victim, shape in CASES:
+    for name, victims, shape in CASES:
+        if victims and only not in name:
+            continue
         with Server(shape) as server:
-            run = asyncio.run(drive(server, victim, clients, requests))
+            run = asyncio.run(drive(server, victims, clients, requests))
         expected = expected or run.texts
         row = KilledRow(
             when=date.today().isoformat(),
@@ -140,7 +148,7 @@ def main(clients: int, requests: int, rows: Path | None) -> None:
             failed=run.failures.total(),
             causes=dict(run.failures),
             different=sum(expected[key] != text for key, text in run.texts.items()),
-            recovery_s=recovery_s(run) if victim else None,
+            recovery_s=recovery_s(run) if victims else None,
         )
         took = "-" if row.recovery_s is None else f"{row.recovery_s:.2f}"
         causes = row.causes or ""

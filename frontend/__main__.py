@@ -10,7 +10,7 @@ import uvloop
 import zmq
 
 from accelgen.frontend.app import make_app
-from accelgen.frontend.http_server import HttpServer, make_server, raise_file_limit
+from accelgen.frontend.http_server import HttpServer, make_server
 from accelgen.frontend.journal import Journal
 from accelgen.frontend.keys import Gate
 from accelgen.frontend.link import Link
@@ -43,7 +43,6 @@ def main() -> None:
     except (KeyFileError, ModelError) as error:
         child.fail(str(error))
         return
-    raise_file_limit()
     listener = socket.socket(fileno=int(os.environ[LISTEN_FD]))
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         metrics = Metrics()

@@ -86,6 +86,7 @@ class Link:
         self._directory: Directory | None = None
         self.draining = False
         self.failure: Exception | None = None  # the process must end
+        self._continues = False  # a later turn of `drain` is on its way
         self._deaf = False  # something was lost: nothing counts before the next epoch
         self._heard_s = 0.0
         self._metronome = Metronome()
@@ -158,9 +159,12 @@ class Link:
         self._activate(self.fence.learn(directory))
 
     def drain(self) -> None:
-        """Reads and handles all messages that have arrived. What fails at one is kept in `failure`: it may have been
-        half taken, so that nobody knows which tokens have been passed on."""
-        while self.failure is None and (message := self.router.recv()) is not None:
+        """Reads and handles the messages that have arrived; if there are very many, the rest after others' turns.
+        What fails at one is kept in `failure`: it may have been half taken, so that nobody knows which tokens have
+        been passed on."""
+        for message in self.router.messages():
+            if self.failure is not None:
+                return
             self._look_for_gap()
             try:
                 self._take(*message)
@@ -168,6 +172,14 @@ class Link:
                 log.exception("a message of the scheduler could not be taken")
                 self.failure = error
         self._look_for_gap()
+        if self.router.pending and not self._continues:
+            self._continues = True
+            asyncio.get_running_loop().call_soon(self._continue)
+
+    def _continue(self) -> None:
+        self._continues = False
+        if not self.router.socket.closed:
+            self.drain()
 
     def tend(self) -> None:
         """Call at least twice a second: the pulse of the link."""

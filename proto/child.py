@@ -40,7 +40,7 @@ from accelgen.proto.messages import (
     Yield,
 )
 from accelgen.proto.recorder import fact, start_recorder
-from accelgen.proto.sockets import LINGER_MS, Dealer
+from accelgen.proto.sockets import LINGER_MS, Dealer, raise_file_limit
 
 HEARTBEAT_S = 0.5
 _PR_SET_PDEATHSIG = 1
@@ -71,6 +71,7 @@ class Child:
         self.name = f"{role.name.lower()}-{index}"
         configure_logs(self.name, self.config.log_level)
         start_recorder(self.config.recorder_events, self.config.recorder_bytes)
+        raise_file_limit()
         self.incarnation = new_incarnation()
         self.dumps = Dumps(run_dir / FOLDER, self.name, self.incarnation)
         self.endpoint = endpoint_of(run_dir, role, index)

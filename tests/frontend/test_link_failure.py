@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
+from accelgen.frontend.journal import Turn
 from accelgen.frontend.link import Link
 from accelgen.frontend.metrics import Metrics
 from accelgen.proto.frame import PROTOCOL_VERSION, Header
@@ -19,10 +21,11 @@ class Inbox:
         self.codec = SimpleNamespace(lost=lambda peer: False)
         self._bodies = deque(bodies)
 
-    def recv(self) -> tuple[bytes, Header, Body] | None:
-        if not self._bodies:
-            return None
-        return b"scheduler", Header(PROTOCOL_VERSION, 0, 1, 1, 0), self._bodies.popleft()
+    pending = False
+
+    def messages(self) -> Iterator[tuple[bytes, Header, Body]]:
+        while self._bodies:
+            yield b"scheduler", Header(PROTOCOL_VERSION, 0, 1, 1, 0), self._bodies.popleft()
 
 
 class BrokenJournal:
@@ -35,7 +38,7 @@ class BrokenJournal:
         self.taken.append(body.step)
         if len(self.taken) == 2:
             raise ZeroDivisionError("made to fail")
-        return SimpleNamespace(events=[], aborts=[])
+        return Turn()
 
 
 def test_an_exception_while_taking_a_message_is_kept_and_nothing_is_taken_after_it() -> None:
