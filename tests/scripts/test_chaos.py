@@ -89,7 +89,7 @@ def test_failures_are_shown_kept_and_told_by_the_exit_status(
 
 
 def test_no_time_left_ends_it(ran: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = iter(range(0, 10_000, 15))
+    clock = iter(range(0, 10_000, 25))
     monkeypatch.setattr("accelgen.scripts.chaos.now_s", lambda: float(next(clock)))
     assert call("--minutes", "1", "--cases", "*/scheduler").return_value == 0
     assert len(ran) == 1
