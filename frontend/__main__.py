@@ -95,6 +95,8 @@ async def _tend(service: Service, serving: asyncio.Task[None]) -> None:
         _hear(service)
         link.drain()
         link.tend()
+        if link.failure is not None:
+            child.fail(f"the frontend failed: {type(link.failure).__name__}: {link.failure}")
         if link.active and not announced:
             child.phase("ready", 5.0)
             announced = True

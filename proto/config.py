@@ -99,7 +99,8 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     run_dir: str = ""  # "" is a fresh private folder
     shutdown_timeout_s: Annotated[float, Meta(ge=0)] = 5.0
     log_level: str = "info"
-    trace_dir: str = ""  # record when each message was sent and received, into this folder
+    recorder_events: Natural = 50_000  # last events that each process remembers; 0: none
+    recorder_bytes: Natural = 16 * 1024 * 1024  # and at most so much memory for them
 
     def __post_init__(self) -> None:
         if self.default_class not in self.slo_classes:

@@ -47,7 +47,8 @@ HELP = {
     "run_dir": "Private folder for sockets and logs; a fresh one if not given.",
     "shutdown_timeout_s": "Seconds that running requests get to finish at the end.",
     "log_level": "debug, info, warning or error.",
-    "trace_dir": "Record when each message was sent and received, into this folder.",
+    "recorder_events": "Last events that each process remembers for `accelgen trace`; 0: none.",
+    "recorder_bytes": "Most memory of a process for them; 0: none.",
 }
 """Every field of Config but `policy_params` (--policy-param) and `slo_classes` (file only)."""
 
