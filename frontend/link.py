@@ -85,8 +85,8 @@ class Link:
         self.active = False
         self._directory: Directory | None = None
         self.draining = False
-        self._continues = False  # a later turn of `drain` is on its way
         self.failure: Exception | None = None  # the process must end
+        self._continues = False  # a later turn of `drain` is on its way
         self._deaf = False  # something was lost: nothing counts before the next epoch
         self._heard_s = 0.0
         self._metronome = Metronome()
@@ -159,19 +159,18 @@ class Link:
         self._activate(self.fence.learn(directory))
 
     def drain(self) -> None:
-        """Reads and handles the messages that have arrived; if there are very many, the rest after others' turns. What
-        fails at one is kept in `failure`: it may have been half taken, so that nobody knows which tokens have been
-        passed on."""
-        if self.failure is not None:
-            return
+        """Reads and handles the messages that have arrived; if there are very many, the rest after others' turns.
+        What fails at one is kept in `failure`: it may have been half taken, so that nobody knows which tokens have
+        been passed on."""
         for message in self.router.messages():
+            if self.failure is not None:
+                return
             self._look_for_gap()
             try:
                 self._take(*message)
             except Exception as error:
                 log.exception("a message of the scheduler could not be taken")
                 self.failure = error
-                break
         self._look_for_gap()
         if self.router.pending and not self._continues:
             self._continues = True

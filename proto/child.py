@@ -70,8 +70,8 @@ class Child:
         self.config: Config = load_config(run_dir / "config.json")
         self.name = f"{role.name.lower()}-{index}"
         configure_logs(self.name, self.config.log_level)
-        raise_file_limit()
         start_recorder(self.config.recorder_events, self.config.recorder_bytes)
+        raise_file_limit()
         self.incarnation = new_incarnation()
         self.dumps = Dumps(run_dir / FOLDER, self.name, self.incarnation)
         self.endpoint = endpoint_of(run_dir, role, index)

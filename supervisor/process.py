@@ -130,8 +130,8 @@ class Supervisor:
             match action:
                 case Send(peer, body, epoch):
                     self._router.send(peer, body, epoch)
-                case Spawn(seat, epoch, arguments):
-                    self._spawn(seat, epoch, arguments)
+                case Spawn(seat, epoch):
+                    self._spawn(seat, epoch)
                 case Signal(seat, signum):
                     log.info("kill", child=seat.name, signal=signal.Signals(signum).name)
                     fact("kill", child=seat.name, signal=signal.Signals(signum).name)
@@ -144,8 +144,8 @@ class Supervisor:
                     log.info("end", status=status, line=line)
                     self._finish = action
 
-    def _spawn(self, seat: Seat, epoch: int, arguments: tuple[str, ...]) -> None:
-        child = self._children.spawn(seat, epoch, arguments)
+    def _spawn(self, seat: Seat, epoch: int) -> None:
+        child = self._children.spawn(seat, epoch)
         self._by_pidfd[child.pidfd] = child
         self._poller.register(child.pidfd, zmq.POLLIN)
         log.info("start", child=seat.name, pid=child.process.pid, epoch=epoch)

@@ -20,7 +20,8 @@ class Inbox:
     def __init__(self, *bodies: Body) -> None:
         self.codec = SimpleNamespace(lost=lambda peer: False)
         self._bodies = deque(bodies)
-        self.pending = False
+
+    pending = False
 
     def messages(self) -> Iterator[tuple[bytes, Header, Body]]:
         while self._bodies:

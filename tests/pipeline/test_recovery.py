@@ -133,15 +133,6 @@ def schedulers(server: Any) -> dict[str, Any]:
     return {m.phase: m for m in server.directory().members if m.role is Role.SCHEDULER}
 
 
-def wait_for_spare(server: Any) -> Any:
-    """The process that stands by."""
-    until_s = time.monotonic() + 60
-    while schedulers(server).keys() != {"ready", "standby"}:
-        assert time.monotonic() < until_s, schedulers(server)
-        time.sleep(0.02)
-    return schedulers(server)["standby"]
-
-
 def kill(server: Any, name: str) -> None:
     """SIGKILL, then waits until another process is in its place."""
     pid = member(server, name).pid
@@ -158,11 +149,13 @@ def test_scheduler_killed_under_streams(server: Any) -> None:
     """No request fails, every text is what it would have been, and the process that stood by is in office."""
     quiet = asyncio.run(streams(server, []))
     assert all(isinstance(text, str) for text in quiet), quiet
-    spare, before = wait_for_spare(server), member(server, "scheduler")
+    server.wait_for_spare()
+    spare, before = schedulers(server)["standby"], member(server, "scheduler")
     assert asyncio.run(streams(server, ["scheduler"])) == quiet
     after = member(server, "scheduler")
     assert (after.pid, after.epoch) == (spare.pid, before.epoch + 1)
-    assert wait_for_spare(server).pid not in (spare.pid, before.pid)
+    server.wait_for_spare()
+    assert schedulers(server)["standby"].pid not in (spare.pid, before.pid)
     assert sum(m.role is Role.SCHEDULER for m in server.directory().members) == 2
     assert len(set(quiet)) == STREAMS
 
@@ -170,12 +163,13 @@ def test_scheduler_killed_under_streams(server: Any) -> None:
 def test_the_scheduler_and_its_spare_killed_under_streams(server: Any) -> None:
     """Then a process is started."""
     quiet = asyncio.run(streams(server, []))
-    spare, before = wait_for_spare(server), member(server, "scheduler")
+    server.wait_for_spare()
+    spare, before = schedulers(server)["standby"], member(server, "scheduler")
     os.kill(spare.pid, signal.SIGKILL)
     assert asyncio.run(streams(server, ["scheduler"])) == quiet
     after = member(server, "scheduler")
     assert after.epoch == before.epoch + 1 and after.pid not in (spare.pid, before.pid)
-    wait_for_spare(server)
+    server.wait_for_spare()
 
 
 @pytest.mark.parametrize("name", ["kvmanager-0", "worker-0"])
@@ -276,7 +270,7 @@ def test_policies_are_swapped_under_streams(server: Any, packages: Path) -> None
 def test_what_has_been_learnt_is_handed_over(server: Any) -> None:
     """The cost model's correction is the same in the next process, as long as nothing has run there."""
     asyncio.run(streams(server, []))
-    wait_for_spare(server)
+    server.wait_for_spare()
     time.sleep(
         2.0
     )  # the gauges of the last iterations, and prefixes that somebody may still compute
