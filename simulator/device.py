@@ -49,6 +49,14 @@ class Device:
             found += self.mixed_context_s * work.decode_context
         return found
 
+    def saturated_seconds(self, iteration: Iteration) -> float:
+        """What the same work would take as part of an endless iteration: each token at the price beyond the knee, no
+        fixed cost, no host, no penalty for mixing."""
+        k, work = self.coefficients, iteration.work
+        tokens = work.prefill_tokens + work.decode_seqs
+        attention = k.d * work.decode_context + k.e * work.prefill_work
+        return (k.b + k.b2) * tokens + k.c * work.decode_seqs + attention
+
     def blocks(self, block_size: int) -> int:
         """KV blocks of `block_size` tokens that its memory holds."""
         return self.kv_bytes // (self.kv_token_bytes * block_size)
