@@ -12,7 +12,7 @@ import zmq
 from accelgen.kvmanager.core import KvCore
 from accelgen.proto.child import HEARTBEAT_S, Child
 from accelgen.proto.clocks import now_s
-from accelgen.proto.epochs import Activation, Fence
+from accelgen.proto.epochs import Claim, Fence
 from accelgen.proto.messages import (
     Activate,
     Body,
@@ -80,7 +80,7 @@ class KvProcess:
         self.poller.register(child.link.socket, zmq.POLLIN)
         self.worker_endpoint = worker.endpoint
         self.worker: Dealer | None = None  # from the first epoch on
-        self.fence = Fence()
+        self.fence = Fence[Activate](Role.SCHEDULER)
         self.state = State.IDLE
         self.metronome = Metronome()
         self.counters: Counter[str] = Counter()
@@ -134,7 +134,7 @@ class KvProcess:
             log.error(cause, epoch=self.fence.epoch)
             self.router.send(self.fence.peer, Resync(cause), self.fence.epoch)
 
-    def _activate(self, given: Activation | None) -> None:
+    def _activate(self, given: Claim[Activate] | None) -> None:
         """Asks the worker, over a new connection, what it holds; then the scheduler is answered."""
         if given is None:
             return

@@ -33,6 +33,7 @@ from accelgen.proto.messages import (
     Hello,
     Role,
     Stop,
+    Swapped,
     Yield,
 )
 from accelgen.proto.sockets import LINGER_MS, Dealer
@@ -75,6 +76,7 @@ class Child:
         self.stop_timeout_s = 0.0
         self.standby = False  # a scheduler that waits for Assume
         self.yielding = False  # a scheduler whose successor waits
+        self.swapped: list[Swapped] = []  # answers to what a frontend has asked for
         self.gauges: dict[str, float] = {}
         self._phase = "starting"
         self._progress = 0
@@ -162,6 +164,8 @@ class Child:
                 self.yielding = True
             case Assume():
                 self.standby = False
+            case Swapped():
+                self.swapped.append(body)
             case _:
                 structlog.get_logger().warning("unexpected message", kind=type(body).__name__)
 

@@ -76,6 +76,7 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     port: Annotated[int, Meta(ge=0, le=65535)] = 8000  # 0: any free port
     frontends: Annotated[int, Meta(ge=1, le=64)] = 1
     api_key_file: str = ""  # one key per line; "" needs no key
+    admin_key_file: str = ""  # likewise, for /admin; "" has no such routes
     max_body_bytes: Positive = 8 * 1024 * 1024
     max_choices: Positive = 64  # limit of `n`
 

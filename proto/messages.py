@@ -31,6 +31,16 @@ Id = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 Count = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 Seconds = Annotated[float, Meta(ge=0)]
 ShortText = Annotated[str, Meta(max_length=2000)]
+PolicyName = Annotated[str, Meta(min_length=1, max_length=200, pattern=r"^[^\x00]+$")]
+Integer = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
+# What fits into one argument of a command line (128 KiB), however it is escaped.
+PolicyParams = Annotated[
+    dict[
+        Annotated[str, Meta(max_length=64)],
+        bool | Integer | float | Annotated[str, Meta(max_length=500)],
+    ],
+    Meta(max_length=32),
+]
 
 
 class Body(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc=False):
@@ -423,19 +433,21 @@ class Handoff(Body, frozen=True):
 
 
 class Swap(Body, frozen=True):
-    """command line -> supervisor: replace the scheduler by one with this policy, or with `dry_run` only see whether it
-    could. Answered by Swapped when that has been done or refused."""
+    """command line, frontend -> supervisor: replace the scheduler by one with this policy, or with `dry_run` only see
+    whether it could. Answered by Swapped, with the same `ticket`, when that has been done or refused."""
 
-    policy: ShortText
-    params: dict[str, Any]
+    policy: PolicyName
+    params: PolicyParams
     dry_run: bool = False
+    ticket: Id = 0
 
 
 class Swapped(Body, frozen=True):
-    """supervisor -> command line: what became of a Swap, in one line."""
+    """supervisor -> command line, frontend: what became of a Swap, in one line."""
 
     done: bool
     line: ShortText
+    ticket: Id = 0
 
 
 class Stop(Body, frozen=True):

@@ -74,7 +74,9 @@ class SupervisorCore:
     _seat_of: dict[bytes, Seat] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.office = Office(self.seats, self.occupants, self.facts, self.assignment)
+        self.office = Office(
+            self.seats, self.occupants, self.facts, self.assignment, self.started_s
+        )
 
     # --- inputs ------------------------------------------------------------------------------------------------
 
@@ -199,7 +201,8 @@ class SupervisorCore:
             gauges={},
         )
         members = [own, *(o.member(now_s) for o in self.occupants.values())]
-        return Directory(members, self.ready, self.draining, self.facts)
+        facts = {**self.facts, "policy_s": max(0.0, now_s - self.office.since_s)}
+        return Directory(members, self.ready, self.draining, facts)
 
     # --- messages ----------------------------------------------------------------------------------------------
 
@@ -318,7 +321,7 @@ class SupervisorCore:
 
     def _asked_to_swap(self, client: bytes, swap: Swap, now_s: float) -> list[Action]:
         if not self.ready and not self.office.busy:
-            return [Send(client, Swapped(False, f"the server is {self.phase}"))]
+            return [Send(client, Swapped(False, f"the server is {self.phase}", swap.ticket))]
         self._epoch += 1
         return self.office.ask(client, swap, self._epoch, now_s)
 

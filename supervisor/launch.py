@@ -98,6 +98,7 @@ def _facts(config: Config, listener: socket.socket, context_tokens: int) -> dict
         "url": url_of(listener),
         "model": config.served_model_name,
         "policy": config.policy,
+        "policy_params": config.policy_params,
         "run_dir": config.run_dir,
         "context_tokens": context_tokens,  # what the model allows; a worker's facts say what there is room for
         "needs_key": bool(config.api_key_file),

@@ -29,6 +29,7 @@ class Office:
     occupants: dict[Seat, Occupant]
     facts: dict[str, Any]
     assignment: Assignment
+    since_s: float  # when the assignment was made
     before: Assignment | None = None
     exchange: Exchange | None = None
     _probation_s: float = 0.0  # until then
@@ -59,17 +60,20 @@ class Office:
         """The scheduler has died by itself: on probation that brings the policy before back."""
         if self.before is not None and now_s < self._probation_s:
             self.facts["rolled_back"] = f"{self.assignment.policy}: {why}"
-            self._assign(self.before)
+            self._assign(self.before, now_s)
             self.before = None
 
     def ask(self, client: bytes, swap: Swap, epoch: int, now_s: float) -> list[Action]:
         """Takes a swap on, to be carried out by `proceed`; refuses a second one."""
         if self.exchange is not None:
-            return [Send(client, Swapped(False, "another swap is under way"))]
+            return [Send(client, Swapped(False, "another swap is under way", swap.ticket))]
         old = next(seat for seat in self.seats if seat.role is Role.SCHEDULER)
         new, aim = Seat(Role.SCHEDULER, 1 - old.index), Assignment(swap.policy, swap.params)
         until_s = now_s + PREPARE_S
-        self.exchange = Exchange(client, aim, swap.dry_run, old, new, epoch, until_s=until_s)
+        self.exchange = Exchange(
+            client, swap.ticket, aim, swap.dry_run, old, new, epoch, until_s=until_s
+        )
+        self._announce()
         return []
 
     def give_up(self, why: str) -> None:
@@ -90,6 +94,7 @@ class Office:
         if swap.done is not None:
             self.exchange = None
             actions += self._conclude(swap, now_s)
+        self._announce()
         return actions + self._see_off(now_s)
 
     def _step(self, swap: Exchange, now_s: float) -> list[Action]:
@@ -105,17 +110,29 @@ class Office:
         if swap.done and not swap.dry_run:
             self.seats[self.seats.index(swap.old)] = swap.new
             self.before, self._probation_s = self.assignment, now_s + PROBATION_S
-            self._assign(swap.aim)
+            self._assign(swap.aim, now_s)
             actions = self._dismiss(swap.old, now_s)
         else:
             actions = self._dismiss(swap.new, now_s) if swap.begun else []
             if swap.stage is not Stage.PREPARING:  # the old one plans no more: to be started afresh
                 actions.append(Signal(swap.old, SIGKILL))
-        return [*actions, Send(swap.client, Swapped(bool(swap.done), swap.line))]
+        return [
+            *actions,
+            Send(swap.client, Swapped(bool(swap.done), swap.line[:2000], swap.ticket)),
+        ]
 
-    def _assign(self, assignment: Assignment) -> None:
-        self.assignment, self._changed = assignment, True
-        self.facts["policy"] = assignment.policy
+    def _assign(self, assignment: Assignment, now_s: float) -> None:
+        self.assignment, self.since_s, self._changed = assignment, now_s, True
+        self.facts["policy"], self.facts["policy_params"] = assignment.policy, assignment.params
+
+    def _announce(self) -> None:
+        """Which swap is under way, for the Directory."""
+        swap = self.exchange
+        facts = swap and {
+            "policy": swap.aim.policy, "dry_run": swap.dry_run, "stage": swap.stage.value
+        }  # fmt: skip
+        if facts != self.facts.get("swap"):
+            self.facts["swap"], self._changed = facts, True
 
     def _dismiss(self, seat: Seat, now_s: float) -> list[Action]:
         """A scheduler that is not needed any more: it leaves, or is made to."""

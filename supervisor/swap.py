@@ -52,6 +52,7 @@ class Exchange:
     """One swap on its way. `done` turns from None to True or False, `line` says why."""
 
     client: bytes
+    ticket: int
     aim: Assignment
     dry_run: bool
     old: Seat

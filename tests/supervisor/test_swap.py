@@ -8,7 +8,8 @@ from signal import SIGKILL, SIGTERM
 
 import pytest
 
-from accelgen.proto.messages import Assume, Failure, Role, Swap, Swapped, Yield
+from accelgen.proto.messages import Assume, Directory, Failure, Role, Swap, Swapped, Yield
+from accelgen.proto.policies import InOffice, in_office
 from accelgen.supervisor.members import Seat
 from accelgen.supervisor.swap import ASSUME_S, PREPARE_S, PROBATION_S, RETIRE_S, YIELD_S
 
@@ -27,9 +28,12 @@ class Changing(Bench):
         self.get_ready()
         self.ask(dry_run)
 
-    def ask(self, dry_run: bool = False) -> None:
-        self.says(WORKER, Swap("other", {"x": 1}, dry_run), peer=b"client")
+    def ask(self, dry_run: bool = False, ticket: int = 0) -> None:
+        self.says(WORKER, Swap("other", {"x": 1}, dry_run, ticket), peer=b"client")
         self.tick()
+
+    def office(self) -> InOffice:
+        return in_office(self.core.directory(self.now_s))
 
     def answers(self) -> list[Swapped]:
         return [send.body for send in self.sent if isinstance(send.body, Swapped)]
@@ -73,6 +77,43 @@ def test_step_by_step() -> None:
     bench.tick()
     assert SCHEDULER not in bench.core.occupants and bench.core.ready
     assert bench.core.shutdown is None
+
+
+def test_the_directory_says_how_far_it_is() -> None:
+    bench = Changing()
+    for become, stage in (
+        (None, "preparing"),
+        ((NEW, "standby"), "yielding"),
+        ((SCHEDULER, "yielded"), "assuming"),
+    ):
+        if become:
+            bench.become(*become)
+        swap = bench.office().swap
+        assert swap == {"policy": "other", "dry_run": False, "stage": stage}
+        assert (
+            swap == [s.body for s in bench.sent if isinstance(s.body, Directory)][-1].config["swap"]
+        )
+    before = bench.office()
+    assert (before.policy, before.epoch) == ("", 1)
+    bench.wait(2.0)
+    assert bench.office().for_s >= 2.0
+    bench.become(NEW, "ready")
+    after = bench.office()
+    assert (after.swap, after.policy, after.params, after.epoch) == (None, "other", {"x": 1}, 2)
+    assert after.for_s < 1.0
+    bench.wait(1.0)
+    assert 0.9 < bench.office().for_s < 2.0
+
+
+def test_each_answer_has_the_ticket_of_its_question() -> None:
+    bench = Changing()
+    bench.ask(ticket=7)
+    bench.ask(ticket=8)
+    bench.go_through()
+    assert [answer.ticket for answer in bench.answers()] == [7, 8, 0]
+    bench.do(bench.core.signalled("SIGTERM", bench.now_s))
+    bench.ask(ticket=9)
+    assert bench.answers()[-1].ticket == 9
 
 
 def test_back_again_waits_for_the_seat() -> None:
