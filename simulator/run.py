@@ -213,7 +213,7 @@ class Simulation:
         batch, report = kv.on_plan(plan)
         kv.settle()
         done_s, result = self.workers[index].run(batch, now_s)
-        self.run.steps += 1
+        self.run.steps += bool(batch.ids)
         self.run.entries += len(batch.ids)
         self._order += 1
         heapq.heappush(self._results, (done_s, self._order, index, result))

@@ -46,10 +46,10 @@ class SimulatedWorker:
             known[prompt.id] = _Known(tokens - prompt.generated, tokens, stop_at)
         iteration, counts, sampled = self._entries(batch)
         begin_s = max(now_s, self._free_s)
-        run_s = self.device.seconds(iteration)
+        run_s = self.device.seconds(iteration) if batch.ids else 0.0  # it has only to forget
         wait_s = begin_s - self._free_s
         self._free_s = begin_s + run_s
-        self.steps += 1
+        self.steps += bool(batch.ids)
         self.busy_s += run_s
         self.idle_s += wait_s
         self.saturated_s += self.device.saturated_seconds(iteration)

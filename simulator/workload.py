@@ -1,4 +1,4 @@
-"""What is asked of a simulated server: requests with their moments, lengths and objectives, and what follows from them."""
+"""What is asked of a simulated server: requests with their moments, lengths and objectives, and their follow-ups."""
 
 from __future__ import annotations
 

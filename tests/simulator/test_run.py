@@ -6,7 +6,7 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given, settings
 
-from accelgen.proto.config import Config
+from accelgen.proto.config import Config, SloClass
 from accelgen.proto.messages import Objective, Reason
 from accelgen.scheduler.cost_model import Coefficients, Work
 from accelgen.scheduler.policy import Decision, load_policy
@@ -16,13 +16,15 @@ from accelgen.simulator.workload import Arrival, Workload, session
 
 SECOND_PER_TOKEN = Coefficients(a=1.0, b=0.01, b2=0.0, c=0.0, d=0.0, e=0.0, knee=1.0)
 DEVICE = Device("toy", "paper", SECOND_PER_TOKEN, kv_token_bytes=1, kv_bytes=64 * 16)
+PATIENT = SloClass(max_queue_ms=86_400_000)
 POLICIES = ["accelgen", "sarathi", "vllm"]
 
 
 def simulate(
     policy: str, arrivals: list[Arrival], device: Device = DEVICE, **config: object
 ) -> Run:
-    settings = Config(policy=policy, **{"pipeline_depth": 0, **config})  # type: ignore[arg-type]
+    given = {"pipeline_depth": 0, "slo_classes": {"standard": PATIENT}, **config}
+    settings = Config(policy=policy, **given)  # type: ignore[arg-type]
     simulation = Simulation(
         load_policy(policy, {}), Workload.of("test", arrivals), device, settings
     )
