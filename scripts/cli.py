@@ -20,6 +20,7 @@ VERBS = {
     "chat": "Talk to a model in the terminal.",
     "complete": "Complete a text once.",
     "bench": "Measure a running server.",
+    "sim": "Simulate scheduling policies on a workload.",
     "profile": "Measure this device for the cost model, once per model.",
 }
 
