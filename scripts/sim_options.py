@@ -44,7 +44,7 @@ class PolicyParam(click.ParamType):
     ) -> tuple[str, dict[str, Any]]:
         if not isinstance(value, str):
             return value  # type: ignore[no-any-return]
-        name, *words = value.split(":")
+        name, *words = value.strip().split(":")
         if fault := unknown_policy(name):
             self.fail(fault, param, ctx)
         params: dict[str, Any] = {}
@@ -68,9 +68,8 @@ class ListParam(click.ParamType):
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> list[Any]:
-        if not isinstance(value, str):
-            return list(value)
-        return [self.inner.convert(word.strip(), param, ctx) for word in value.split(",")]
+        words = value.split(",") if isinstance(value, str) else value
+        return [self.inner.convert(word, param, ctx) for word in words]
 
 
 class SloParam(click.ParamType):
@@ -130,7 +129,7 @@ _WORKLOAD = (
                  help="Arrival process; trace: the times of the trace, scaled."),
     click.option("--cv", type=_RATE, help="Of the gaps, with --arrivals gamma."),
     click.option("--max-tokens", type=_COUNT, help="What clients ask for; outputs are cut to it."),
-    click.option("--cut-tokens", type=_NATURAL, help="Most of prompt and max_tokens; prompts are cut. 0: the KV cache."),
+    click.option("--cut-tokens", type=_NATURAL, help="Most of prompt + max_tokens; prompts are cut. 0: the KV cache."),
     click.option("--rule", type=click.Choice(["every_gap", "cumulative_deadline", "request_mean"]),
                  help="Rule of goodput and capacity."),
     click.option("--requests", type=_COUNT, help="Requests sent."),
