@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from accelgen.scripts.sim_table import RULES, Group, figure_of
+from accelgen.scripts.sim_table import Group, figure_of
 from accelgen.simulator.capacity import Capacity
 from accelgen.simulator.experiment import Result
 from accelgen.simulator.metrics import Rule
@@ -29,13 +29,17 @@ def _pyplot() -> Any:
 def _panels(rule: Rule) -> list[tuple[str, _Read, str]]:
     """What figures show: title, figure, scale."""
     return [
-        (f"goodput, {RULES[rule]} (req/s)", figure_of(f"goodput.{rule}"), "linear"),
-        (f"attainment, {RULES[rule]}", figure_of(f"judged.attainment.{rule}"), "linear"),
+        (f"goodput, {_words(rule)} (req/s)", figure_of(f"goodput.{rule}"), "linear"),
+        (f"attainment, {_words(rule)}", figure_of(f"judged.attainment.{rule}"), "linear"),
         ("output tokens/s", figure_of("token_throughput"), "linear"),
         ("TTFT p99 (s)", figure_of("latency.ttft_s.p99"), "log"),
         ("TPOT p99 (s)", figure_of("latency.tpot_s.p99"), "log"),
         ("JCT mean (s)", figure_of("latency.jct_s.mean"), "log"),
     ]
+
+
+def _words(rule: Rule) -> str:
+    return rule.replace("_", " ")
 
 
 def draw_comparison(groups: Sequence[Group], rule: Rule, title: str, path: Path) -> None:
@@ -95,7 +99,7 @@ def draw_capacity(
         points.plot(rates, attained, marker=marker, markersize=4, color=colour, label=policy)
     bars.invert_yaxis()
     bars.set_title(
-        f"highest rate with {wanted:.0%} of requests attaining, {RULES[rule]} (req/s)", fontsize=9
+        f"highest rate with {wanted:.0%} of requests attaining, {_words(rule)} (req/s)", fontsize=9
     )
     bars.grid(axis="x", alpha=0.3)
     points.axhline(wanted, color="0.4", linewidth=0.8)
