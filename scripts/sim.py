@@ -27,7 +27,7 @@ from accelgen.simulator.crew import FAULTS, Crew, CrewError
 from accelgen.simulator.experiment import Result, Setting, Store, key_of, simulate
 from accelgen.simulator.metrics import Rule
 from accelgen.simulator.scenarios import Scenario
-from accelgen.simulator.traces import VARIABLE, TraceError
+from accelgen.simulator.traces import MissingTrace
 
 RATE = click.FloatRange(0, 1e6, min_open=True)
 Policy = tuple[str, dict[str, Any]]
@@ -46,8 +46,8 @@ class Sim(click.Group):
         try:
             return super().invoke(ctx)
         except FAULTS as error:
-            unset = isinstance(error, TraceError) and VARIABLE not in os.environ
-            raise Fault(f"{error} (or: --synthetic)" if unset else str(error)) from error
+            hint = " (or: --synthetic)" if isinstance(error, MissingTrace) else ""
+            raise Fault(f"{error}{hint}") from error
         except CrewError as error:
             raise click.ClickException(str(error)) from error
 

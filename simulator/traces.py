@@ -43,6 +43,10 @@ class TraceError(ValueError):
     """A trace that cannot be found or read; the text names the file, and row and column where there are any."""
 
 
+class MissingTrace(TraceError):
+    """There is no such trace here."""
+
+
 @dataclass(frozen=True, slots=True)
 class Stage:
     """One request of a session: lengths, how long its sender thinks before it, and how many leading tokens it shares
@@ -103,7 +107,7 @@ class Rows:
 
 def find_trace(name: str) -> Path:
     """The file `name`, or `name` in the folder that ACCELGEN_TRACES names, with or without its suffixes. Raises
-    TraceError with near matches."""
+    MissingTrace with near matches."""
     folder = os.environ.get(VARIABLE, "")
     for base in [Path(name), *([Path(folder) / name] if folder else [])]:
         for suffix in SUFFIXES:
@@ -111,15 +115,15 @@ def find_trace(name: str) -> Path:
             if path.is_file():
                 return path
     if not folder:
-        raise TraceError(f"there is no file {name!r}; {VARIABLE} can name a folder of traces")
+        raise MissingTrace(f"there is no file {name!r}; {VARIABLE} can name a folder of traces")
     if not Path(folder).is_dir():
-        raise TraceError(f"there is no file {name!r}, and {VARIABLE}={folder} is no folder")
+        raise MissingTrace(f"there is no file {name!r}, and {VARIABLE}={folder} is no folder")
     known = sorted({_stem(path.name) for path in Path(folder).iterdir() if path.is_file()})
     near = difflib.get_close_matches(_stem(name), known)
     hint = (
         f"did you mean {' or '.join(near)}?" if near else f"it has {', '.join(known) or 'nothing'}"
     )
-    raise TraceError(f"there is no trace {name!r} in {folder}; {hint}")
+    raise MissingTrace(f"there is no trace {name!r} in {folder}; {hint}")
 
 
 def read_trace(path: Path, seed: int = 0) -> Rows:
