@@ -13,10 +13,8 @@ from __future__ import annotations
 import csv
 import gzip
 import json
-import shlex
 import sys
 from dataclasses import replace
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).parent))
-from iteration import processor
 from truth_live import live
+from truth_results import save
 
 from accelgen.proto.config import Config, SloClass
 from accelgen.scheduler.cost_model import Work
@@ -37,7 +35,6 @@ from accelgen.simulator.run import Simulation
 from accelgen.simulator.workload import Arrival, Workload
 
 Floats = NDArray[np.float64]
-RESULTS = Path(__file__).parent / "results"
 FIGURES = ("TTFT", "TPOT", "E2E")
 LIMIT = 0.05
 FITTED = 150  # requests whose TPOT the host's time is fitted on; the others judge
@@ -47,24 +44,6 @@ DECODE_LIMIT, PREFILL_LIMIT = 0.10, 0.25
 @click.group()
 def main() -> None:
     """See the head of this file."""
-
-
-def save(name: str, content: dict[str, Any]) -> None:
-    """Writes what was found, with when, on what and by which command."""
-    head = {
-        "date": datetime.now().strftime("%Y-%m-%d %H:%M"),
-        "processor": processor(),
-        "command": shlex.join(["python", *(_outside(word) for word in sys.argv)]),
-    }
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"simulator-truth-{name}-{datetime.now():%Y-%m-%d}.json"
-    path.write_text(json.dumps(head | content, indent=1) + "\n")
-    click.echo(f"Wrote {path}", err=True)
-
-
-def _outside(word: str) -> str:
-    """A word of the command line; of a path elsewhere only the name."""
-    return Path(word).name if Path(word).is_absolute() else word
 
 
 # --- (a) measured requests ---------------------------------------------------------------------------------------

@@ -22,6 +22,9 @@ from typing import Any
 import click
 import numpy as np
 
+sys.path.insert(0, str(Path(__file__).parent))
+from truth_results import save
+
 from accelgen.proto.config import Config, SloClass
 from accelgen.proto.messages import Objective
 from accelgen.scheduler.policy import load_policy
@@ -56,8 +59,6 @@ def live(
     ttft: float, tpot: float, profile_s: int,
 ) -> None:  # fmt: skip
     """A 135M-shape model on this processor, through `accelgen up` and through the simulator."""
-    from simulator_truth import save
-
     names = policies.split(",")
     arrivals = draw(requests, rate, scale, Objective(ttft_s=ttft, tpot_s=tpot))
     with tempfile.TemporaryDirectory(prefix="ag-") as name:
@@ -116,7 +117,8 @@ def serve(
     model: Path, profile: Path, trace: Path, policy: str, ttft: float, tpot: float, folder: Path
 ) -> dict[str, Any]:
     """One live run: the result of `accelgen bench serve`."""
-    run_dir = Path(tempfile.mkdtemp(prefix="run-", dir=folder))
+    place = Path(tempfile.mkdtemp(prefix="live-", dir=folder))
+    run_dir = place / "run"  # goes with the server
     up = [
         *CLI, "up", "--model", str(model), "--port", "0", "--policy", policy, "--kv-blocks", str(BLOCKS),
         "--max-num-seqs", str(SEATS), "--max-num-batched-tokens", str(TOKENS), "--profile-file", str(profile),
@@ -128,13 +130,13 @@ def serve(
         url = json.loads(subprocess.run(status, check=True, capture_output=True).stdout)["url"]
         bench = [
             *CLI, "bench", "serve", "--url", url, "--trace", str(trace), "--num-warmups", "2", "--save-result",
-            "--save-detailed", "--result-dir", str(run_dir), "--result-filename", "bench.json", "--disable-tqdm",
+            "--save-detailed", "--result-dir", str(place), "--result-filename", "bench.json", "--disable-tqdm",
             "--slo", f"ttft={1e3 * ttft:g},tpot={1e3 * tpot:g}",
         ]  # fmt: skip
         subprocess.run(bench, check=True, stdout=subprocess.DEVNULL)
     finally:
         subprocess.run([*CLI, "down", "--run-dir", str(run_dir)], stdout=subprocess.DEVNULL)
-    found: dict[str, Any] = json.loads((run_dir / "bench.json").read_text())
+    found: dict[str, Any] = json.loads((place / "bench.json").read_text())
     if found["failed"]:
         raise click.ClickException(f"{policy}: requests failed: {found['failures']}")
     return found
