@@ -29,7 +29,6 @@ from accelgen.proto.sockets import Dealer, EndpointError, Router
 
 IDLE_S = 1.0  # so long without a message: time to check the invariants
 CHECK_LIMIT = 200_000  # blocks; the check of more would hold up an arrival for longer than 0.2 s
-ROUND_LIMIT = 1000  # messages taken before the supervisor is heard again
 
 log = structlog.get_logger()
 
@@ -105,12 +104,8 @@ class KvProcess:
             self.worker.close()
 
     def _serve(self) -> None:
-        for _ in range(ROUND_LIMIT):
-            message = self.router.recv()
+        for peer, header, body in self.router.messages():
             self._look_for_gap()
-            if message is None:
-                return
-            peer, header, body = message
             if isinstance(body, Activate):
                 self._activate(self.fence.claim(peer, header, body))
             elif self.fence.passes(peer, header):
@@ -119,17 +114,18 @@ class KvProcess:
                     self._obey(body)
             if not isinstance(body, Pulse):
                 self._idle_since_s, self._checked = now_s(), False
+        self._look_for_gap()
+        silent_s = now_s() - self._heard_s
+        if silent_s > SILENCE_S and not self.router.pending:
+            self._note_gap(f"the scheduler was silent for {silent_s:.1f} s")
 
     def _look_for_gap(self) -> None:
-        """No plan is made on tables with a gap: nothing is done before the scheduler has taken over again."""
-        if self.state is not State.SERVING:
-            return
-        cause = ""
         if self.router.codec.lost(self.fence.peer):
-            cause = "messages of the scheduler were lost"
-        elif (silent_s := now_s() - self._heard_s) > SILENCE_S:
-            cause = f"the scheduler was silent for {silent_s:.1f} s"
-        if cause:
+            self._note_gap("messages of the scheduler were lost")
+
+    def _note_gap(self, cause: str) -> None:
+        """No plan is made on tables with a gap: nothing is done before the scheduler has taken over again."""
+        if self.state is State.SERVING:
             self.state = State.GAP
             log.error(cause, epoch=self.fence.epoch)
             self.router.send(self.fence.peer, Resync(cause), self.fence.epoch)

@@ -88,6 +88,7 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     max_num_seqs: Positive = 256
     max_num_batched_tokens: Positive = 8192
     max_step_s: Annotated[float, Meta(gt=0)] = 10.0
+    max_replays: Natural = 3  # workers that may die under a request before it is given up
     max_queued_requests: Positive = 4096
     max_queued_tokens: Positive = 4_000_000
     profile_file: str = ""  # measured cost model; "" is the cached one, else a rough fit at start
@@ -98,7 +99,8 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     run_dir: str = ""  # "" is a fresh private folder
     shutdown_timeout_s: Annotated[float, Meta(ge=0)] = 5.0
     log_level: str = "info"
-    trace_dir: str = ""  # record when each message was sent and received, into this folder
+    recorder_events: Natural = 50_000  # last events that each process remembers; 0: none
+    recorder_bytes: Natural = 16 * 1024 * 1024  # and at most so much memory for them
 
     def __post_init__(self) -> None:
         if self.default_class not in self.slo_classes:

@@ -15,12 +15,15 @@ VERBS = {
     "status": "Show the processes of a running server.",
     "swap": "Replace the scheduling policy of a running server.",
     "policies": "List the policies, and which one is active.",
+    "trace": "Show the history of one request.",
+    "replay": "Run recorded decisions through another policy.",
     "logs": "Show what the processes of a server have logged.",
     "down": "Stop a running server.",
     "chat": "Talk to a model in the terminal.",
     "complete": "Complete a text once.",
     "bench": "Measure a running server.",
     "sim": "Simulate scheduling policies on a workload.",
+    "chaos": "Break a server of its own in every way, and check what clients see.",
     "profile": "Measure this device for the cost model, once per model.",
 }
 

@@ -39,6 +39,7 @@ HELP = {
     "max_num_seqs": "Most requests in one iteration.",
     "max_num_batched_tokens": "Most tokens in one iteration.",
     "max_step_s": "Longest iteration that may be planned, in seconds.",
+    "max_replays": "Times that a request is computed again because a worker died.",
     "max_queued_requests": "Requests that may wait before new ones get 429.",
     "max_queued_tokens": "Prompt tokens that may wait before new requests get 429.",
     "profile_file": "Measured cost model; the one of `accelgen profile` if not given.",
@@ -46,7 +47,8 @@ HELP = {
     "run_dir": "Private folder for sockets and logs; a fresh one if not given.",
     "shutdown_timeout_s": "Seconds that running requests get to finish at the end.",
     "log_level": "debug, info, warning or error.",
-    "trace_dir": "Record when each message was sent and received, into this folder.",
+    "recorder_events": "Last events that each process remembers for `accelgen trace`; 0: none.",
+    "recorder_bytes": "Most memory of a process for them; 0: none.",
 }
 """Every field of Config but `policy_params` (--policy-param) and `slo_classes` (file only)."""
 

@@ -231,7 +231,7 @@ class Machine(Struct, frozen=True):
 
 
 class Decisions(Struct, frozen=True):
-    """What the scheduler itself took, in real time: the only figures here that do not repeat."""
+    """What the scheduler itself took, in processor time: the only figures here that do not repeat."""
 
     each_s: Spread
     share_of_jct: float

@@ -14,7 +14,6 @@ class Spawn:
 
     seat: Seat
     epoch: int
-    arguments: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -35,6 +34,13 @@ class Signal:
 
 
 @dataclass(frozen=True)
+class Record:
+    """Write the supervisor's own flight recorder down, for `client`."""
+
+    client: bytes
+
+
+@dataclass(frozen=True)
 class Drain:
     """Stop listening: what comes in from now on would not be served."""
 
@@ -47,4 +53,4 @@ class Finish:
     line: str
 
 
-Action = Spawn | Send | Signal | Drain | Finish
+Action = Spawn | Send | Signal | Record | Drain | Finish

@@ -24,7 +24,6 @@ def check(config: Config) -> tuple[Config, Checkpoint]:
     check_params(config.policy, config.policy_params)
     _check_key_files(config)
     _check_profile(config.profile_file)
-    _check_trace(config.trace_dir)
     _check_device(config.device, config.dtype)
     folder = locate(config.model)
     checkpoint = open_checkpoint(folder)
@@ -125,19 +124,6 @@ def _check_key_files(config: Config) -> None:
 def _check_profile(name: str) -> None:
     if name and not os.access(Path(name).expanduser(), os.R_OK):
         raise StartError(f"--profile-file: {name} cannot be read", status=2)
-
-
-def _check_trace(name: str) -> None:
-    if not name:
-        return
-    try:
-        Path(name).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StartError(
-            f"--trace-dir: {name} cannot be made: {error.strerror}", status=2
-        ) from error
-    if not os.access(name, os.W_OK | os.X_OK):
-        raise StartError(f"--trace-dir: {name} cannot be written to", status=2)
 
 
 def _check_device(device: str, dtype: str) -> None:

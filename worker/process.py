@@ -13,6 +13,7 @@ from accelgen.proto.child import HEARTBEAT_S, Child
 from accelgen.proto.clocks import now_s
 from accelgen.proto.epochs import Claim, Fence
 from accelgen.proto.frame import Header
+from accelgen.proto.logs import warn_seldom
 from accelgen.proto.messages import Activate, Batch, Body, Inventory, Pulse, Resync, Role
 from accelgen.proto.pulse import SILENCE_S, Metronome
 from accelgen.proto.sockets import Router
@@ -118,20 +119,21 @@ class Loop:
             self.router.send(self.fence.peer, Pulse(), self.fence.epoch)
 
     def _receive(self) -> None:
-        while (message := self.router.recv()) is not None:
+        for message in self.router.messages():
             self._look_for_gap()
             self._take(*message)
         self._look_for_gap()
+        # Only now: after a long iteration the pulses of that time had to be read first.
+        silent_s = now_s() - self._heard_s
+        if self.manager.peer and silent_s > SILENCE_S and not self.router.pending:
+            self._note_gap(f"the KV manager was silent for {silent_s:.1f} s")
 
     def _look_for_gap(self) -> None:
-        if not self.manager.peer or self._gap:
-            return
-        cause = ""
-        if self.router.codec.lost(self.manager.peer):
-            cause = "messages of the KV manager were lost"
-        elif (silent_s := now_s() - self._heard_s) > SILENCE_S:
-            cause = f"the KV manager was silent for {silent_s:.1f} s"
-        if cause:
+        if self.manager.peer and self.router.codec.lost(self.manager.peer):
+            self._note_gap("messages of the KV manager were lost")
+
+    def _note_gap(self, cause: str) -> None:
+        if not self._gap:
             self._gap = True
             log.error(cause, epoch=self.fence.epoch)
             self.router.send(self.fence.peer, Resync(cause), self.fence.epoch)
@@ -152,7 +154,7 @@ class Loop:
                 pass
             case _:
                 self.counters["unexpected"] += 1
-                log.warning(
+                warn_seldom(
                     "unexpected message",
                     kind=type(body).__name__,
                     epoch=header.epoch,
@@ -200,6 +202,7 @@ class Loop:
 
     def _gauge_messages(self) -> None:
         counters = self.counters + self.fence.counters + self.manager.counters
-        for kind in ("stale", "stranger", "unexpected"):
+        counters += self.router.codec.counters
+        for kind in ("stale", "stranger", "unexpected", "malformed", "duplicate", "gap"):
             name = f'accelgen:worker_{kind}_messages_total{{replica="{self.child.index}"}}'
             self.child.gauges[name] = counters[kind]

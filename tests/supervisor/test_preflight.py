@@ -253,10 +253,9 @@ def test_files_named_in_the_configuration_must_be_there(tmp_path: Path) -> None:
         Config(admin_key_file=str(tmp_path / "none")),
         Config(admin_key_file=str(empty)),
         Config(profile_file=str(tmp_path / "none")),
-        Config(trace_dir=str(empty / "traces")),
     ):
         with pytest.raises(
-            StartError, match="^--(api-key-file|admin-key-file|profile-file|trace-dir): "
+            StartError, match="^--(api-key-file|admin-key-file|profile-file): "
         ) as refused:
             preflight.check(config)
         assert refused.value.status == 2
