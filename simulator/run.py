@@ -70,7 +70,9 @@ class Run:
     given_up: bool = (
         False  # a watcher has ended it early: what was not sent by then is in no figure
     )
-    decision_s: array[float] = field(default_factory=lambda: array("d"))  # processor time of each plan
+    decision_s: array[float] = field(
+        default_factory=lambda: array("d")
+    )  # processor time of each plan
 
 
 Watcher = Callable[[Run, float], bool]
