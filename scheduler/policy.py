@@ -69,7 +69,7 @@ class Verdict:
 
 class StepStats(Struct, frozen=True):
     """What a policy may learn from an executed iteration: its seconds, the prompt chunks in it (tokens), the ids of the
-    requests that were planned for it, in the order of the plan, and its features."""
+    requests that ran in it, in the order of the plan, and its features."""
 
     run_s: float
     chunks: list[int]

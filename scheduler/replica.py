@@ -325,9 +325,8 @@ class Replica:
         for outcome in self._outcomes(flight, result, now_s):
             finished += outcome.reason is not None
             yield outcome
-        stats = StepStats(
-            result.run_s, flight.chunks, flight.preempted, finished, flight.ids, flight.work
-        )
+        ids = [id for id in flight.ids if id not in flight.dropped]
+        stats = StepStats(result.run_s, flight.chunks, flight.preempted, finished, ids, flight.work)
         self.state = self.policy.observe(stats, self.state)
 
     def _outcomes(self, flight: Flight, result: StepResult, now_s: float) -> Iterator[Outcome]:
