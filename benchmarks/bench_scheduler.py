@@ -25,6 +25,11 @@ OPT_13B_A100 = Coefficients(19.036e-3, 0.029339e-3, 0.059412e-3, 0.0057e-3, 0.00
 ROUNDS = 400
 POLICIES = [
     "accelgen",
+    "accelgen-adaptive",
+    "accelgen-calibrated",
+    "accelgen-no-batching",
+    "accelgen-no-chunking",
+    "accelgen-no-ordering",
     "edf",
     "fastgen",
     "fastserve",

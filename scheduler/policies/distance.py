@@ -95,3 +95,17 @@ def _take_alike(batch: Batch, contest: Contest, alive: Bools, nearest: int) -> I
     alike = alike[:most]
     batch.take_all(contest.slots[alike], contest.pending[alike], contest.blocks[alike])
     return alike
+
+
+def take_in_order(batch: Batch, contest: Contest) -> None:
+    """Takes candidates as they come until the first that does not fit: what is left of batching without this part."""
+    exclusive = False
+    for i, slot in enumerate(contest.slots.tolist()):
+        running, cut = bool(contest.running[i]), bool(contest.cut[i])
+        if exclusive and cut and not running:
+            continue  # a second long prompt does not begin
+        count = batch.largest_chunk(slot, int(contest.pending[i]))
+        if count < (1 if cut else contest.pending[i]) or not (running or batch.admits(slot)):
+            return
+        batch.take(slot, count)
+        exclusive = exclusive or (cut and not running)

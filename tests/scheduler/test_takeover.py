@@ -11,7 +11,22 @@ from world import World, expected
 
 from accelgen.proto.messages import Reason
 
-POLICIES = ["accelgen", "edf", "fastgen", "fastserve", "orca", "qoserve", "sarathi", "srpf", "vllm"]
+POLICIES = [
+    "accelgen",
+    "accelgen-adaptive",
+    "accelgen-calibrated",
+    "accelgen-no-batching",
+    "accelgen-no-chunking",
+    "accelgen-no-ordering",
+    "edf",
+    "fastgen",
+    "fastserve",
+    "orca",
+    "qoserve",
+    "sarathi",
+    "srpf",
+    "vllm",
+]
 
 
 def prompt_of(length: int, seed: int) -> list[int]:
