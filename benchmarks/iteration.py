@@ -27,7 +27,6 @@ from typing import Any
 import click
 import httpx
 import msgspec
-from msgpack import Unpacker
 
 WORKER_ENV = {"OMP_NUM_THREADS": str(os.cpu_count()), "GOMP_SPINCOUNT": "10000"}
 PROMPT, WARM = 64, 20  # tokens; iterations left out at both ends
@@ -81,7 +80,8 @@ def through_four(
     """Message records by process of a real server under the same load; when the clients received something."""
     command = [
         sys.executable, "-P", "-m", "accelgen.scripts.cli", "up", "--model", model, "--port", "0",
-        "--dtype", dtype, "--policy", "sarathi", "--trace-dir", str(folder / "trace"), "--log-level", "warning",
+        "--dtype", dtype, "--policy", "sarathi", "--log-level", "warning",
+        "--recorder-events", "1000000", "--recorder-bytes", str(1 << 30),
     ]  # fmt: skip
     run = folder / "run"
     environment = {**os.environ, "XDG_RUNTIME_DIR": str(folder)}
@@ -91,16 +91,40 @@ def through_four(
     try:
         url = _wait_ready(server, run)
         arrivals = asyncio.run(_load(url, requests, tokens))
+        records = recorded(run)
     finally:
         server.terminate()
         server.wait(30)
-    return {path.stem: read(path) for path in (folder / "trace").glob("*.msgpack")}, arrivals
+    return records, arrivals
 
 
-def read(path: Path) -> Records:
-    """The records of one process."""
-    with path.open("rb") as stream:
-        return [tuple(record) for record in Unpacker(stream)]
+def recorded(run: Path) -> dict[str, Records]:
+    """What every process remembers of its messages: [moment, "send", "recv" or "begin", type, step]."""
+    from accelgen.proto.dumps import FOLDER
+    from accelgen.proto.recording import read_recording
+    from accelgen.supervisor.client import ask_to_dump
+
+    answers, silent = ask_to_dump(run, 60)
+    assert not silent and not any(answer.fault for answer in answers)
+    recordings = [read_recording(run / FOLDER / answer.file) for answer in answers]
+    return {one.process: _rows(one.events) for one in recordings}
+
+
+def _rows(events: Any) -> Records:
+    """A plan is begun when its "plan begun" says."""
+    from accelgen.proto.recording import Message
+
+    rows: Records = []
+    begun_s = 0.0
+    for event in events:
+        if not isinstance(event, Message):
+            begun_s = event.values["now_s"] if event.name == "plan begun" else begun_s
+        elif event.kind in ("Plan", "KvReport", "Batch", "StepResult", "Tokens"):
+            step = event.field("step")
+            if event.kind == "Plan" and event.direction == "send":
+                rows.append((begun_s, "begin", "Plan", step))
+            rows.append((event.moment_s, event.direction, event.kind, step))
+    return rows
 
 
 def _wait_ready(server: subprocess.Popen[bytes], run: Path) -> str:

@@ -12,7 +12,7 @@ import zmq
 from accelgen.frontend.app import make_app
 from accelgen.frontend.http_server import HttpServer, make_server, raise_file_limit
 from accelgen.frontend.journal import Journal
-from accelgen.frontend.keys import ApiKeys, KeyFileError
+from accelgen.frontend.keys import Gate
 from accelgen.frontend.link import Link
 from accelgen.frontend.metrics import Metrics
 from accelgen.frontend.model_files import ModelError, read_model
@@ -20,6 +20,7 @@ from accelgen.frontend.service import Service
 from accelgen.frontend.tokenizer import TextCodec
 from accelgen.proto.child import Child
 from accelgen.proto.clocks import now_s
+from accelgen.proto.key_file import KeyFileError, read_keys
 from accelgen.proto.messages import Reason, Role
 from accelgen.proto.sockets import Router
 
@@ -36,7 +37,7 @@ def main() -> None:
     )  # what SIGTERM means; Stop brings its own
     child.phase("loading tokenizer", LOADING_BOUND_S)
     try:
-        keys = ApiKeys.from_file(child.config.api_key_file)
+        keys = read_keys(child.config.api_key_file, child.config.admin_key_file)
         model = read_model(child.config.model, child.config.served_model_name)
         codec = TextCodec(model)
     except (KeyFileError, ModelError) as error:
@@ -53,7 +54,7 @@ def main() -> None:
             {name: one.max_queue_ms / 1000 for name, one in child.config.slo_classes.items()},
         )
         service = Service(child, model, codec, link, metrics)
-        runner.run(serve(service, make_server(make_app(service, keys)), listener))
+        runner.run(serve(service, make_server(make_app(service, Gate(*keys))), listener))
     child.link.close()
     zmq.Context.instance().term()
 
@@ -81,6 +82,7 @@ def _hear(service: Service) -> None:
     """Reads what the supervisor says."""
     service.child.hear()
     service.link.learn(service.child.directory)
+    service.swaps.take()
 
 
 async def _tend(service: Service, serving: asyncio.Task[None]) -> None:

@@ -90,7 +90,7 @@ class Answers:
 
     def __init__(self, kind: Literal["chat", "completion"], id: str, model: str) -> None:
         self._chat = kind == "chat"
-        self._id, self._model = id, model
+        self.id, self._model = id, model
         self._created = int(time.time())
         self._object = "chat.completion" if self._chat else "text_completion"
         self._chunk_object = "chat.completion.chunk" if self._chat else "text_completion"
@@ -111,7 +111,7 @@ class Answers:
             choices = [TextChoice(index, text, end.reason) for index, (text, end) in pairs]
         return _ENCODER.encode(
             Answer(
-                self._id, self._object, self._created, self._model, choices,
+                self.id, self._object, self._created, self._model, choices,
                 usage=usage, accelgen=verdict,
             )
         )  # fmt: skip
@@ -152,7 +152,7 @@ class Answers:
         verdict: Verdict | UnsetType = UNSET,
     ) -> bytes:
         answer = Answer(
-            self._id, self._chunk_object, self._created, self._model, choices,
+            self.id, self._chunk_object, self._created, self._model, choices,
             usage=usage, accelgen=verdict,
         )  # fmt: skip
         return b"data: " + _ENCODER.encode(answer) + b"\n\n"

@@ -11,10 +11,11 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 import accelgen
+from accelgen.frontend.admin import describe, parse_swap
 from accelgen.frontend.body import ClientDisconnect
 from accelgen.frontend.edge import Edge
 from accelgen.frontend.errors import ApiError, internal_error
-from accelgen.frontend.keys import ApiKeys
+from accelgen.frontend.keys import Gate
 from accelgen.frontend.responses import error_response, json_response
 from accelgen.frontend.service import Service
 from accelgen.frontend.token_routes import detokenize, tokenize
@@ -22,12 +23,12 @@ from accelgen.frontend.token_routes import detokenize, tokenize
 _GET = ["GET", "HEAD"]
 
 
-def make_app(service: Service, keys: ApiKeys) -> Edge:
+def make_app(service: Service, gate: Gate) -> Edge:
     """The ASGI application: the routes inside the edge."""
-    return Edge(make_routes(service), keys, service.metrics)
+    return Edge(make_routes(service, gate.has_admin), gate, service.metrics)
 
 
-def make_routes(service: Service) -> FastAPI:
+def make_routes(service: Service, has_admin: bool) -> FastAPI:
     app = FastAPI(title="AccelGen", docs_url=None, redoc_url=None, openapi_url=None)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _validation_error)
@@ -37,6 +38,8 @@ def make_routes(service: Service) -> FastAPI:
     _add_generation(app, service)
     _add_models(app, service)
     _add_operation(app, service)
+    if has_admin:
+        _add_admin(app, service)
     return app
 
 
@@ -102,6 +105,19 @@ def _add_operation(app: FastAPI, service: Service) -> None:
     @app.api_route("/version", methods=_GET, response_model=None)
     async def version() -> Response:
         return json_response({"version": accelgen.__version__})
+
+
+def _add_admin(app: FastAPI, service: Service) -> None:
+    @app.get("/admin/v1/policy", response_model=None)
+    async def policy() -> Response:
+        """Which policy is in office, and which could be."""
+        return json_response(await service.in_text_thread(describe, service.child.directory))
+
+    @app.post("/admin/v1/policy", response_model=None)
+    async def swap(request: Request) -> Response:
+        """Another policy while requests go on."""
+        asked = await service.read(request, parse_swap)
+        return json_response(await service.swaps.ask(asked))
 
 
 async def _http_error(_: Request, error: Exception) -> Response:

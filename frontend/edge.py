@@ -11,7 +11,7 @@ import structlog
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from accelgen.frontend.errors import ApiError, internal_error
-from accelgen.frontend.keys import ApiKeys
+from accelgen.frontend.keys import Gate
 from accelgen.frontend.metrics import Metrics
 from accelgen.frontend.responses import error_response
 from accelgen.proto.clocks import now_s
@@ -26,8 +26,8 @@ class Edge:
 
     Puts `received_s` and `request_id` into `scope["state"]`."""
 
-    def __init__(self, app: ASGIApp, keys: ApiKeys, metrics: Metrics) -> None:
-        self._app, self._keys, self._metrics = app, keys, metrics
+    def __init__(self, app: ASGIApp, gate: Gate, metrics: Metrics) -> None:
+        self._app, self._gate, self._metrics = app, gate, metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -50,8 +50,7 @@ class Edge:
             await send(message)
 
         try:
-            if not self._keys.admit(scope["path"], headers.get(b"authorization")):
-                raise ApiError(401, "a valid API key is required", code="invalid_api_key")
+            self._gate.check(scope["path"], headers.get(b"authorization"))
             await self._app(scope, receive, send_marked)
         except ApiError as error:
             await error_response(error)(scope, receive, send_marked)

@@ -57,7 +57,9 @@ def busy(
 
 
 def not_activated() -> ApiError:
-    return busy(503, "no_workers", "the server is starting: no scheduler is active yet", 1.0)
+    return busy(
+        503, "no_workers", "no scheduler is active; the server is starting or recovering", 1.0
+    )
 
 
 def internal_error() -> ApiError:

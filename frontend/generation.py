@@ -19,6 +19,7 @@ from accelgen.frontend.events import Admission, Demand, Ended, Event, Outcome, R
 from accelgen.frontend.link import Link, Mailbox
 from accelgen.frontend.objectives import Stated, Verdict, judge
 from accelgen.frontend.responses import error_response, json_response
+from accelgen.proto.recorder import fact
 
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -59,11 +60,14 @@ class Generation(Response):
         self._started = False
 
     async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
+        request = scope["state"]["request_id"]
         try:
             call, mailbox = await self._link.open(self._job.demand)
         except ApiError as error:
+            self._record("call refused", request, status=error.status, cause=error.code)
             await error_response(error)(scope, receive, send)
             return
+        self._record("call opened", request, ids=self._link.journal.ids_of(call))
         watch = asyncio.create_task(_watch(receive, mailbox))
         try:
             if self._job.stream:
@@ -76,11 +80,28 @@ class Generation(Response):
                 await _send_last(send, b"data: " + error.body() + b"\n\n")
             else:
                 await error_response(error)(scope, receive, send)
+            fact("call failed", answer=self._answers.id, status=error.status, cause=error.code)
         except ClientGone:
-            pass
+            fact("client gone", answer=self._answers.id)
         finally:
             watch.cancel()
             self._link.close(call)
+
+    def _record(self, name: str, request: str, **values: Any) -> None:
+        """For the recorder: what was asked for, in numbers, under the names that the client knows."""
+        demand = self._job.demand
+        fact(
+            name,
+            request=request,
+            answer=self._answers.id,
+            received_s=demand.received_s,
+            prompts=[len(prompt) for prompt in demand.prompts],
+            n=demand.n,
+            max_tokens=demand.max_tokens,
+            slo_class=demand.slo_class,
+            stream=self._job.stream,
+            **values,
+        )
 
     async def _whole(self, mailbox: Mailbox) -> bytes:
         while not self._complete:

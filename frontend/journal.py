@@ -133,6 +133,10 @@ class Journal:
             submits.append(_submit(self._live[ids[0]], now_s, siblings=ids[1:]))
         return submits
 
+    def ids_of(self, call: int) -> list[int]:
+        """The request ids of an open call's choices, by their index."""
+        return list(self._calls[call])
+
     def close(self, call: int) -> list[int]:
         """Forgets a call; the ids of its choices that are still live and must be aborted."""
         ids = [id for id in self._calls.pop(call, ()) if id in self._live]

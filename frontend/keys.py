@@ -1,59 +1,60 @@
-"""API keys: read from a file, compared in constant time, never shown."""
+"""Keys of the clients: compared in constant time, never shown; which of them opens which path."""
 
 from __future__ import annotations
 
 import hashlib
 import hmac
 from collections.abc import Iterable
-from pathlib import Path
 
-MIN_KEY_CHARS = 16
+from accelgen.frontend.errors import ApiError
+
 OPEN_PATHS = frozenset({"/live", "/ready", "/health"})
+ADMIN = "/admin/"
 
 
-class KeyFileError(ValueError):
-    """A key file that would leave the server open or guessable; the text names the file and the line."""
-
-
-class ApiKeys:
-    """The keys that open the server; none at all: everyone may come in."""
+class Keys:
+    """Keys of one kind; all of them are valid, so that they can be rotated."""
 
     def __init__(self, keys: Iterable[str]) -> None:
         self._digests = [_digest(key.encode()) for key in keys]
 
-    @classmethod
-    def from_file(cls, path: str) -> ApiKeys:
-        """One key per line; blank lines and lines that begin with # do not count. "" is no file and no keys.
+    def __bool__(self) -> bool:
+        return bool(self._digests)
 
-        Raises KeyFileError for a file without keys or with one that is too short."""
-        if not path:
-            return cls(())
-        try:
-            lines = Path(path).expanduser().read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise KeyFileError(f"api_key_file: {path} cannot be read: {error}") from error
-        keys = []
-        for number, line in enumerate(map(str.strip, lines), 1):
-            if not line or line.startswith("#"):
-                continue
-            if len(line) < MIN_KEY_CHARS:
-                raise KeyFileError(
-                    f"api_key_file: {path} line {number}: the key has {len(line)} characters,"
-                    f" at least {MIN_KEY_CHARS} are needed"
-                )
-            keys.append(line)
-        if not keys:
-            raise KeyFileError(f"api_key_file: {path} has no key")
-        return cls(keys)
-
-    def admit(self, path: str, authorization: bytes | None) -> bool:
-        """Whether a request for `path` with this Authorization header may pass."""
-        if not self._digests or path in OPEN_PATHS:
-            return True
+    def match(self, authorization: bytes | None) -> bool:
+        """Whether this Authorization header holds one of the keys."""
         scheme, _, key = (authorization or b"").partition(b" ")
         offered = _digest(key.strip())
         matches = [hmac.compare_digest(offered, digest) for digest in self._digests]
         return any(matches) and scheme.lower() == b"bearer"
+
+
+class Gate:
+    """Admin keys open the admin routes and nothing else, API keys everything else. Without API keys everyone may come
+    in; without admin keys there are no admin routes."""
+
+    def __init__(self, api: Iterable[str], admin: Iterable[str]) -> None:
+        self._api, self._admin = Keys(api), Keys(admin)
+
+    @property
+    def has_admin(self) -> bool:
+        return bool(self._admin)
+
+    def check(self, path: str, authorization: bytes | None) -> None:
+        """Raises ApiError if a request for `path` may not pass: 403 with a key of the other kind, else 401."""
+        if self._admin and path.startswith(ADMIN):
+            kind, wanted, other = "admin", self._admin, self._api
+        elif self._api and path not in OPEN_PATHS:
+            kind, wanted, other = "API", self._api, self._admin
+        else:
+            return
+        belongs, belongs_elsewhere = wanted.match(authorization), other.match(authorization)
+        if belongs:
+            return
+        if belongs_elsewhere:
+            message = f"this key is of another kind; an {kind} key is required"
+            raise ApiError(403, message, code="insufficient_permissions")
+        raise ApiError(401, f"a valid {kind} key is required", code="invalid_api_key")
 
 
 def _digest(key: bytes) -> bytes:

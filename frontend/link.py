@@ -16,7 +16,7 @@ from accelgen.frontend.events import Admission, Demand, Ended, Event, Refused, T
 from accelgen.frontend.journal import Journal
 from accelgen.frontend.metrics import Metrics
 from accelgen.proto.clocks import now_s
-from accelgen.proto.epochs import Activation, Fence
+from accelgen.proto.epochs import Claim, Fence
 from accelgen.proto.frame import Header
 from accelgen.proto.messages import (
     Abort,
@@ -28,11 +28,10 @@ from accelgen.proto.messages import (
     Reason,
     Replayed,
     Resync,
+    Role,
 )
 from accelgen.proto.pulse import SILENCE_S, Metronome
 from accelgen.proto.sockets import Router
-
-ACTIVATION_WAIT_S = 1.0  # how long a request waits for a scheduler before it is told to come back
 
 log = structlog.get_logger()
 
@@ -82,7 +81,7 @@ class Link:
     ) -> None:
         self.router, self.journal, self.metrics = router, journal, metrics
         self._queue_limits_s = queue_limits_s  # by class
-        self.fence = Fence()
+        self.fence = Fence[Activate](Role.SCHEDULER)
         self.active = False
         self.draining = False
         self._deaf = False  # something was lost: nothing counts before the next epoch
@@ -181,15 +180,12 @@ class Link:
             self._send(Resync(cause))
 
     async def _wait_for_scheduler(self, demand: Demand) -> None:
-        """While another scheduler is on its way a request waits as long as in the queue of its class; a server that
-        has never had one is starting, and says so soon."""
+        """While a scheduler is on its way a request waits as long as in the queue of its class."""
         if self.draining:
             raise draining()
         if self.active:
             return
-        limit_s = self._queue_limits_s.get(demand.slo_class, ACTIVATION_WAIT_S)
-        if not self.fence.epoch:
-            limit_s = min(limit_s, ACTIVATION_WAIT_S)
+        limit_s = self._queue_limits_s[demand.slo_class]
         waited_s = now_s() - demand.received_s
         try:
             async with asyncio.timeout(limit_s - waited_s):
@@ -222,7 +218,7 @@ class Link:
         if turn.aborts:
             self._send(Abort(turn.aborts))
 
-    def _activate(self, given: Activation | None) -> None:
+    def _activate(self, given: Claim[Activate] | None) -> None:
         if given is None:
             return
         self.active, self.credits = True, given.body.credits

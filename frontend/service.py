@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeVar
 from starlette.requests import Request
 from starlette.responses import Response
 
+from accelgen.frontend.admin import Swaps
 from accelgen.frontend.answers import Answers
 from accelgen.frontend.body import BodyBudget, parse_object, read_body
 from accelgen.frontend.errors import ApiError, draining, not_activated, quoted
@@ -49,6 +50,7 @@ class Service:
         )  # fmt: skip
         self.config = child.config
         self.budget = BodyBudget()
+        self.swaps = Swaps(child)
         self._text = ThreadPoolExecutor(1, thread_name_prefix="text")
 
     @property

@@ -12,7 +12,7 @@ import zmq
 from accelgen.kvmanager.core import KvCore
 from accelgen.proto.child import HEARTBEAT_S, Child
 from accelgen.proto.clocks import now_s
-from accelgen.proto.epochs import Activation, Fence
+from accelgen.proto.epochs import Claim, Fence
 from accelgen.proto.messages import (
     Activate,
     Body,
@@ -80,7 +80,7 @@ class KvProcess:
         self.poller.register(child.link.socket, zmq.POLLIN)
         self.worker_endpoint = worker.endpoint
         self.worker: Dealer | None = None  # from the first epoch on
-        self.fence = Fence()
+        self.fence = Fence[Activate](Role.SCHEDULER)
         self.state = State.IDLE
         self.metronome = Metronome()
         self.counters: Counter[str] = Counter()
@@ -109,6 +109,9 @@ class KvProcess:
             message = self.router.recv()
             self._look_for_gap()
             if message is None:
+                silent_s = now_s() - self._heard_s
+                if silent_s > SILENCE_S:
+                    self._note_gap(f"the scheduler was silent for {silent_s:.1f} s")
                 return
             peer, header, body = message
             if isinstance(body, Activate):
@@ -121,20 +124,17 @@ class KvProcess:
                 self._idle_since_s, self._checked = now_s(), False
 
     def _look_for_gap(self) -> None:
-        """No plan is made on tables with a gap: nothing is done before the scheduler has taken over again."""
-        if self.state is not State.SERVING:
-            return
-        cause = ""
         if self.router.codec.lost(self.fence.peer):
-            cause = "messages of the scheduler were lost"
-        elif (silent_s := now_s() - self._heard_s) > SILENCE_S:
-            cause = f"the scheduler was silent for {silent_s:.1f} s"
-        if cause:
+            self._note_gap("messages of the scheduler were lost")
+
+    def _note_gap(self, cause: str) -> None:
+        """No plan is made on tables with a gap: nothing is done before the scheduler has taken over again."""
+        if self.state is State.SERVING:
             self.state = State.GAP
             log.error(cause, epoch=self.fence.epoch)
             self.router.send(self.fence.peer, Resync(cause), self.fence.epoch)
 
-    def _activate(self, given: Activation | None) -> None:
+    def _activate(self, given: Claim[Activate] | None) -> None:
         """Asks the worker, over a new connection, what it holds; then the scheduler is answered."""
         if given is None:
             return

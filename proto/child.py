@@ -11,32 +11,36 @@ import ctypes
 import os
 import signal
 import sys
+from collections import deque
 from pathlib import Path
 from typing import NoReturn
 
-import msgspec
 import psutil
 import structlog
 import zmq
 
 from accelgen.proto.clocks import now_s
 from accelgen.proto.config import Config, load_config
+from accelgen.proto.dumps import FOLDER, Dumps
 from accelgen.proto.ids import new_incarnation
 from accelgen.proto.logs import configure_logs
 from accelgen.proto.messages import (
     Assume,
     Body,
     Directory,
+    Dump,
     Facts,
     Failure,
     Heartbeat,
     Hello,
+    Prepare,
     Role,
     Stop,
+    Swapped,
     Yield,
 )
+from accelgen.proto.recorder import fact, start_recorder
 from accelgen.proto.sockets import LINGER_MS, Dealer
-from accelgen.proto.trace import start_trace
 
 HEARTBEAT_S = 0.5
 _PR_SET_PDEATHSIG = 1
@@ -59,22 +63,23 @@ class Child:
     """The link of one component to its supervisor, and the facts of its life.
 
     Call `beat()` in every round of the main loop, and `phase(...)` when the kind of work changes. `stopping` turns
-    true when Stop (or SIGTERM) came; `directory` is the newest Directory."""
+    true when Stop (or SIGTERM) came; `directory` is the newest Directory; `epoch` changes with a scheduler's term."""
 
     def __init__(self, role: Role, run_dir: Path, index: int, epoch: int) -> None:
         self.role, self.run_dir, self.index, self.epoch = role, run_dir, index, epoch
         self.config: Config = load_config(run_dir / "config.json")
         self.name = f"{role.name.lower()}-{index}"
         configure_logs(self.name, self.config.log_level)
-        if self.config.trace_dir:
-            start_trace(Path(self.config.trace_dir), self.name)
+        start_recorder(self.config.recorder_events, self.config.recorder_bytes)
         self.incarnation = new_incarnation()
+        self.dumps = Dumps(run_dir / FOLDER, self.name, self.incarnation)
         self.endpoint = endpoint_of(run_dir, role, index)
         self.directory: Directory | None = None
         self.stopping = False
         self.stop_timeout_s = 0.0
-        self.standby = False  # a scheduler that waits for Assume
-        self.yielding = False  # a scheduler whose successor waits
+        # of a scheduler, to be obeyed in turn
+        self.orders: deque[Prepare | Assume | Yield] = deque()
+        self.swapped: list[Swapped] = []  # answers to what a frontend has asked for
         self.gauges: dict[str, float] = {}
         self._phase = "starting"
         self._progress = 0
@@ -100,18 +105,11 @@ class Child:
         parser.add_argument("--index", type=int, default=0)
         parser.add_argument("--epoch", type=int, default=1)
         parser.add_argument("--parent", type=int, default=0)
-        parser.add_argument("--policy", help="instead of the configuration's")
-        parser.add_argument("--params", type=msgspec.json.decode, default={})
-        parser.add_argument("--standby", action="store_true")
         given = parser.parse_args()
         if given.parent:
             die_with_parent(given.parent)
         child = cls(role, given.run_dir, given.index, given.epoch)
-        child.standby = given.standby
-        if given.policy:
-            child.config = msgspec.structs.replace(
-                child.config, policy=given.policy, policy_params=given.params
-            )
+        sys.excepthook = child.dumps.on_exception
         return child
 
     def phase(self, name: str, bound_s: float | None = None, facts: Facts | None = None) -> None:
@@ -120,6 +118,7 @@ class Child:
         self._phase = name
         self._bound_s = bound_s or (5.0 if name == "ready" else 60.0)
         structlog.get_logger().info("phase", phase=name)
+        fact("phase", phase=name)
         if facts is not None or name == "ready":
             self._hello(facts)
         self._send_heartbeat(now_s())
@@ -144,11 +143,14 @@ class Child:
         """Reads what the supervisor says, between two beats."""
         while (message := self.link.recv()) is not None:
             self._obey(message[1])
+        for answer in self.dumps.answers():
+            self.link.send(answer)
 
     def fail(self, line: str) -> NoReturn:
         """Says the one clear last line of a fatal fault and ends the process with status 1."""
         structlog.get_logger().error("fatal", line=line)
         self.link.send(Failure(line[:2000]))
+        self.dumps.write_last()
         zmq.Context.instance().destroy(linger=LINGER_MS)  # closes every socket: term alone waits
         sys.exit(1)
 
@@ -158,10 +160,12 @@ class Child:
                 self.directory = body
             case Stop(timeout_s=timeout_s):
                 self.stopping, self.stop_timeout_s = True, timeout_s
-            case Yield():
-                self.yielding = True
-            case Assume():
-                self.standby = False
+            case Prepare() | Assume() | Yield():
+                self.orders.append(body)
+            case Dump(client=client):
+                self.dumps.ask(client)
+            case Swapped():
+                self.swapped.append(body)
             case _:
                 structlog.get_logger().warning("unexpected message", kind=type(body).__name__)
 

@@ -76,6 +76,7 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     port: Annotated[int, Meta(ge=0, le=65535)] = 8000  # 0: any free port
     frontends: Annotated[int, Meta(ge=1, le=64)] = 1
     api_key_file: str = ""  # one key per line; "" needs no key
+    admin_key_file: str = ""  # likewise, for /admin; "" has no such routes
     max_body_bytes: Positive = 8 * 1024 * 1024
     max_choices: Positive = 64  # limit of `n`
 
@@ -97,7 +98,8 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     run_dir: str = ""  # "" is a fresh private folder
     shutdown_timeout_s: Annotated[float, Meta(ge=0)] = 5.0
     log_level: str = "info"
-    trace_dir: str = ""  # record when each message was sent and received, into this folder
+    recorder_events: Natural = 50_000  # last events that each process remembers; 0: none
+    recorder_bytes: Natural = 16 * 1024 * 1024  # and at most so much memory for them
 
     def __post_init__(self) -> None:
         if self.default_class not in self.slo_classes:

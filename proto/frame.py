@@ -53,6 +53,11 @@ def seal(header: bytes, body: bytes) -> bytes:
     return header + _SEAL_CODE + crc32(body, crc32(header)).to_bytes(4, "big")
 
 
+def unsealed(frame: bytes) -> bytes:
+    """The encoded header of a header frame, without the checksum."""
+    return frame[:-_SEAL_BYTES]
+
+
 def encode(header: Header, body: Body) -> list[bytes]:
     """Two frames of a message."""
     encoded = _ENCODER.encode(body)
@@ -63,7 +68,7 @@ def decode(frames: Sequence[bytes]) -> tuple[Header, Body]:
     """Header and body of two frames. Raises Malformed for anything else."""
     if len(frames) != 2:
         raise Malformed("frame count")
-    head = frames[0][:-_SEAL_BYTES]
+    head = unsealed(frames[0])
     if seal(head, frames[1]) != frames[0]:
         raise Malformed("checksum")
     try:

@@ -10,8 +10,8 @@
     scheduler -- Activate ---------------------------> worker
     worker    -- Inventory, StepResult --------------> scheduler
     all these -- Resync, Pulse ----------------------> each other
-    everyone  -- Hello, Heartbeat, Query ------------> supervisor
-    supervisor - Directory, Stop --------------------> everyone
+    everyone  -- Hello, Heartbeat, Query, Dumped ----> supervisor
+    supervisor - Directory, Stop, Dump --------------> everyone
     supervisor - Prepare, Yield, Assume -------------> scheduler
     scheduler -- Handoff ----------------------------> supervisor
 
@@ -23,7 +23,7 @@ seconds (`_s`); a token is its integer id; a request id is a positive 63-bit int
 from __future__ import annotations
 
 from enum import IntEnum
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from msgspec import Meta, Struct, field
 
@@ -31,10 +31,27 @@ Id = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 Count = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 Seconds = Annotated[float, Meta(ge=0)]
 ShortText = Annotated[str, Meta(max_length=2000)]
+# What a person has written, or what was written to him: never in a dump of the flight recorder.
+PRIVATE = {"private": True}
+TokenIds = Annotated[list[Count], Meta(extra=PRIVATE)]
+Salt = Annotated[bytes, Meta(extra=PRIVATE)]
+PolicyName = Annotated[str, Meta(min_length=1, max_length=200, pattern=r"^[^\x00]+$")]
+Integer = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
+# What fits into one argument of a command line (128 KiB), however it is escaped.
+PolicyParams = Annotated[
+    dict[
+        Annotated[str, Meta(max_length=64)],
+        bool | Integer | float | Annotated[str, Meta(max_length=500)],
+    ],
+    Meta(max_length=32),
+]
 
 
 class Body(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc=False):
-    """Base of everything that travels. Array-like: field order is the wire format."""
+    """Base of everything that travels. Array-like: field order is the wire format. What is `periodic` says again and
+    again what the one before said: the flight recorder leaves it out."""
+
+    periodic: ClassVar[bool] = False
 
 
 class Reason(IntEnum):
@@ -91,10 +108,10 @@ class Prompt(Body, frozen=True):
     """
 
     id: Id
-    tokens: list[Count]
+    tokens: TokenIds
     sampling: Sampling = Sampling()
     generated: Count = 0
-    salt: bytes = b""
+    salt: Salt = b""
     parent: Id = 0
 
 
@@ -172,7 +189,7 @@ class Submit(Body, frozen=True):
 
     prompt: Prompt
     max_tokens: Count
-    stop_token_ids: list[Count]
+    stop_token_ids: TokenIds
     objective: Objective
     slo_class: str
     waited_s: Seconds
@@ -200,7 +217,7 @@ class Tokens(Body, frozen=True):
     step: Id
     ids: list[Id]
     counts: list[Count]
-    tokens: list[Count]
+    tokens: TokenIds
 
 
 class Finished(Body, frozen=True):
@@ -246,7 +263,7 @@ class Plan(Body, frozen=True):
     counts: list[Count]
     confirmed_ids: list[Id]
     confirmed_counts: list[Count]
-    confirmed_tokens: list[Count]
+    confirmed_tokens: TokenIds
     forks: list[Fork]
     release: list[Id]
     preempt: list[Id]
@@ -310,7 +327,7 @@ class StepResult(Body, frozen=True):
     step: Id
     ids: list[Id]
     counts: list[Count]
-    tokens: list[Count]
+    tokens: TokenIds
     failed: list[Id]
     causes: list[ShortText]
     copied: list[Id]
@@ -336,6 +353,7 @@ class Heartbeat(Body, frozen=True):
     """component -> supervisor, from its main loop. `progress` counts loop rounds. `bound_s` announces how long the
     work begun now may keep it silent. `gauges` are Prometheus samples (`name` or `name{label="x"}`)."""
 
+    periodic: ClassVar[bool] = True
     progress: Id
     phase: str
     bound_s: Seconds
@@ -356,6 +374,7 @@ class Query(Body, frozen=True):
 class Directory(Body, frozen=True):
     """supervisor -> everyone, at every change and once a second."""
 
+    periodic: ClassVar[bool] = True
     members: list[Member]
     ready: bool
     draining: bool
@@ -379,6 +398,8 @@ class Resync(Body, frozen=True):
 class Pulse(Body, frozen=True):
     """Once a second on every link of the active scheduler, and from a KV manager to its worker: its sequence number
     shows whether anything before it was lost, its absence that the link is dead."""
+
+    periodic: ClassVar[bool] = True
 
 
 class Inventory(Body, frozen=True):
@@ -423,19 +444,38 @@ class Handoff(Body, frozen=True):
 
 
 class Swap(Body, frozen=True):
-    """command line -> supervisor: replace the scheduler by one with this policy, or with `dry_run` only see whether it
-    could. Answered by Swapped when that has been done or refused."""
+    """command line, frontend -> supervisor: replace the scheduler by one with this policy, or with `dry_run` only see
+    whether it could. Answered by Swapped, with the same `ticket`, when that has been done or refused."""
 
-    policy: ShortText
-    params: dict[str, Any]
+    policy: PolicyName
+    params: PolicyParams
     dry_run: bool = False
+    ticket: Id = 0
 
 
 class Swapped(Body, frozen=True):
-    """supervisor -> command line: what became of a Swap, in one line."""
+    """supervisor -> command line, frontend: what became of a Swap, in one line."""
 
     done: bool
     line: ShortText
+    ticket: Id = 0
+
+
+class Dump(Body, frozen=True):
+    """command line -> supervisor -> everyone: write what the flight recorder holds into the run directory. Each answers
+    with Dumped. `client`: the address of who has asked, filled in by the supervisor."""
+
+    client: Annotated[bytes, Meta(max_length=255)] = b""
+
+
+class Dumped(Body, frozen=True):
+    """everyone -> supervisor -> command line: `process` has written `events` to `file`, or not, because of `fault`."""
+
+    client: Annotated[bytes, Meta(max_length=255)]
+    process: ShortText
+    file: ShortText = ""
+    events: Count = 0
+    fault: ShortText = ""
 
 
 class Stop(Body, frozen=True):
@@ -449,6 +489,6 @@ MESSAGES: tuple[type[Body], ...] = (
     Submit, Abort, Admitted, Tokens, Finished,
     Lookup, Plan, KvReport, Batch, StepResult,
     Hello, Heartbeat, Failure, Query, Directory, Activate, Inventory, Stop, Replayed,
-    Yield, Assume, Swap, Swapped, Resync, Pulse, Prepare, Handoff,
+    Yield, Assume, Swap, Swapped, Resync, Pulse, Prepare, Handoff, Dump, Dumped,
 )  # fmt: skip
 """The order gives each type its tag on the wire: append, never reorder."""

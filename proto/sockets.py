@@ -16,7 +16,7 @@ import zmq
 
 from accelgen.proto.frame import MAX_FRAME_BYTES, Codec, Header
 from accelgen.proto.messages import Body
-from accelgen.proto.trace import note
+from accelgen.proto.recorder import RECV, SEND, fact, note
 
 HIGH_WATER_MARK = 20_000  # a bound, not flow control: credits keep links far below it
 LINGER_MS = 1000  # long enough for a last word to leave
@@ -64,6 +64,8 @@ def _log_malformed(cause: str, length: int, digest: str) -> None:
 def _unsent(codec: Codec, peer: bytes, body: Body, cause: str) -> bool:
     codec.take_back(peer)
     _warn("message not sent", kind=type(body).__name__, cause=cause)
+    if not body.periodic:
+        fact("not sent", kind=type(body).__name__, cause=cause)
     return False
 
 
@@ -93,9 +95,7 @@ class Router:
         frames = self.codec.pack(peer, body, epoch)
         if len(frames[1]) > MAX_FRAME_BYTES:
             return _unsent(self.codec, peer, body, TOO_LARGE)
-        note(
-            "send", body
-        )  # before: the peer may run, and note that it received, before this returns
+        note(SEND, peer, body, frames)  # before: the peer may run, and note it, before this returns
         try:
             self.socket.send_multipart([peer, *frames], flags=zmq.NOBLOCK)
         except zmq.ZMQError as error:
@@ -111,7 +111,7 @@ class Router:
                 return None
             message = self.codec.unpack(peer, frames)
             if message is not None:
-                note("recv", message[1])
+                note(RECV, peer, message[1], frames)
                 return peer, *message
 
     def close(self) -> None:
@@ -123,6 +123,7 @@ class Dealer:
 
     def __init__(self, endpoint: str, identity: str, incarnation: int) -> None:
         self.endpoint = check_endpoint(endpoint)
+        self._peer = Path(endpoint).stem.encode()  # for the recorder
         self.codec = Codec(incarnation, _log_malformed)
         self.socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.DEALER)
         _prepare(self.socket)
@@ -136,7 +137,7 @@ class Dealer:
         frames = self.codec.pack(b"", body, epoch)
         if len(frames[1]) > MAX_FRAME_BYTES:
             return _unsent(self.codec, b"", body, TOO_LARGE)
-        note("send", body)
+        note(SEND, self._peer, body, frames)
         try:
             self.socket.send_multipart(frames, flags=zmq.NOBLOCK)
         except zmq.Again:
@@ -152,7 +153,7 @@ class Dealer:
                 return None
             message = self.codec.unpack(b"", frames)
             if message is not None:
-                note("recv", message[1])
+                note(RECV, self._peer, message[1], frames)
                 return message
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""The scheduler process: stands by until it is to take office, then serves one session after another."""
+"""The scheduler process: stands by, serves while it is in office, stands by again."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ from accelgen.proto.child import Child
 from accelgen.proto.clocks import now_s
 from accelgen.proto.epochs import RESYNC_BITS, epoch_of
 from accelgen.proto.messages import Role
-from accelgen.scheduler.policy import UnknownPolicy, load_policy
 from accelgen.scheduler.session import IDLE_S, Office, Session
-from accelgen.scheduler.snapshot import Experience
+from accelgen.scheduler.standby import Standby, import_policies
 
 BACK_OFF_S, BACK_OFF_MOST_S = 0.05, 2.0  # between sessions that fail at once
 
@@ -21,38 +20,28 @@ log = structlog.get_logger()
 
 def main() -> None:
     child = Child.from_command_line(Role.SCHEDULER)
-    try:
-        policy = load_policy(child.config.policy, child.config.policy_params)
-    except UnknownPolicy as error:
-        child.fail(str(error))
-        raise
-    if not _stand_by(child):
-        return
+    import_policies()
     gc.collect()
     gc.freeze()  # what start-up made stays: collections then walk the requests only
+    standby = Standby(child)
     try:
-        _serve(Office(child, policy, Experience()))
+        while (office := standby.wait()) is not None:
+            _serve(office)
     except Exception as error:
         log.exception("scheduler failed")
         child.fail(f"scheduler: {type(error).__name__}: {error}")
 
 
-def _stand_by(child: Child) -> bool:
-    """Waits, with everything imported and the policy made, until it is to take over; False if it is to stop."""
-    if child.standby:
-        child.phase("standby", 5.0)
-    while child.standby and not child.stopping:
-        child.link.socket.poll(int(IDLE_S * 1000))
-        child.beat()
-    return not child.stopping
-
-
 def _serve(office: Office) -> None:
-    """One epoch after another, until told to stop."""
+    """One epoch after another, until told to stop, to yield, or anything else."""
     child = office.child
     for resyncs in range(1 << RESYNC_BITS):
         why = Session(office, epoch_of(child.epoch, resyncs)).run()
         if child.stopping:
+            return
+        if office.heed() or office.yielding:
+            if office.yielding and not office.yielded:
+                office.hand_over()
             return
         office.counters["resyncs"] += 1
         log.warning("takes over again", why=why)
@@ -63,7 +52,7 @@ def _serve(office: Office) -> None:
 
 def _pause(child: Child, pause_s: float) -> None:
     until_s = now_s() + pause_s
-    while (left_s := until_s - now_s()) > 0 and not child.stopping:
+    while (left_s := until_s - now_s()) > 0 and not (child.stopping or child.orders):
         child.link.socket.poll(int(1000 * min(left_s, IDLE_S)) + 1)
         child.beat()
 

@@ -6,7 +6,7 @@ wants to be called. Live and simulator run this same class.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from msgspec import structs
@@ -255,20 +255,31 @@ class SchedulerCore:
 
     def tick(self, now_s: float) -> None:
         """Makes the plans that are due, refuses requests that waited too long."""
+        self.expire(now_s)
+        self.plan_for(self.due(now_s), now_s)
+
+    def expire(self, now_s: float) -> None:
+        """Refuses requests that waited too long."""
         for request in self._expiry.due(now_s):
             if request.id in self._home:
                 detail = f"waited {now_s - self._arrival(request):.1f} s, the limit of its class"
                 self._end(request, Reason.REFUSED_EXPIRED, detail, now_s, retry_after_s=1.0)
-        for index, replica in [] if self.resting else self.replicas.items():
-            due_s = replica.plan_at_s(now_s)
-            if due_s is not None and due_s <= now_s:
-                plan = replica.plan(now_s)
-                if plan is not None:
-                    self.outbox.append((Role.KVMANAGER, index, plan))
-                    if (
-                        plan.preempt
-                    ):  # what nobody took of their KV when they resume is still theirs
-                        self._lookup(index, [self._request(id) for id in plan.preempt])
+
+    def due(self, now_s: float) -> list[int]:
+        """Replicas whose next plan should be made by now."""
+        if self.resting:
+            return []
+        times = {index: replica.plan_at_s(now_s) for index, replica in self.replicas.items()}
+        return [index for index, at_s in times.items() if at_s is not None and at_s <= now_s]
+
+    def plan_for(self, indices: Sequence[int], now_s: float) -> None:
+        """Makes the next plan of each of these replicas, unless nothing can run there."""
+        for index in indices:
+            plan = self.replicas[index].plan(now_s)
+            if plan is not None:
+                self.outbox.append((Role.KVMANAGER, index, plan))
+                if plan.preempt:  # what nobody took of their KV when they resume is still theirs
+                    self._lookup(index, [self._request(id) for id in plan.preempt])
 
     # --- inside --------------------------------------------------------------------------------------------------
 

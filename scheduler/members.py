@@ -1,4 +1,4 @@
-"""What the Directory says about replicas: which can be used, and whether they are still those that were used."""
+"""What the Directory says about others: which replicas can be used, in which life; whether there is a successor."""
 
 from __future__ import annotations
 
@@ -27,3 +27,11 @@ def lives_of(directory: Directory | None) -> dict[int, Life]:
         if role is Role.WORKER and manager is not None and worker.facts is not None:
             found[index] = Life(manager.incarnation, worker.incarnation, worker.facts)
     return found
+
+
+def has_successor(directory: Directory | None, term: int) -> bool:
+    """Whether a scheduler of a later term serves."""
+    return any(
+        m.role is Role.SCHEDULER and m.epoch > term and m.phase == "ready"
+        for m in (directory.members if directory else [])
+    )

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Protocol
 
 import numpy as np
@@ -104,13 +104,18 @@ class UnknownPolicy(ValueError):
     """No such policy, or a parameter it does not take; the text lists what there is."""
 
 
-def load_policy(name: str, params: dict[str, Any]) -> Policy:
-    """The installed policy `name` with its parameters. Raises UnknownPolicy."""
+def find_policy(name: str) -> EntryPoint:
+    """Where the installed policy `name` comes from. Raises UnknownPolicy."""
     found = {entry.name: entry for entry in entry_points(group=GROUP)}
     if name not in found:
         near = get_close_matches(name, found) or sorted(found)
         raise UnknownPolicy(f"policy: {name!r} is not installed; did you mean {', '.join(near)}?")
-    kind = found[name].load()
+    return found[name]
+
+
+def load_policy(name: str, params: dict[str, Any]) -> Policy:
+    """The installed policy `name` with its parameters. Raises UnknownPolicy, and whatever its package raises."""
+    kind = find_policy(name).load()
     try:
         policy: Policy = kind(**params)
     except (TypeError, ValueError) as error:

@@ -21,23 +21,24 @@ from accelgen.proto.messages import (
     Body,
     Directory,
     Facts,
+    Handoff,
     Inventory,
     KvReport,
-    Plan,
     Replayed,
     Role,
     StepResult,
     Submit,
+    Yield,
 )
 from accelgen.proto.profiles import ProfileError, load_profile, profile_path
-from accelgen.proto.trace import note
 from accelgen.scheduler.core import ReplicaSpec, SchedulerCore
 from accelgen.scheduler.cost_model import Coefficients, fit
 from accelgen.scheduler.frontends import Frontends
 from accelgen.scheduler.gauges import Stopwatch, gauges_of
 from accelgen.scheduler.links import Links, Peer
-from accelgen.scheduler.members import Life, lives_of
+from accelgen.scheduler.members import Life, has_successor, lives_of
 from accelgen.scheduler.policy import Policy
+from accelgen.scheduler.recording import RecordedCore
 from accelgen.scheduler.replica import ResultOutOfTurn
 from accelgen.scheduler.snapshot import Experience
 
@@ -53,7 +54,7 @@ log = structlog.get_logger()
 
 @dataclass
 class Office:
-    """What a scheduler process keeps from one session to the next."""
+    """What a scheduler process keeps from one session of its term to the next."""
 
     child: Child
     policy: Policy
@@ -61,6 +62,22 @@ class Office:
     counters: Counter[str] = field(default_factory=Counter)
     decisions: Stopwatch = field(default_factory=Stopwatch)
     failures: int = 0  # sessions in a row that did not get to serve, or not for long
+    yielding: bool = False  # told to let another one take over
+    yielded: bool = False
+
+    def heed(self) -> bool:
+        """Takes a Yield that has come. Whether anything else has, which ends the term."""
+        orders = self.child.orders
+        while orders and isinstance(orders[0], Yield):
+            orders.popleft()
+            self.yielding = True
+        return bool(orders)
+
+    def hand_over(self) -> None:
+        """Nothing is in flight any more: says so, and what has been learnt."""
+        self.yielded = True
+        self.child.link.send(Handoff(self.experience.packed(self.policy)), self.child.epoch)
+        self.child.phase("yielded", 5.0)
 
 
 class Session:
@@ -76,7 +93,7 @@ class Session:
         self._compared: Directory | None = None  # in which the replicas were still the same
 
     def run(self) -> str:
-        """Takes over and serves until that is over or the process shall stop."""
+        """Takes over and serves until that is over, or the supervisor has said something else."""
         try:
             self._lives = self._await_replicas()
             inventories = self._activate()
@@ -93,7 +110,7 @@ class Session:
     # --- taking over ---------------------------------------------------------------------------------------------
 
     def _await_replicas(self) -> dict[int, Life]:
-        while not (lives := lives_of(self.child.directory)) and not self.child.stopping:
+        while not (lives := lives_of(self.child.directory)) and not self._is_told():
             if self.child.current_phase != "waiting for workers":
                 self.child.phase("waiting for workers", bound_s=5.0)
             self.links.receive(IDLE_S)
@@ -132,14 +149,17 @@ class Session:
             self.links.disconnect(Role.WORKER, index)
 
     def _must_end(self) -> bool:
-        return bool(self.links.trouble or self.child.stopping or self._has_changed())
+        return bool(self.links.trouble or self._is_told() or self._has_changed())
+
+    def _is_told(self) -> bool:
+        return self.child.stopping or bool(self.child.orders)
 
     def _make_core(self, inventories: dict[int, Inventory]) -> SchedulerCore:
         specs = {
             index: ReplicaSpec(f.num_blocks, f.block_size, _fitted(self.child, f))
             for index, f in ((index, life.facts) for index, life in self._lives.items())
         }
-        core = SchedulerCore(self.child.config, self.office.policy, specs)
+        core = RecordedCore(self.child.config, self.office.policy, specs)
         self.office.experience.give_to(core)
         for index, inventory in inventories.items():
             core.inherit(inventory, index)
@@ -157,11 +177,23 @@ class Session:
             self._watch(core)
             self._follow(core, frontends)
             self._decide(core)
-            if why := self.links.trouble or core.overdue(now_s()) or self._has_changed():
+            if why := self._is_over(core):
                 self.office.experience.take_from(core)
                 self.office.failures = 0 if now_s() > begun_s + IDLE_S else self.office.failures + 1
-                return str(why)
+                return why
         return ""
+
+    def _is_over(self, core: SchedulerCore) -> str:
+        """Why this session has to end, "" if it has not."""
+        if self.office.heed():
+            return "told otherwise"
+        core.yielding = self.office.yielding
+        if core.yielding and core.settled and not self.office.yielded:
+            self.office.experience.take_from(core)
+            self.office.hand_over()
+        if self.office.yielded and has_successor(self.child.directory, self.child.epoch):
+            return "another one has taken over"
+        return str(self.links.trouble or core.overdue(now_s()) or self._has_changed())
 
     def _take_in(self, core: SchedulerCore, frontends: Frontends) -> None:
         now = now_s()
@@ -183,8 +215,6 @@ class Session:
             core.tick(begun)
             self.office.decisions.add(now_s() - begun)
         for role, index, body in core.outbox:
-            if isinstance(body, Plan):
-                note("begin", body, begun)
             self.links.send(role, index, body)
         core.outbox.clear()
 
@@ -197,16 +227,11 @@ class Session:
             self.child.gauges = gauges_of(core, self.office.decisions) | self._link_gauges()
 
     def _watch(self, core: SchedulerCore) -> None:
-        """Says when it has yielded; ends a policy that starves its requests, so that the supervisor can act."""
-        child = self.child
-        if child.yielding and not core.yielding:
-            core.yielding = True
-        if core.yielding and core.settled and child.current_phase != "yielded":
-            child.phase("yielded", 5.0)
+        """Ends a policy that starves its requests, so that the supervisor can act."""
         starved_s = core.starved_s(now_s())
         if starved_s > STARVED_S:
             waiting = sum(len(replica.table) for replica in core.replicas.values())
-            child.fail(
+            self.child.fail(
                 f"policy {core.policy.name} has planned nothing for {starved_s:.1f} s, and {waiting} requests wait"
             )
 

@@ -19,6 +19,7 @@ from accelgen.scheduler.policy import Policy
 from accelgen.scheduler.predictor import ClassMedian
 
 VERSION = 1
+MOST_BYTES = 1 << 20  # it passes through the supervisor
 MOST_PATIENCE = 64.0
 
 log = structlog.get_logger()
@@ -69,27 +70,32 @@ class Experience:
         self.patience = 1.0 if came_back else min(MOST_PATIENCE, 2 * self.patience)
 
     def packed(self, policy: Policy) -> bytes:
-        """For a successor."""
+        """For a successor. A policy's state that does not travel stays behind, which is logged."""
         costs = {
             index: CostState(c.coefficients, c.scale, c.upper, c.lower, c.observed)
             for index, c in self.costs.items()
         }
-        states = {index: msgspec.to_builtins(state) for index, state in self.states.items()}
-        outputs = self.predictor.outputs()
-        return msgspec.msgpack.encode(Snapshot(VERSION, policy.name, outputs, costs, states))
+        bare = Snapshot(VERSION, policy.name, self.predictor.outputs(), costs, {})
+        try:
+            states = {index: msgspec.to_builtins(state) for index, state in self.states.items()}
+            whole = msgspec.msgpack.encode(msgspec.structs.replace(bare, states=states))
+            if len(whole) <= MOST_BYTES:
+                return whole
+            cause = f"{len(whole)} bytes of {MOST_BYTES} allowed"
+        except (TypeError, ValueError, OverflowError, RecursionError) as error:
+            cause = str(error)
+        log.warning("the policy's state is not handed over", policy=policy.name, cause=cause)
+        return msgspec.msgpack.encode(bare)
 
 
 def unpacked(data: bytes, policy: Policy) -> Experience:
-    """What a forerunner has left; nothing if it cannot be used, which is logged."""
+    """What a forerunner has left; what of it cannot be used is left out, which is logged."""
     if not data:
         return Experience()
     try:
         found = msgspec.msgpack.decode(data, type=Snapshot)
         if found.version != VERSION:
             raise ValueError(f"version {found.version} of {VERSION}")
-        kind = type(policy.initial())
-        states = found.states if found.policy == policy.name else {}
-        states = {index: msgspec.convert(state, kind) for index, state in states.items()}
     except (msgspec.MsgspecError, ValueError) as error:
         log.warning("the snapshot cannot be used", cause=str(error))
         return Experience()
@@ -98,4 +104,15 @@ def unpacked(data: bytes, policy: Policy) -> Experience:
         costs[index] = cost = CostModel(state.coefficients)
         cost.scale, cost.upper, cost.lower = state.scale, state.upper, state.lower
         cost.observed = state.observed
-    return Experience(ClassMedian(found.outputs), costs, states)
+    return Experience(ClassMedian(found.outputs), costs, _states(found, policy))
+
+
+def _states(found: Snapshot, policy: Policy) -> dict[int, Any]:
+    if found.policy != policy.name:
+        return {}
+    kind = type(policy.initial())
+    try:
+        return {index: msgspec.convert(state, kind) for index, state in found.states.items()}
+    except (msgspec.MsgspecError, TypeError, ValueError) as error:
+        log.warning("the policy's state cannot be used", policy=policy.name, cause=str(error))
+        return {}

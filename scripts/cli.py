@@ -15,6 +15,8 @@ VERBS = {
     "status": "Show the processes of a running server.",
     "swap": "Replace the scheduling policy of a running server.",
     "policies": "List the policies, and which one is active.",
+    "trace": "Show the history of one request.",
+    "replay": "Run recorded decisions through another policy.",
     "logs": "Show what the processes of a server have logged.",
     "down": "Stop a running server.",
     "chat": "Talk to a model in the terminal.",

@@ -110,9 +110,9 @@ def pretty(fields: dict[str, Any]) -> str:
     level = str(fields.get("level", ""))
     head = f"{stamp:<12} {fields.get('process', ''):<12} {level:<7} {fields.get('event', '')}"
     rest = " ".join(f"{key}={_value(fields[key])}" for key in fields if key not in _FIRST_KEYS)
-    line = _printable(f"{head} {rest}".rstrip())
+    line = printable(f"{head} {rest}".rstrip())
     if "exception" in fields:
-        line += "\n" + "\n".join(map(_printable, str(fields["exception"]).splitlines()))
+        line += "\n" + "\n".join(map(printable, str(fields["exception"]).splitlines()))
     return click.style(line, fg=_COLORS[level]) if level in _COLORS else line
 
 
@@ -128,6 +128,6 @@ def _value(value: Any) -> str:
     return value if isinstance(value, str) and " " not in value else json.dumps(value)
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
     """Control characters escaped: a log line must not speak to the terminal."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

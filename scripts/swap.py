@@ -5,10 +5,11 @@ from __future__ import annotations
 import click
 
 from accelgen.proto.messages import Swap
+from accelgen.proto.policies import unknown_policy
 from accelgen.scripts.up import parse_params
 from accelgen.supervisor.client import ask_to_swap
 from accelgen.supervisor.errors import StartError
-from accelgen.supervisor.policy_params import check_params, known_policies
+from accelgen.supervisor.preflight import check_params
 from accelgen.supervisor.rundir import find_live
 from accelgen.supervisor.swap import ASSUME_S, PREPARE_S, YIELD_S
 
@@ -22,10 +23,8 @@ def command(policy: str, params: tuple[str, ...], dry_run: bool, run_dir: str) -
     """Replace the scheduler of a running server by one with POLICY. Requests go on; no token is lost or repeated.
 
     If the new one fails within its probation, the policy before comes back. Exit status 1 if the swap was refused."""
-    if policy not in known_policies():
-        raise click.BadParameter(
-            f"{policy!r} is not one of {', '.join(known_policies())}", param_hint="POLICY"
-        )
+    if fault := unknown_policy(policy):
+        raise click.BadParameter(fault, param_hint="POLICY")
     given = parse_params(params)
     try:
         check_params(policy, given)

@@ -10,9 +10,9 @@ import click
 import msgspec
 
 from accelgen.proto.config import Config, ConfigError, make_config
+from accelgen.proto.policies import known_policies
 from accelgen.supervisor.errors import StartError
 from accelgen.supervisor.launch import serve
-from accelgen.supervisor.policy_params import known_policies
 
 HELP = {
     "model": "Folder or hub name of the model; the bundled demo model if not given.",
@@ -30,6 +30,7 @@ HELP = {
     "port": "Port to listen on; 0: any free one.",
     "frontends": "Number of HTTP processes.",
     "api_key_file": "File with one API key per line; without it no key is needed.",
+    "admin_key_file": "File with one admin key per line; without it there are no admin routes.",
     "max_body_bytes": "Largest accepted request body.",
     "max_choices": "Largest accepted `n`.",
     "policy": "Scheduling policy: {policies}.",
@@ -45,7 +46,8 @@ HELP = {
     "run_dir": "Private folder for sockets and logs; a fresh one if not given.",
     "shutdown_timeout_s": "Seconds that running requests get to finish at the end.",
     "log_level": "debug, info, warning or error.",
-    "trace_dir": "Record when each message was sent and received, into this folder.",
+    "recorder_events": "Last events that each process remembers for `accelgen trace`; 0: none.",
+    "recorder_bytes": "Most memory of a process for them; 0: none.",
 }
 """Every field of Config but `policy_params` (--policy-param) and `slo_classes` (file only)."""
 

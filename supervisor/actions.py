@@ -35,6 +35,13 @@ class Signal:
 
 
 @dataclass(frozen=True)
+class Record:
+    """Write the supervisor's own flight recorder down, for `client`."""
+
+    client: bytes
+
+
+@dataclass(frozen=True)
 class Drain:
     """Stop listening: what comes in from now on would not be served."""
 
@@ -47,4 +54,4 @@ class Finish:
     line: str
 
 
-Action = Spawn | Send | Signal | Drain | Finish
+Action = Spawn | Send | Signal | Record | Drain | Finish

@@ -12,10 +12,24 @@ import zmq
 from accelgen.proto.child import endpoint_of
 from accelgen.proto.clocks import now_s
 from accelgen.proto.ids import new_incarnation
-from accelgen.proto.messages import Body, Directory, Query, Role, Stop, Swap, Swapped
+from accelgen.proto.messages import (
+    Body,
+    Directory,
+    Dump,
+    Dumped,
+    Query,
+    Role,
+    Stop,
+    Swap,
+    Swapped,
+)
 from accelgen.proto.sockets import Dealer
 from accelgen.supervisor.errors import StartError
 from accelgen.supervisor.rundir import holder_of, is_live
+
+DUMP_S = (
+    10.0  # for all to write their recorder down; a worker amid a long iteration does not listen
+)
 
 Answer = TypeVar("Answer", bound=Body)
 
@@ -43,6 +57,27 @@ def _ask(run_dir: Path, question: Body, kind: type[Answer], timeout_s: float) ->
 def ask_to_swap(run_dir: Path, swap: Swap, timeout_s: float) -> Swapped:
     """Asks the server in `run_dir` for another policy. Raises StartError if it does not answer in time."""
     return _ask(run_dir, swap, Swapped, timeout_s)
+
+
+def ask_to_dump(run_dir: Path, timeout_s: float = DUMP_S) -> tuple[list[Dumped], list[str]]:
+    """Asks every process of the server in `run_dir` to write its flight recorder down: what became of it, and the names
+    of those that have not answered within `timeout_s`. Raises StartError if the supervisor itself does not answer."""
+    members = [m for m in ask_directory(run_dir).members if m.phase != "dead"]
+    missing = {f"{m.role.name.lower()}-{m.index}" for m in members}
+    link = _connect(run_dir)
+    answers: list[Dumped] = []
+    try:
+        link.send(Dump())
+        until_s = now_s() + timeout_s
+        while missing and (left_s := until_s - now_s()) > 0:
+            link.socket.poll(int(1000 * left_s) + 1)
+            message = link.recv()
+            if message is not None and isinstance(message[1], Dumped):
+                answers.append(message[1])
+                missing.discard(message[1].process)
+    finally:
+        link.socket.close(linger=0)
+    return answers, sorted(missing)
 
 
 def ask_to_stop(run_dir: Path, drain_s: float, timeout_s: float) -> bool:

@@ -14,6 +14,7 @@ import structlog
 from accelgen.proto.clocks import now_s
 from accelgen.proto.config import Config, save_config
 from accelgen.proto.logs import configure_logs
+from accelgen.proto.recorder import start_recorder
 from accelgen.supervisor import preflight
 from accelgen.supervisor.children import Children, Command, component_command
 from accelgen.supervisor.core import SupervisorCore
@@ -21,10 +22,9 @@ from accelgen.supervisor.detach import detach
 from accelgen.supervisor.display import display_for
 from accelgen.supervisor.linux import check_platform
 from accelgen.supervisor.listener import is_loopback, listen, url_of
-from accelgen.supervisor.members import all_seats
+from accelgen.supervisor.members import Assignment, all_seats
 from accelgen.supervisor.process import Display, Supervisor
 from accelgen.supervisor.rundir import CONFIG, RunDir
-from accelgen.supervisor.swap import Assignment
 
 Check = Callable[[Config], tuple[Config, int]]
 
@@ -73,6 +73,7 @@ def _supervise(
     save_config(config, run_dir.path / CONFIG)
     with (run_dir.logs / "supervisor.log").open("w") as stream:
         configure_logs("supervisor", config.log_level, stream)
+        start_recorder(config.recorder_events, config.recorder_bytes)
         core = SupervisorCore(
             assignment=Assignment(config.policy, config.policy_params),
             seats=all_seats(config.frontends, config.replicas),
@@ -98,6 +99,7 @@ def _facts(config: Config, listener: socket.socket, context_tokens: int) -> dict
         "url": url_of(listener),
         "model": config.served_model_name,
         "policy": config.policy,
+        "policy_params": config.policy_params,
         "run_dir": config.run_dir,
         "context_tokens": context_tokens,  # what the model allows; a worker's facts say what there is room for
         "needs_key": bool(config.api_key_file),

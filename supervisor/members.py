@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
-from accelgen.proto.messages import Facts, Member, Role
+from accelgen.proto.messages import Facts, Heartbeat, Hello, Member, Role
 
 
 @dataclass(frozen=True)
@@ -20,9 +21,19 @@ class Seat:
         return f"{self.role.name.lower()}-{self.index}"
 
 
+@dataclass(frozen=True)
+class Assignment:
+    """What a scheduler is to run."""
+
+    policy: str
+    params: dict[str, Any] = field(default_factory=dict)
+
+
 @dataclass
 class Occupant:
-    """One life of a process in its seat. Times are seconds of the supervisor's clock."""
+    """One life of a process in its seat. Times are seconds of the supervisor's clock.
+
+    `epoch`: the term in which it was started; of a scheduler the last one in which it took office, 0 for none."""
 
     seat: Seat
     epoch: int
@@ -38,16 +49,31 @@ class Occupant:
     rss_bytes: int = 0
     facts: Facts | None = None
     gauges: dict[str, float] = field(default_factory=dict)
+    assignment: Assignment | None = None  # of a scheduler: what it was told to prepare
     failure: str = ""  # its own last line, if it could still say one
     told: bool = False  # to stop
     killed_for: str = ""  # why we killed it ourselves
     exit_status: int | None = None  # as in subprocess: negative is a signal
     exited_s: float = 0.0
     last_words: str = ""  # last line of its log, read when it had ended
+    judged: bool = False  # its end has had its consequences
 
     @property
     def alive(self) -> bool:
         return self.exit_status is None
+
+    def greet(self, peer: bytes, incarnation: int, hello: Hello) -> None:
+        """It has said who it is, at its start or when it knows more."""
+        self.peer, self.incarnation = peer, incarnation
+        self.endpoint, self.phase = hello.endpoint, hello.phase
+        self.facts = hello.facts or self.facts
+
+    def note(self, beat: Heartbeat) -> bool:
+        """Takes its word; whether that is about another phase."""
+        changed = self.phase != beat.phase
+        self.phase, self.progress, self.bound_s = beat.phase, beat.progress, beat.bound_s
+        self.rss_bytes, self.gauges = beat.rss_bytes, beat.gauges
+        return changed
 
     def member(self, now_s: float) -> Member:
         """What the Directory says of it."""

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
 from accelgen.proto.config import Config
+from accelgen.proto.key_file import KeyFileError, read_keys
+from accelgen.proto.policies import params_fault, unknown_policy
 from accelgen.supervisor.checkpoint import BUNDLED, Checkpoint, locate, open_checkpoint
 from accelgen.supervisor.errors import StartError
 from accelgen.supervisor.linux import available_memory_bytes, has_cuda_driver
-from accelgen.supervisor.policy_params import check_params, known_policies
 
 _LEAST_BLOCKS = 2  # with one block there is room for a prompt or an answer, hardly for both
 
@@ -21,9 +22,8 @@ def check(config: Config) -> tuple[Config, Checkpoint]:
     """`config` with the model's folder and name filled in, and the checkpoint. Raises StartError."""
     check_policy(config.policy)
     check_params(config.policy, config.policy_params)
-    _check_key_file(config.api_key_file)
+    _check_key_files(config)
     _check_profile(config.profile_file)
-    _check_trace(config.trace_dir)
     _check_device(config.device, config.dtype)
     folder = locate(config.model)
     checkpoint = open_checkpoint(folder)
@@ -36,12 +36,14 @@ def check(config: Config) -> tuple[Config, Checkpoint]:
 
 def check_policy(policy: str) -> None:
     """Raises StartError (status 2) with near matches if no installed package offers `policy`."""
-    known = known_policies()
-    if policy in known:
-        return
-    near = difflib.get_close_matches(policy, known)
-    hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(known)}"
-    raise StartError(f"--policy: there is no policy {policy!r}; {hint}", status=2)
+    if fault := unknown_policy(policy):
+        raise StartError(f"--policy: {fault}", status=2)
+
+
+def check_params(policy: str, params: dict[str, Any]) -> None:
+    """Raises StartError (status 2) if the installed `policy` does not take `params`."""
+    if fault := params_fault(policy, params):
+        raise StartError(f"--policy-param: {fault}", status=2)
 
 
 def check_lengths(config: Config, checkpoint: Checkpoint) -> None:
@@ -111,34 +113,17 @@ def _mib(size: int) -> str:
     return f"{size / 2**20:,.0f} MiB"
 
 
-def _check_key_file(name: str) -> None:
-    if not name:
-        return
+def _check_key_files(config: Config) -> None:
     try:
-        keys = Path(name).expanduser().read_text().split()
-    except (OSError, UnicodeDecodeError) as error:
-        cause = getattr(error, "strerror", None) or "it is not text"
-        raise StartError(f"--api-key-file: {name} cannot be read: {cause}", status=2) from error
-    if not keys:
-        raise StartError(f"--api-key-file: {name} holds no key (one per line)", status=2)
+        read_keys(config.api_key_file, config.admin_key_file)
+    except KeyFileError as error:
+        setting, _, cause = str(error).partition(":")
+        raise StartError(f"--{setting.replace('_', '-')}:{cause}", status=2) from error
 
 
 def _check_profile(name: str) -> None:
     if name and not os.access(Path(name).expanduser(), os.R_OK):
         raise StartError(f"--profile-file: {name} cannot be read", status=2)
-
-
-def _check_trace(name: str) -> None:
-    if not name:
-        return
-    try:
-        Path(name).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StartError(
-            f"--trace-dir: {name} cannot be made: {error.strerror}", status=2
-        ) from error
-    if not os.access(name, os.W_OK | os.X_OK):
-        raise StartError(f"--trace-dir: {name} cannot be written to", status=2)
 
 
 def _check_device(device: str, dtype: str) -> None:

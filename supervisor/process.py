@@ -14,10 +14,12 @@ import zmq
 
 from accelgen.proto.child import endpoint_of
 from accelgen.proto.clocks import now_s
+from accelgen.proto.dumps import FOLDER, Dumps
 from accelgen.proto.ids import new_incarnation
 from accelgen.proto.messages import Directory, Role
+from accelgen.proto.recorder import fact
 from accelgen.proto.sockets import Router
-from accelgen.supervisor.actions import Action, Drain, Finish, Send, Signal, Spawn
+from accelgen.supervisor.actions import Action, Drain, Finish, Record, Send, Signal, Spawn
 from accelgen.supervisor.children import Child, Children
 from accelgen.supervisor.core import SupervisorCore
 from accelgen.supervisor.linux import oom_kills
@@ -25,6 +27,7 @@ from accelgen.supervisor.members import Seat
 from accelgen.supervisor.rundir import RunDir
 
 log = structlog.get_logger()
+DUMP_LOOK_S = 0.05  # while the recorder is written down beside the loop
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -59,7 +62,9 @@ class Supervisor:
     ) -> None:
         self._core, self._children, self._listener = core, children, listener
         self._display, self._run_dir = display, run_dir.path
-        self._router = Router(endpoint_of(run_dir.path, Role.SUPERVISOR), new_incarnation())
+        incarnation = new_incarnation()
+        self._router = Router(endpoint_of(run_dir.path, Role.SUPERVISOR), incarnation)
+        self._dumps = Dumps(run_dir.path / FOLDER, "supervisor-0", incarnation)
         self._poller = zmq.Poller()
         self._poller.register(self._router.socket, zmq.POLLIN)
         self._by_pidfd: dict[int, Child] = {}
@@ -79,6 +84,7 @@ class Supervisor:
         except BaseException:
             log.exception("the supervisor failed")
             self._children.kill_all()
+            self._dumps.write_last()
             raise
         finally:
             self._router.close()
@@ -86,11 +92,15 @@ class Supervisor:
 
     def _round(self, wake_fd: int) -> None:
         timeout_s = max(0.0, self._core.next_look_s() - now_s())
+        if self._dumps.busy:
+            timeout_s = min(timeout_s, DUMP_LOOK_S)
         readable = {source for source, _ in self._poller.poll(int(1000 * timeout_s) + 1)}
         if wake_fd in readable:
             os.read(wake_fd, 4096)
         while (message := self._router.recv()) is not None:
             self._do(self._core.heard(*message, now_s()))
+        for answer in self._dumps.answers():
+            self._router.send(answer.client, answer)
         for pidfd in readable & self._by_pidfd.keys():
             self._reap(pidfd)
         while self._signals:
@@ -109,6 +119,7 @@ class Supervisor:
             missing_ok=True
         )  # the next life binds it anew
         log.info("exit", child=child.seat.name, pid=child.process.pid, status=status)
+        fact("exit", child=child.seat.name, pid=child.process.pid, status=status)
         self._core.oom_kills = oom_kills() - self._oom_kills_before
         self._core.exited(child.seat, status, last_words, now_s())
 
@@ -121,7 +132,10 @@ class Supervisor:
                     self._spawn(seat, epoch, arguments)
                 case Signal(seat, signum):
                     log.info("kill", child=seat.name, signal=signal.Signals(signum).name)
+                    fact("kill", child=seat.name, signal=signal.Signals(signum).name)
                     self._children.send_signal(seat, signum)
+                case Record(client):
+                    self._dumps.ask(client)
                 case Drain():
                     self._listener.close()
                 case Finish(status=status, line=line):
@@ -133,6 +147,7 @@ class Supervisor:
         self._by_pidfd[child.pidfd] = child
         self._poller.register(child.pidfd, zmq.POLLIN)
         log.info("start", child=seat.name, pid=child.process.pid, epoch=epoch)
+        fact("start", child=seat.name, pid=child.process.pid, epoch=epoch)
         self._core.spawned(seat, epoch, child.process.pid, now_s())
 
     def _show(self) -> None:

@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from accelgen.proto.dumps import FOLDER as RECORDER
 from accelgen.proto.sockets import IPC_PATH_LIMIT
 from accelgen.supervisor.errors import StartError
 
@@ -181,7 +182,8 @@ def _prepare(path: Path) -> None:
         raise StartError(f"run directory {path} is in use by the server with pid {holder_of(path)}")
     if any(path.iterdir()) and not (path / LOCK).is_file():
         raise StartError(f"run directory {path} is not empty and was not left by a server")
-    shutil.rmtree(path / LOGS, ignore_errors=True)
+    for folder in (LOGS, RECORDER):
+        shutil.rmtree(path / folder, ignore_errors=True)
     for leftover in (*path.glob("*.sock"), path / CONFIG):
         leftover.unlink(missing_ok=True)
 

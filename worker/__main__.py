@@ -9,7 +9,6 @@ import zmq
 
 from accelgen.proto.child import Child
 from accelgen.proto.messages import Role
-from accelgen.proto.trace import write_trace
 
 
 def main() -> None:
@@ -21,7 +20,6 @@ def main() -> None:
     run(child)
     child.link.close()
     zmq.Context.instance().term()  # waits for the last words, LINGER_MS at most
-    write_trace()
     sys.stderr.flush()
     os._exit(0)  # taking torch and the weights apart one by one would take seconds
 

@@ -11,9 +11,9 @@ import zmq
 
 from accelgen.proto.child import HEARTBEAT_S, Child
 from accelgen.proto.clocks import now_s
-from accelgen.proto.epochs import Activation, Fence
+from accelgen.proto.epochs import Claim, Fence
 from accelgen.proto.frame import Header
-from accelgen.proto.messages import Activate, Batch, Body, Inventory, Pulse, Resync
+from accelgen.proto.messages import Activate, Batch, Body, Inventory, Pulse, Resync, Role
 from accelgen.proto.pulse import SILENCE_S, Metronome
 from accelgen.proto.sockets import Router
 from accelgen.worker.core import WorkerCore
@@ -87,15 +87,12 @@ class Loop:
         self.core: WorkerCore = engine.core
         self.router = Router(child.endpoint, child.incarnation)
         self.queue: deque[Queued] = deque()
-        self.fence = Fence()
-        self.manager = (
-            b""  # the KV manager that asked for an Inventory last; only its batches are run
-        )
+        self.fence = Fence[Activate](Role.SCHEDULER)
+        self.manager = Fence[Resync](Role.KVMANAGER, child.index)  # only its batches are run
         self._heard_s = 0.0
         self._gap = (
             False  # a batch was lost: none is run before the KV manager has asked what there is
         )
-        self._manager_name = f"kvmanager-{child.index}:".encode()  # how its identity begins
         self._metronome = Metronome()
         self.counters: Counter[str] = Counter()
         self._poller = zmq.Poller()
@@ -107,6 +104,7 @@ class Loop:
         while not self.child.stopping:
             self._receive()
             self._activate(self.fence.learn(self.child.directory))
+            self._resync(self.manager.learn(self.child.directory))
             if self.queue:
                 self._do(self.queue.popleft())
                 continue
@@ -124,35 +122,34 @@ class Loop:
             self._look_for_gap()
             self._take(*message)
         self._look_for_gap()
+        # Only now: after a long iteration the pulses of that time had to be read first.
+        silent_s = now_s() - self._heard_s
+        if self.manager.peer and silent_s > SILENCE_S:
+            self._note_gap(f"the KV manager was silent for {silent_s:.1f} s")
 
     def _look_for_gap(self) -> None:
-        if not self.manager or self._gap:
-            return
-        cause = ""
-        if self.router.codec.lost(self.manager):
-            cause = "messages of the KV manager were lost"
-        elif (silent_s := now_s() - self._heard_s) > SILENCE_S:
-            cause = f"the KV manager was silent for {silent_s:.1f} s"
-        if cause:
+        if self.manager.peer and self.router.codec.lost(self.manager.peer):
+            self._note_gap("messages of the KV manager were lost")
+
+    def _note_gap(self, cause: str) -> None:
+        if not self._gap:
             self._gap = True
             log.error(cause, epoch=self.fence.epoch)
             self.router.send(self.fence.peer, Resync(cause), self.fence.epoch)
 
     def _take(self, peer: bytes, header: Header, body: Body) -> None:
-        if peer == self.manager:
+        if peer == self.manager.peer:
             self._heard_s = now_s()
         match body:
             case Activate():
                 self._activate(self.fence.claim(peer, header, body))
-            case Resync() if peer.startswith(self._manager_name):
-                self.manager, self._gap, self._heard_s = peer, False, now_s()
-                self.queue.append(Queued(body, header.epoch, peer))
-            case Batch() if peer == self.manager and not self._gap:
-                # Of an older epoch, too: its KV manager counts on it, and passes on no more of them.
-                self.queue.append(Queued(body, header.epoch, peer))
-            case Batch() if peer.startswith(self._manager_name):
-                self.fence.counters["stale"] += 1
-            case Pulse() if peer in (self.manager, self.fence.peer):
+            case Resync():
+                self._resync(self.manager.claim(peer, header, body))
+            case Batch():
+                # Of an older epoch than the scheduler's, too: its KV manager counts on it, and passes on no more.
+                if self.manager.passes(peer, header):
+                    self._take_batch(body, header.epoch, peer)
+            case Pulse() if peer in (self.manager.peer, self.fence.peer):
                 pass
             case _:
                 self.counters["unexpected"] += 1
@@ -163,7 +160,19 @@ class Loop:
                     sender=peer[:80],
                 )
 
-    def _activate(self, given: Activation | None) -> None:
+    def _take_batch(self, batch: Batch, epoch: int, manager: bytes) -> None:
+        if self._gap:
+            self.counters["stale"] += 1
+        else:
+            self.queue.append(Queued(batch, epoch, manager))
+
+    def _resync(self, given: Claim[Resync] | None) -> None:
+        """A KV manager wants to know what there is, once what it has sent has been run."""
+        if given is not None:
+            self._gap, self._heard_s = False, now_s()
+            self.queue.append(Queued(given.body, given.epoch, given.peer))
+
+    def _activate(self, given: Claim[Activate] | None) -> None:
         """A scheduler takes over (or repeats itself): results go to it from now on."""
         if given is not None:
             log.info("activated", epoch=given.epoch, step=self.core.step)
@@ -191,7 +200,7 @@ class Loop:
         self._gauge_messages()
 
     def _gauge_messages(self) -> None:
-        counters = {**self.counters, **self.fence.counters}
+        counters = self.counters + self.fence.counters + self.manager.counters
         for kind in ("stale", "stranger", "unexpected"):
             name = f'accelgen:worker_{kind}_messages_total{{replica="{self.child.index}"}}'
-            self.child.gauges[name] = counters.get(kind, 0)
+            self.child.gauges[name] = counters[kind]

@@ -13,7 +13,7 @@ from accelgen.frontend import http_server
 from accelgen.frontend.body import BodyBudget
 from accelgen.frontend.edge import Edge
 from accelgen.frontend.errors import ApiError
-from accelgen.frontend.keys import ApiKeys
+from accelgen.frontend.keys import Gate
 from accelgen.frontend.metrics import Metrics
 
 GET = b"GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"
@@ -40,7 +40,7 @@ def served(app: Any, talk: Callable[[int], Awaitable[bytes]]) -> bytes:
     async def run() -> bytes:
         listener = socket.create_server(("127.0.0.1", 0))
         port = listener.getsockname()[1]
-        server = http_server.make_server(Edge(app, ApiKeys(()), Metrics()))
+        server = http_server.make_server(Edge(app, Gate((), ()), Metrics()))
         serving = asyncio.create_task(server.serve(sockets=[listener]))
         try:
             return await asyncio.wait_for(talk(port), 10)

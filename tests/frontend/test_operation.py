@@ -80,6 +80,22 @@ def test_before_and_after_activation(make_stage: Callable[..., Any], wait: Any, 
         assert waiting.result(10).json()["choices"][0]["message"]["content"] == "the lazy fox"
 
 
+def test_a_frontend_that_has_never_had_a_scheduler_waits_like_the_others(
+    make_stage: Callable[..., Any], wait: Any, fakes: Any
+) -> None:
+    """Found by injecting two faults at once: a frontend that is started again amid an outage."""
+    stage = make_stage(activated=False)
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(stage.http.post, "/v1/chat/completions", json=CHAT)
+        enough_s = time.monotonic() + 1.2  # it used to give up after 1.0 s
+        wait(lambda: time.monotonic() > enough_s or waiting.done(), "the time to pass")
+        assert not waiting.done()
+        scheduler = fakes.scheduler(stage.supervisor.endpoint, epoch=1, name="first")
+        id = scheduler.submit().prompt.id
+        scheduler.send(Finished([End(id, Reason.STOP)]))
+        assert waiting.result(10).status_code == 200
+
+
 def _content(chunk: str) -> str:
     return str(json.loads(chunk)["choices"][0]["delta"].get("content", ""))
 
@@ -170,6 +186,7 @@ def test_several_share_a_socket(make_stage: Callable[..., Any], fakes: Any, wait
 def test_dies_with_a_clear_line(make_stage: Callable[..., Any], fakes: Any, tmp_path: Any) -> None:
     keys = tmp_path / "keys"
     keys.write_text("short\n")
+    keys.chmod(0o600)
     for settings, expected in [
         ({"model": str(tmp_path / "none")}, "neither a folder nor a hub name"),
         ({"model": str(tmp_path)}, "no tokenizer.json"),
@@ -215,6 +232,7 @@ def test_nothing_of_a_client_is_logged(make_stage: Callable[..., Any], tmp_path:
     """Prompts, answers, keys and headers stay out of logs and metrics, whether requests succeed or not."""
     key = "canary-key-0123456789"
     (tmp_path / "keys").write_text(key)
+    (tmp_path / "keys").chmod(0o600)
     stage = make_stage(api_key_file=str(tmp_path / "keys"), log_level="debug")
     stage.says("CANARY-answer")
     headers = {"authorization": f"Bearer {key}", "x-other": "CANARY-header"}

@@ -20,6 +20,7 @@ from accelgen.supervisor.swap import PROBATION_S
 
 CLI = [sys.executable, "-P", "-m", "accelgen.scripts.cli"]
 STREAMS, TOKENS = 6, 200
+ADMIN_KEY = "the-key-of-the-admin"
 
 
 BROKEN = """
@@ -60,7 +61,10 @@ def packages(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture(scope="module")
 def server(launch_server: Callable[..., Any], packages: Path) -> Iterator[Any]:
     """One of our own: its processes die."""
-    started = launch_server("--frontends", "2")
+    keys = packages / "admin-keys"
+    keys.write_text(ADMIN_KEY)
+    keys.chmod(0o600)
+    started = launch_server("--frontends", "2", "--admin-key-file", str(keys))
     yield started
     started.down()
 
@@ -221,6 +225,42 @@ def test_policies_are_swapped_under_streams(server: Any, packages: Path) -> None
     assert dry.returncode == 0 and "could take over" in dry.stdout and active(server) == "vllm"
     listed = server.call("policies").stdout
     assert "* vllm   active" in listed and "  another" in listed
+
+
+async def swapped_over_http(server: Any) -> tuple[list[Any], list[httpx.Response]]:
+    """All streams at once with swaps over HTTP under them: one asked for by a client that hangs up, one that is only
+    tried, and two at the same time."""
+    heard = [0] * STREAMS
+    url = f"{server.url}/admin/v1/policy"
+    headers = {"authorization": f"Bearer {ADMIN_KEY}"}
+    async with httpx.AsyncClient(timeout=60) as http, httpx.AsyncClient(headers=headers) as admin:
+        tasks = [asyncio.create_task(stream(http, server, i, heard)) for i in range(STREAMS)]
+        while sum(heard) < 2 * STREAMS:
+            await asyncio.sleep(0.01)
+        body = {"policy": "accelgen", "params": {"gamma_s": 2.0}}
+        with pytest.raises(httpx.ReadTimeout):
+            await admin.post(url, json=body, timeout=0.1)
+        while (found := (await admin.get(url)).json())["params"] != body["params"] or found["swap"]:
+            await asyncio.sleep(0.05)
+        assert found["policy"] == "accelgen" and "vllm" in found["installed"]
+        trial = {"policy": "vllm", "dry_run": True}
+        tried = await admin.post(url, json=trial, timeout=60)
+        both = [admin.post(url, json={"policy": p}, timeout=60) for p in ("sarathi", "vllm")]
+        replies = [tried, *await asyncio.gather(*both)]
+        return await asyncio.gather(*tasks, return_exceptions=True), replies
+
+
+def test_policies_are_swapped_over_http(server: Any) -> None:
+    quiet = asyncio.run(streams(server, []))
+    texts, (tried, *both) = asyncio.run(swapped_over_http(server))
+    assert texts == quiet
+    assert tried.status_code == 200 and "could take over" in tried.json()["detail"]
+    assert sorted(reply.status_code for reply in both) == [200, 409]
+    won = next(reply.json()["policy"] for reply in both if reply.status_code == 200)
+    lost = next(reply.json()["error"] for reply in both if reply.status_code == 409)
+    assert lost["message"] == "another swap is under way" and active(server) == won
+    reply = httpx.get(f"{server.url}/admin/v1/policy")
+    assert reply.status_code == 401
 
 
 def test_two_swaps_at_once(server: Any) -> None:

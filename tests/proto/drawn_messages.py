@@ -44,6 +44,8 @@ def values_of(kind: Any, limits: msgspec.Meta | None = None) -> SearchStrategy:
     if kind is float and limits is not None:
         low = limits.gt if limits.ge is None else limits.ge
         return st.floats(low, limits.le, exclude_min=limits.ge is None, allow_nan=False)
+    if kind is str and limits is not None and limits.pattern:
+        return st.from_regex(limits.pattern).filter(lambda text: len(text) <= 200)
     if kind in PLAIN:
         return PLAIN[kind]
     if issubclass(kind, IntEnum):

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from accelgen.proto.epochs import MAX_PENDING, Activation, Fence
+from accelgen.proto.epochs import MAX_PENDING, Claim, Fence
 from accelgen.proto.frame import Header
-from accelgen.proto.messages import Activate, Directory, Member, Role
+from accelgen.proto.messages import Activate, Directory, Member, Resync, Role
 
 
 def header(epoch: int, incarnation: int) -> Header:
@@ -21,7 +21,7 @@ def peer_of(incarnation: int) -> bytes:
     return b"scheduler:%d" % incarnation
 
 
-def claim(fence: Fence, epoch: int, incarnation: int) -> Activation | None:
+def claim(fence: Fence[Activate], epoch: int, incarnation: int) -> Claim[Activate] | None:
     return fence.claim(peer_of(incarnation), header(epoch, incarnation), Activate(epoch))
 
 
@@ -33,15 +33,15 @@ def listing(*incarnations: int, role: Role = Role.SCHEDULER, phase: str = "ready
 
 
 def test_a_listed_one_takes_office() -> None:
-    fence = Fence()
+    fence = Fence[Activate](Role.SCHEDULER)
     assert fence.learn(listing(7)) is None
-    assert claim(fence, 3, 7) == Activation(peer_of(7), 3, 7, Activate(3))
+    assert claim(fence, 3, 7) == Claim(peer_of(7), 3, 7, Activate(3))
     assert (fence.epoch, fence.peer) == (3, peer_of(7)) and not fence.counters
     assert fence.passes(peer_of(7), header(3, 7))
 
 
 def test_a_repetition_is_obeyed_as_such() -> None:
-    fence = Fence()
+    fence = Fence[Activate](Role.SCHEDULER)
     fence.learn(listing(7, 8))
     first = claim(fence, 3, 7)
     again = claim(fence, 3, 7)
@@ -54,7 +54,7 @@ def test_a_repetition_is_obeyed_as_such() -> None:
 
 @pytest.mark.parametrize("epoch, incarnation", [(2, 7), (4, 7), (3, 8)])
 def test_others_do_not_pass(epoch: int, incarnation: int) -> None:
-    fence = Fence()
+    fence = Fence[Activate](Role.SCHEDULER)
     fence.learn(listing(7))
     claim(fence, 3, 7)
     assert not fence.passes(peer_of(incarnation), header(epoch, incarnation))
@@ -62,7 +62,7 @@ def test_others_do_not_pass(epoch: int, incarnation: int) -> None:
 
 
 def test_nobody_passes_before_the_first() -> None:
-    fence = Fence()
+    fence = Fence[Activate](Role.SCHEDULER)
     assert not fence.passes(peer_of(7), header(0, 7))
     claim(fence, 1, 7)  # a stranger
     assert not fence.passes(peer_of(7), header(1, 7))
@@ -79,24 +79,32 @@ def test_nobody_passes_before_the_first() -> None:
     ids=["nobody", "another", "not a scheduler", "dead"],
 )
 def test_strangers_wait_until_they_are_listed(directory: Directory) -> None:
-    fence = Fence()
+    fence = Fence[Activate](Role.SCHEDULER)
     fence.learn(directory)
     assert claim(fence, 9, 7) is None and fence.epoch == 0
     assert fence.counters == {"stranger": 1}
     assert fence.learn(directory) is None and fence.learn(None) is None
     found = fence.learn(listing(8, 7))
-    assert found == Activation(peer_of(7), 9, 7, Activate(9)) and fence.epoch == 9
+    assert found == Claim(peer_of(7), 9, 7, Activate(9)) and fence.epoch == 9
     assert fence.learn(listing(8, 7)) is None  # once
 
 
+def test_only_the_one_of_the_same_index_counts() -> None:
+    """A worker obeys its own KV manager."""
+    for index, obeyed in ((0, True), (1, False)):
+        fence = Fence[Resync](Role.KVMANAGER, index)
+        fence.learn(listing(7, role=Role.KVMANAGER))
+        assert (fence.claim(b"one", header(3, 7), Resync()) is not None) == obeyed
+
+
 def test_a_member_that_was_not_born_yet_lists_nobody() -> None:
-    fence = Fence()
+    fence = Fence[Activate](Role.SCHEDULER)
     fence.learn(listing(0))  # no Hello of it has come
     assert claim(fence, 1, 0) is None
 
 
 def test_the_newest_of_those_who_waited_is_obeyed() -> None:
-    fence = Fence()
+    fence = Fence[Activate](Role.SCHEDULER)
     for epoch, incarnation in ((4, 7), (6, 8), (5, 9), (99, 66)):
         assert claim(fence, epoch, incarnation) is None
     claim(fence, 8, 8)  # repeats itself in a higher epoch: that one counts
@@ -106,7 +114,7 @@ def test_the_newest_of_those_who_waited_is_obeyed() -> None:
 
 
 def test_who_waited_in_vain_is_stale() -> None:
-    fence = Fence()
+    fence = Fence[Activate](Role.SCHEDULER)
     claim(fence, 3, 7)
     fence.learn(listing(8))
     claim(fence, 4, 8)
@@ -115,7 +123,7 @@ def test_who_waited_in_vain_is_stale() -> None:
 
 
 def test_strangers_cannot_fill_the_memory() -> None:
-    fence = Fence()
+    fence = Fence[Activate](Role.SCHEDULER)
     claim(fence, 2, 7)
     for incarnation in range(100, 100 + MAX_PENDING - 1):
         for epoch in (3, 4):
@@ -136,7 +144,7 @@ def test_order_does_not_matter(claims: list[tuple[int, int]], listed: set[int]) 
     best = max((epoch for epoch, one in claims if one in listed), default=0)
     for order in permutations(claims):
         for at in range(len(claims) + 1):
-            fence = Fence()
+            fence = Fence[Activate](Role.SCHEDULER)
             for position in range(len(claims) + 1):
                 if position == at:
                     fence.learn(listing(*listed))

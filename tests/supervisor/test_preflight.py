@@ -164,7 +164,7 @@ def test_parameters_that_a_policy_takes() -> None:
 
 def test_judging_a_policy_imports_no_torch() -> None:
     program = (
-        "import sys\nfrom accelgen.supervisor.policy_params import main\n"
+        "import sys\nfrom accelgen.proto.policies import main\n"
         "main('accelgen', '{\"gamma_s\": 1}')\nsys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", program]).returncode == 0
@@ -246,14 +246,16 @@ def test_an_unknown_policy_gets_near_matches() -> None:
 def test_files_named_in_the_configuration_must_be_there(tmp_path: Path) -> None:
     empty = tmp_path / "keys"
     empty.write_text("\n\n")
+    empty.chmod(0o600)
     for config in (
         Config(api_key_file=str(tmp_path / "none")),
         Config(api_key_file=str(empty)),
+        Config(admin_key_file=str(tmp_path / "none")),
+        Config(admin_key_file=str(empty)),
         Config(profile_file=str(tmp_path / "none")),
-        Config(trace_dir=str(empty / "traces")),
     ):
         with pytest.raises(
-            StartError, match="^--(api-key-file|profile-file|trace-dir): "
+            StartError, match="^--(api-key-file|admin-key-file|profile-file): "
         ) as refused:
             preflight.check(config)
         assert refused.value.status == 2

@@ -139,7 +139,7 @@ def test_a_child_that_ends_by_itself_is_quoted(launch: Launch) -> None:
 
 
 def test_a_silent_child_is_killed(launch: Launch) -> None:
-    server = launch(MUTE="kvmanager:0.2")
+    server = launch(MUTE="kvmanager:0.2", SLOW="scheduler")  # before it is ready that is fatal
     assert server.end() == 1
     assert "kvmanager-0" in server.last_lines[0] and "silent for" in server.last_lines[0]
 

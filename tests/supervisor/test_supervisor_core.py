@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from accelgen.proto.frame import Header
 from accelgen.proto.messages import (
     Abort,
+    Assume,
     Directory,
     Facts,
     Failure,
@@ -23,6 +24,7 @@ from accelgen.proto.messages import (
 from accelgen.supervisor.actions import Action, Drain, Finish, Send, Signal, Spawn
 from accelgen.supervisor.core import BROADCAST_S, FAILURE_GRACE_S, SILENCE_MARGIN_S, SupervisorCore
 from accelgen.supervisor.members import Seat, all_seats
+from accelgen.supervisor.office import QUIET_S
 from accelgen.supervisor.restarts import BACK_OFF_S, INTENSITY, PERIOD_S
 
 WORKER, KV = Seat(Role.WORKER, 0), Seat(Role.KVMANAGER, 0)
@@ -64,6 +66,14 @@ class Bench:
     def pid(self, seat: Seat) -> int:
         return 1000 + (self.seats.index(seat) if seat in self.seats else 99)
 
+    def take_office(self, seat: Seat) -> None:
+        """As a scheduler does: it stands by, and is ready when it has been told to assume."""
+        self.hello(seat, "standby")
+        self.tick()
+        assert self.core.office.holder == seat and self.told(Assume)[-1] == self.peer(seat)
+        self.beat(seat)
+        self.tick()
+
     def peer(self, seat: Seat) -> bytes:
         return seat.name.encode()
 
@@ -96,10 +106,28 @@ class Bench:
         for _ in range(INTENSITY):
             self.core.restarts.delay_s(seat, self.now_s)
 
+    def come_up(self, seat: Seat) -> None:
+        """A process that has been started gets ready."""
+        if seat.role is Role.SCHEDULER:
+            self.take_office(seat)
+        else:
+            self.hello(seat, "ready", FACTS if seat.role is Role.WORKER else None)
+            self.tick()
+
     def get_ready(self) -> None:
         for seat in self.seats:
-            self.hello(seat, "ready", FACTS if seat.role is Role.WORKER else None)
+            self.come_up(seat)
+
+    def stand_by(self, seat: Seat) -> None:
+        """The spare is started, and does."""
         self.tick()
+        self.tick(QUIET_S + 0.01)
+        assert self.core.occupants[seat].alive and self.core.occupants[seat].phase == "starting"
+        self.hello(seat, "standby")
+        self.tick()
+
+    def told(self, kind: type) -> list[bytes]:
+        return [send.peer for send in self.sent if isinstance(send.body, kind)]
 
     def stops(self) -> list[bytes]:
         return [send.peer for send in self.sent if isinstance(send.body, Stop)]
@@ -112,8 +140,7 @@ def test_ready_when_everybody_is() -> None:
     bench = Bench()
     for seat in SEATS:
         assert not bench.core.ready
-        bench.hello(seat, "ready")
-        bench.tick()
+        bench.come_up(seat)
     directory = bench.last_directory()
     assert directory.ready and bench.core.ready_s == 100.0
     assert [member.role for member in directory.members] == [
@@ -158,7 +185,7 @@ def test_strangers_and_nonsense_change_nothing() -> None:
     assert bench.core.directory(bench.now_s) == before
 
 
-@pytest.mark.parametrize("seat", SEATS)
+@pytest.mark.parametrize("seat", [WORKER, KV, FRONTEND])
 def test_a_death_is_fatal(seat: Seat) -> None:
     """When it comes too often."""
     bench = Bench()
@@ -168,18 +195,17 @@ def test_a_death_is_fatal(seat: Seat) -> None:
         for other in bench.killed():
             bench.exit(other, -SIGKILL)
         for other in SEATS:
-            bench.hello(other)
             bench.beat(other, bound_s=60.0)
         bench.tick(BACK_OFF_S * 2**INTENSITY)
         for other in SEATS:
-            bench.hello(other)
+            if bench.core.occupants[other].phase != "ready":
+                bench.come_up(other)
             bench.beat(other, bound_s=60.0)
-        assert bench.core.shutdown is None and bench.core.occupants[seat].alive
+        assert bench.core.shutdown is None and bench.core.ready
     bench.exit(seat, -SIGKILL)
     assert bench.drained and bench.core.draining and not bench.core.ready
-    for other in SEATS:
-        if other != seat:
-            bench.exit(other, 0)
+    for other in [o.seat for o in bench.core.occupants.values() if o.alive]:
+        bench.exit(other, 0)
     assert bench.finish is not None and bench.finish.status == 1
     assert bench.finish.line.startswith(
         f"{seat.name} (pid {bench.pid(seat)}) was killed by SIGKILL"
@@ -199,7 +225,7 @@ def test_who_builds_on_the_dead_is_started_again_with_it(seat: Seat, along: list
     for other in (seat, *along):
         bench.hello(other, "ready")
     bench.tick()
-    assert bench.core.ready and bench.core.occupants[SCHEDULER].epoch == 1
+    assert bench.core.ready and bench.core.office.term == 1
     bench.exit(SCHEDULER, -SIGKILL)  # its first death of its own: no back-off
     assert bench.core.occupants[SCHEDULER].alive
 
@@ -210,10 +236,8 @@ def test_a_dead_scheduler_or_frontend_is_replaced(seat: Seat) -> None:
     bench.get_ready()
     bench.exit(seat, 0, "it looked clean")
     assert bench.core.occupants[seat].alive and not bench.core.ready and not bench.drained
-    assert bench.core.occupants[seat].epoch == (2 if seat is SCHEDULER else 1)
-    bench.hello(seat, "ready")
-    bench.tick()
-    assert bench.core.ready
+    bench.come_up(seat)
+    assert bench.core.ready and bench.core.occupants[seat].epoch == (2 if seat is SCHEDULER else 1)
     bench.exit(seat, -SIGKILL)  # again: not at once
     assert not bench.core.occupants[seat].alive
     assert bench.core.next_look_s() == bench.now_s + BACK_OFF_S
@@ -225,9 +249,9 @@ def test_deaths_long_ago_are_forgiven() -> None:
     bench = Bench()
     bench.get_ready()
     for _ in range(3 * INTENSITY):
-        bench.exit(SCHEDULER, -SIGKILL)
+        bench.exit(FRONTEND, -SIGKILL)
         bench.tick(BACK_OFF_S * 2**INTENSITY)
-        bench.hello(SCHEDULER, "ready")
+        bench.come_up(FRONTEND)
         for seat in SEATS:
             bench.beat(seat, bound_s=PERIOD_S)
         bench.tick(PERIOD_S / 3)
@@ -426,6 +450,10 @@ def test_whatever_happens_it_ends_once_and_tells_the_truth(
                 bench.core.exited(seat, status, "", bench.now_s)
             case "hello" | "ready" if seat in alive:
                 bench.hello(seat, what)
+                if seat == SCHEDULER and what == "ready":
+                    bench.hello(seat, "standby")
+                    bench.tick()
+                    bench.beat(seat)
             case "beat" if seat in alive:
                 bench.beat(seat)
             case "fail":

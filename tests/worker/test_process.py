@@ -107,8 +107,8 @@ def gauge(body: Any, kind: str) -> float | None:
     return body.gauges.get(f'accelgen:worker_{kind}_messages_total{{replica="0"}}')
 
 
-def make_scheduler(incarnation: int) -> Member:
-    return Member(Role.SCHEDULER, 0, 1, "", incarnation, 1, "ready", 1, 1.0, 0.0, 1, None, {})
+def make_member(role: Role, incarnation: int) -> Member:
+    return Member(role, 0, 1, "", incarnation, 1, "ready", 1, 1.0, 0.0, 1, None, {})
 
 
 def answer_of(dealer: Dealer, kind: type[Any]) -> Any:
@@ -146,15 +146,17 @@ def test_a_life(tiny: Any, launch: Any) -> None:
     old, new, manager = (
         Dealer(endpoint, name, i) for i, name in enumerate(("old", "new", "kvmanager-0:3"), 1)
     )
-    stranger = Dealer(endpoint, "stranger", 9)
-    stranger.send(Activate(), epoch=99)  # the supervisor has not started it
+    stranger = Dealer(endpoint, "kvmanager-0:9", 9)
+    for word in (Activate(), Resync()):
+        stranger.send(word, epoch=99)  # the supervisor has not started it
     old.send(Activate(), epoch=4)  # before anybody has said who it is
-    worker.until(lambda body: gauge(body, "stranger") == 2)
-    schedulers = [make_scheduler(incarnation) for incarnation in (1, 2)]
-    worker.supervisor.send(worker.peer, Directory(schedulers, True, False))
+    manager.send(Resync(), epoch=4)
+    worker.until(lambda body: gauge(body, "stranger") == 4)
+    listed = [make_member(Role.SCHEDULER, one) for one in (1, 2)]
+    listed += [make_member(Role.KVMANAGER, one) for one in (3, 4)]
+    worker.supervisor.send(worker.peer, Directory(listed, True, False))
     assert answer(old)[1] == Inventory(-1, [])
     prompt = Prompt(9, [1, 2, 3, 4, 5], Sampling(temperature=0.0))
-    manager.send(Resync(), epoch=4)
     assert answer(manager)[1] == Inventory(-1, [])
     manager.send(decode(0, 0, [prompt], True), epoch=4)
     for step in range(1, 3):  # queued ahead: run in order
@@ -165,7 +167,9 @@ def test_a_life(tiny: Any, launch: Any) -> None:
 
     stranger.send(Activate(), epoch=4)  # its epoch is taken
     stranger.send(decode(9, 8, [], False), epoch=4)  # only the KV manager sends work
-    worker.until(lambda body: gauge(body, "unexpected") == 1 and gauge(body, "stale") == 1)
+    stranger.send(decode(9, 8, [], False), epoch=99)
+    stranger.send(Stop(0.0), epoch=4)  # that is the supervisor's to say
+    worker.until(lambda body: gauge(body, "unexpected") == 1 and gauge(body, "stale") == 3)
     manager.send(decode(3, 7, [], False), epoch=4)
     assert answer(old)[1].step == 3
     stranger.close()
@@ -183,7 +187,7 @@ def test_a_life(tiny: Any, launch: Any) -> None:
     header, inventory = answer(successor)
     assert header.epoch == 6 and inventory == Inventory(5, [Held(9, 10, [3])])
     manager.send(decode(6, 10, [], False), epoch=6)  # no longer its KV manager
-    worker.until(lambda body: gauge(body, "stale") == 2)
+    worker.until(lambda body: gauge(body, "stale") == 4)
 
     successor.codec.pack(b"", Resync(), 6)  # lost
     successor.send(decode(7, 10, [], False), epoch=6)
@@ -195,7 +199,7 @@ def test_a_life(tiny: Any, launch: Any) -> None:
     successor.send(Resync(), epoch=7)
     assert answer_of(successor, Inventory).held == [Held(9, 4, [3])]
     old.send(Activate(), epoch=5)  # too late
-    worker.until(lambda body: gauge(body, "stale") == 4)
+    worker.until(lambda body: gauge(body, "stale") == 6)
     assert old.recv() is None
 
     worker.supervisor.send(worker.peer, Stop(1.0))

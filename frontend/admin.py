@@ -1,0 +1,111 @@
+"""`/admin/v1/policy`: which scheduling policy is in office, and another one in its place while requests go on.
+
+A swap is the supervisor's work: the frontend asks for it over its link and waits for the answer. What has been asked
+for happens whether or not the client stays to hear of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from itertools import count
+from typing import Annotated, Any
+
+import msgspec
+import structlog
+from pydantic import Field
+
+from accelgen.frontend.errors import ApiError, not_activated, quoted
+from accelgen.frontend.schema import Strict, validate
+from accelgen.proto.child import Child
+from accelgen.proto.messages import Directory, PolicyParams, Swap, Swapped
+from accelgen.proto.policies import in_office, known_policies, params_fault, unknown_policy
+
+ANSWER_S = 60.0  # a little longer than the stages of a swap may take together
+
+log = structlog.get_logger()
+
+
+class SwapBody(Strict):
+    policy: Annotated[str, Field(min_length=1, max_length=200)]
+    params: dict[str, Any] = {}
+    dry_run: bool = False
+
+
+def parse_swap(given: dict[str, Any]) -> SwapBody:
+    """Raises ApiError 400 that names the field: an unknown one, a policy that is not installed (with near matches), a
+    parameter that is neither number, text nor truth value."""
+    body = validate(SwapBody, given)
+    if fault := unknown_policy(body.policy):
+        raise ApiError(400, f"policy: {fault}", "policy", "policy_not_found")
+    for name, value in body.params.items():
+        try:
+            msgspec.convert({name: value}, PolicyParams)
+        except msgspec.ValidationError:
+            param = f"params.{quoted(name)[1:-1]}"
+            message = f"{param}: must be a number, true, false or a text of at most 500 characters"
+            raise ApiError(400, message, param, "invalid_value") from None
+    try:
+        msgspec.convert(body.params, PolicyParams)
+    except msgspec.ValidationError:
+        raise ApiError(400, "params: at most 32 are possible", "params", "invalid_value") from None
+    return body
+
+
+def describe(directory: Directory | None) -> dict[str, Any]:
+    """The answer to GET. Raises ApiError 503 before anything is known."""
+    if directory is None:
+        raise not_activated()
+    office = in_office(directory)
+    return {
+        "policy": office.policy,
+        "params": office.params,
+        "epoch": office.epoch,
+        "active_for_s": office.for_s,
+        "process_for_s": office.process_s,
+        "swap": office.swap,
+        "rolled_back": office.rolled_back,
+        "installed": known_policies(),
+    }
+
+
+class Swaps:
+    """Asks the supervisor for swaps and hands each answer to the call that waits for it."""
+
+    def __init__(self, child: Child) -> None:
+        self._child = child
+        self._tickets = count(1)
+        self._waiting: dict[int, asyncio.Future[Swapped]] = {}
+
+    async def ask(self, body: SwapBody) -> dict[str, Any]:
+        """Raises ApiError: 400 for parameters that the policy does not take, 409 when the swap is refused or fails, 504
+        when nobody answers."""
+        if fault := await asyncio.to_thread(params_fault, body.policy, body.params):
+            raise ApiError(400, f"params: {fault}", "params", "invalid_value")
+        log.info("swap asked for", policy=body.policy, dry_run=body.dry_run)
+        answer = await self._answer(body)
+        if not answer.done:
+            raise ApiError(409, answer.line, code="swap_refused")
+        return {"done": True, "policy": body.policy, "detail": answer.line}
+
+    def take(self) -> None:
+        """Hands out what the supervisor has answered."""
+        while self._child.swapped:
+            answer = self._child.swapped.pop(0)
+            waiting = self._waiting.get(answer.ticket)
+            if waiting is not None and not waiting.done():
+                waiting.set_result(answer)
+
+    async def _answer(self, body: SwapBody) -> Swapped:
+        ticket = next(self._tickets)
+        self._waiting[ticket] = asyncio.get_running_loop().create_future()
+        try:
+            self._child.link.send(Swap(body.policy, body.params, body.dry_run, ticket))
+            self._child.hear()  # the descriptor tells only of what comes after a send
+            self.take()
+            async with asyncio.timeout(ANSWER_S):
+                return await self._waiting[ticket]
+        except TimeoutError:
+            message = f"no answer within {ANSWER_S:.0f} s; the swap may still be on its way"
+            raise ApiError(504, message, code="no_answer") from None
+        finally:
+            del self._waiting[ticket]

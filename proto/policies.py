@@ -1,0 +1,129 @@
+"""Scheduling policies as every process sees them: which are installed, what is wrong with a choice, which is in office.
+
+`python -m accelgen.proto.policies NAME PARAMS` prints what is wrong with parameters, in one line, or nothing: a policy
+is foreign code with imports of its own, which those who ask keep out of their process.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from typing import Any
+
+import msgspec
+
+from accelgen.proto.messages import Directory, Role
+
+POLICY_GROUP = "accelgen.policies"
+_TIMEOUT_S = 60.0
+
+
+def known_policies() -> list[str]:
+    """Names of the installed policies, sorted; those that were installed a moment ago, too."""
+    return sorted({point.name for point in entry_points(group=POLICY_GROUP)})
+
+
+def unknown_policy(name: str) -> str:
+    """What to say about a policy that is not installed, with near matches; "" about one that is."""
+    known = known_policies()
+    if name in known:
+        return ""
+    near = difflib.get_close_matches(name, known)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(known)}"
+    return f"there is no policy {name!r}; {hint}"
+
+
+def params_fault(policy: str, params: dict[str, Any]) -> str:
+    """What is wrong with `params` for the installed `policy`, "" if nothing is. Takes as long as Python to start."""
+    if not params:
+        return ""
+    encoded = msgspec.json.encode(params).decode()
+    try:
+        done = subprocess.run(
+            [sys.executable, "-P", "-m", "accelgen.proto.policies", policy, encoded],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+            timeout=_TIMEOUT_S,
+        )
+    except subprocess.TimeoutExpired:
+        return f"{policy} was not imported within {_TIMEOUT_S:.0f} s"
+    if not done.returncode:
+        return ""
+    return ((done.stdout or done.stderr).strip().splitlines() or ["it ended without a word"])[-1]
+
+
+def fault_in(policy: str, kind: Callable[..., Any], params: dict[str, Any]) -> str:
+    """What is wrong with `params` for a policy made by `kind`: its names, their types, then its own judgement."""
+    known = inspect.signature(kind, eval_str=True).parameters
+    takes_any = any(one.kind is inspect.Parameter.VAR_KEYWORD for one in known.values())
+    for name, value in params.items():
+        if name not in known:
+            if takes_any:
+                continue
+            listed = ", ".join(f"{one.name} ({one.default})" for one in known.values())
+            return f"{policy} has no parameter {name!r}; it has {listed or 'none'}"
+        wanted = known[name].annotation
+        try:
+            if wanted in (int, float, bool, str):
+                msgspec.convert(value, wanted)
+        except msgspec.ValidationError:
+            word = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+            return f"{name} of {policy} must be {word[wanted]}, got {value!r}"
+    try:
+        kind(**params)
+    except (TypeError, ValueError) as error:
+        return f"{policy}: {error}"
+    return ""
+
+
+@dataclass(frozen=True)
+class InOffice:
+    """The policy of a running server. `epoch` is None, and `process_s` 0, while no scheduler serves. `swap`: the one
+    under way (policy, dry_run, stage), None for none; `rolled_back`: which policy failed on probation, and how."""
+
+    policy: str
+    params: dict[str, Any]
+    for_s: float  # since it was chosen
+    epoch: int | None
+    process_s: float  # since its process was started
+    swap: dict[str, Any] | None
+    rolled_back: str | None
+
+
+def in_office(directory: Directory) -> InOffice:
+    """What a Directory says about the policy."""
+    facts = directory.config
+    serving = [
+        m for m in directory.members if m.role is Role.SCHEDULER and m.phase in ("ready", "yielded")
+    ]
+    scheduler = max(serving, key=lambda m: m.epoch, default=None)
+    return InOffice(
+        policy=facts.get("policy", ""),
+        params=facts.get("policy_params", {}),
+        for_s=facts.get("policy_s", 0.0),
+        epoch=None if scheduler is None else scheduler.epoch,
+        process_s=0.0 if scheduler is None else scheduler.uptime_s,
+        swap=facts.get("swap"),
+        rolled_back=facts.get("rolled_back"),
+    )
+
+
+def main(policy: str, encoded: str) -> int:
+    """Exit status 2 and a line if the parameters are not right."""
+    (point,) = entry_points(group=POLICY_GROUP, name=policy)
+    fault = fault_in(policy, point.load(), msgspec.json.decode(encoded))
+    if fault:
+        print(fault)
+    return 2 if fault else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))
