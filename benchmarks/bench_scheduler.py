@@ -36,6 +36,7 @@ POLICIES = [
     "orca",
     "qoserve",
     "sarathi",
+    "slidingserve",
     "srpf",
     "vllm",
 ]

@@ -30,6 +30,7 @@ from accelgen.scheduler.policies.feedback_queue import (
     Job,
     Place,
     Queues,
+    begun,
     charge,
     in_order,
     promote,
@@ -82,10 +83,7 @@ class FastServe:
         _take(batch, chosen, [slot for slot in victims if slot not in chosen])
         for slot in chosen:
             if table.state[slot] == WAITING:
-                id = int(table.ids[slot])
-                job = state.jobs.get(id, Job(int(table.key[slot] // SPAN), 0.0, state.front))
-                starved = bool(table.last_s[slot] <= state.starved_s)
-                state.jobs[id] = structs.replace(job, level=0) if starved else job
+                state.jobs[int(table.ids[slot])] = begun(table, state, slot)
         state = structs.replace(state, iterations=state.iterations + bool(chosen))
         if chosen and state.iterations % self.starvation_period == 0:
             state = promote(view.table, state, start_s - self.starvation_s, batch.slots)
@@ -145,7 +143,8 @@ def _take(batch: Batch, chosen: dict[int, int], victims: list[int]) -> None:
     seats = np.cumsum(new).tolist()
     gone = iter(victims)
     last = len(slots) - 1
-    while last >= 0 and (needs[last] > batch.blocks or seats[last] > max(0, batch.seats)):
+    pinned = batch.reserved if new.any() else 0  # may be the new one's own: not to be counted on
+    while last >= 0 and (needs[last] > batch.blocks - pinned or seats[last] > max(0, batch.seats)):
         victim = next(gone, None)
         if victim is None:
             victim = int(slots[last])

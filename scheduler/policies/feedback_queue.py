@@ -8,7 +8,7 @@ from itertools import islice
 import numpy as np
 from msgspec import Struct, structs
 
-from accelgen.scheduler.table import WAITING, RequestTable
+from accelgen.scheduler.table import WAITING, Bools, Ints, RequestTable
 
 LOWEST = 40  # level; its quantum is centuries
 SPAN = 1e12  # between the keys of two levels; within one, those that ran have ranks below 0, the others their arrival
@@ -30,7 +30,8 @@ class Job(Struct, frozen=True):
 
 class Queues(Struct, frozen=True):
     """What the rule remembers: jobs by request id, the foremost rank, and the last promotion: waiting requests whose
-    newest token (or arrival) is from `starved_s` or before stand in the highest level, at rank `promoted`."""
+    newest token (or arrival) is from `starved_s` or before, and that have not run since, stand in the highest level at
+    rank `promoted`."""
 
     jobs: dict[int, Job] = {}
     front: int = 0
@@ -65,6 +66,24 @@ def promote(table: RequestTable, state: Queues, starved_s: float, batch: list[in
     return Queues(jobs, front - 1, state.iterations, starved_s, front - 1)
 
 
+def begun(table: RequestTable, state: Queues, slot: int) -> Job:
+    """The job of a waiting request that now runs: at the front of the level where it stood."""
+    old = state.jobs.get(int(table.ids[slot]))
+    if _starved(table, state, np.array([slot]))[0]:
+        level = 0
+    else:
+        level = int(table.key[slot] // SPAN) if old is None else old.level
+    return Job(level, old.used_s if old else 0.0, state.front)
+
+
+def _starved(table: RequestTable, state: Queues, slots: Ints) -> Bools:
+    """Which waiting requests stand in the highest level since the last promotion, [n]."""
+    keys = table.key[slots]
+    ranks = keys - SPAN * np.round(keys / SPAN)
+    starved: Bools = (table.last_s[slots] <= state.starved_s) & (ranks > state.promoted)
+    return starved
+
+
 def in_order(table: RequestTable, state: Queues, most: int) -> list[Place]:
     """Running requests with work, and the first `most` of those that wait, from the front of the queues."""
     ready = table.running[table.remaining(table.running) > 0]
@@ -72,7 +91,8 @@ def in_order(table: RequestTable, state: Queues, most: int) -> list[Place]:
     places = [(state.jobs[id].key, 0.0, slot) for id, slot in zip(ids, ready.tolist(), strict=True)]
     starved = np.zeros(0, dtype=np.int64)
     if state.starved_s >= 0:
-        starved = np.flatnonzero((table.state == WAITING) & (table.last_s <= state.starved_s))
+        starved = np.flatnonzero(table.state == WAITING)
+        starved = starved[_starved(table, state, starved)]
         if len(starved) > most:  # the code pushes one after the other to the front: the last first
             starved = starved[np.argpartition(-table.key[starved], most)[:most]]
     places += [(float(state.promoted), -float(table.key[slot]), slot) for slot in starved.tolist()]

@@ -44,6 +44,14 @@ def take_prompts(batch: Batch, begun: Ints, keys: Floats, waiting: Iterator[Plac
             head = NOBODY
 
 
+def keep_known(ids: frozenset[int], more: list[int], table: RequestTable) -> frozenset[int]:
+    """`ids` and `more`, without most of those that have ended."""
+    ids = ids | set(more) if more else ids
+    if len(ids) > 2 * len(table) + 64:
+        ids = frozenset(id for id in ids if id in table.slot_of)
+    return ids
+
+
 class FixedChunk:
     """Sarathi-Serve's batches (papers.md 5.3) with the prompts in an order of their own. No state."""
 

@@ -27,11 +27,7 @@ import numpy as np
 from msgspec import Struct
 
 from accelgen.scheduler.policies.chunk_search import fitted_s, largest_within, published_s
-from accelgen.scheduler.policies.prompts import (
-    NOBODY,
-    Place,
-    take_prompts,
-)
+from accelgen.scheduler.policies.prompts import NOBODY, Place, keep_known, take_prompts
 from accelgen.scheduler.policies.shared import (
     Batch,
     at_least,
@@ -116,7 +112,8 @@ class QoServe:
         make_room(batch, ready, victims)
         decision = batch.decision()
         decision.requeue = [slot for _, slot in late if slot not in set(batch.slots)]
-        relegated = _with(state.relegated, late, table)
+        ids = table.ids[[slot for _, slot in late]].tolist() if late else []
+        relegated = keep_known(state.relegated, ids, table)
         return decision, Memory(throughput, relegated, sum(batch.counts[decoding:]), start_s)
 
     def observe(self, step: StepStats, state: Memory) -> Memory:
@@ -180,12 +177,3 @@ def _throughput(state: Memory, now_s: float) -> float:
     if not state.prefill_tokens or took_s <= 0:
         return state.throughput
     return DECAY * state.throughput + (1 - DECAY) * state.prefill_tokens / took_s
-
-
-def _with(relegated: frozenset[int], late: list[Place], table: RequestTable) -> frozenset[int]:
-    """Relegated requests, those found late included, without most of those that have ended."""
-    if late:
-        relegated |= set(table.ids[[slot for _, slot in late]].tolist())
-    if len(relegated) > 2 * len(table) + 64:
-        relegated = frozenset(id for id in relegated if id in table.slot_of)
-    return relegated

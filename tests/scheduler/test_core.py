@@ -25,6 +25,7 @@ POLICIES = [
     "orca",
     "qoserve",
     "sarathi",
+    "slidingserve",
     "srpf",
     "vllm",
 ]

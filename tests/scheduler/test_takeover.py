@@ -24,6 +24,7 @@ POLICIES = [
     "orca",
     "qoserve",
     "sarathi",
+    "slidingserve",
     "srpf",
     "vllm",
 ]

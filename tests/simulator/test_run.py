@@ -29,6 +29,7 @@ POLICIES = [
     "orca",
     "qoserve",
     "sarathi",
+    "slidingserve",
     "srpf",
     "vllm",
 ]
