@@ -118,9 +118,10 @@ class AccelGen:
         """What victims are chosen by, largest first: T_r, [n]."""
         return found.remaining_s
 
-    def _fill(self, batch: Batch, contest: Contest) -> None:
-        """Takes candidates of similar T_r until nothing more fits."""
+    def _fill(self, batch: Batch, contest: Contest) -> bool:
+        """Takes candidates of similar T_r until nothing more fits. Whether new ones may start after them."""
         take_nearest(batch, contest)
+        return True
 
     # --- inside ------------------------------------------------------------------------------------------------------
 
@@ -165,14 +166,17 @@ class AccelGen:
         order = order[np.argsort(found.remaining_s[order], kind="stable")]
         times_s, long_slots = found.remaining_s[order], set(found.slots[long].tolist())
         exclusive = bool(begun.any()) or not long_slots.isdisjoint(batch.slots)
-        lo = 0
+        lo, is_open = 0, True
         while lo < len(order) and batch.tokens > 0:
             hi = int(np.searchsorted(times_s, times_s[lo] + self.gamma_s, side="right"))
             chosen = order[lo:hi]
             if exclusive:  # finish the long prompt first
                 chosen = chosen[~long[chosen] | begun[chosen]]
+            if not is_open:
+                chosen = chosen[found.running[chosen]]
             before = len(batch.slots)
-            self._fill(batch, self._contest(batch, found, chosen, long | begun, budget))
+            contest = self._contest(batch, found, chosen, long | begun, budget)
+            is_open = self._fill(batch, contest) and is_open
             exclusive = exclusive or not long_slots.isdisjoint(batch.slots[before:])
             lo = hi
 

@@ -7,7 +7,7 @@ and prompts are processed whole, however long (beyond the engine's limit they ar
 of similar requests is one of similar arrivals; the latest arrival gives way. The budget is the same.
 
 `accelgen-no-batching`: no multi-resource batching. After the urgent set, requests are taken in the order of T_r until
-the first that does not fit, whatever its demands for tokens and blocks.
+the first new one that does not fit, whatever their demands for tokens and blocks; those that run go on.
 
 Reconstructed: all three, because the sources give the names of the ablations and their losses only.
 """
@@ -47,5 +47,5 @@ class NoOrdering(AccelGen):
 class NoBatching(AccelGen):
     name = "accelgen-no-batching"
 
-    def _fill(self, batch: Batch, contest: Contest) -> None:
-        take_in_order(batch, contest)
+    def _fill(self, batch: Batch, contest: Contest) -> bool:
+        return take_in_order(batch, contest)

@@ -97,15 +97,18 @@ def _take_alike(batch: Batch, contest: Contest, alive: Bools, nearest: int) -> I
     return alike
 
 
-def take_in_order(batch: Batch, contest: Contest) -> None:
-    """Takes candidates as they come until the first that does not fit: what is left of batching without this part."""
-    exclusive = False
+def take_in_order(batch: Batch, contest: Contest) -> bool:
+    """Takes candidates as they come; after the first new one that does not fit no other starts, and it is False. That
+    is what is left of batching without this part."""
+    is_open, exclusive = True, False
     for i, slot in enumerate(contest.slots.tolist()):
-        running, cut = bool(contest.running[i]), bool(contest.cut[i])
-        if exclusive and cut and not running:
-            continue  # a second long prompt does not begin
+        new, cut = not contest.running[i], bool(contest.cut[i])
+        if new and (not is_open or (exclusive and cut)):
+            continue
         count = batch.largest_chunk(slot, int(contest.pending[i]))
-        if count < (1 if cut else contest.pending[i]) or not (running or batch.admits(slot)):
-            return
-        batch.take(slot, count)
-        exclusive = exclusive or (cut and not running)
+        if count >= (1 if cut else contest.pending[i]) and (not new or batch.admits(slot)):
+            batch.take(slot, count)
+            exclusive = exclusive or (new and cut)  # a second long prompt does not begin
+        else:
+            is_open = is_open and not new
+    return is_open
