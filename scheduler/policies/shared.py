@@ -118,6 +118,18 @@ def take_decodes(batch: Batch, slots: Ints, latest_first: Ints) -> None:
             taken.add(slot)
 
 
+def make_room(batch: Batch, ready: Ints, victims: Ints) -> None:
+    """Nothing of what is ready fitted, and nobody was preempted: the first victim makes room for the next iteration."""
+    if not batch.slots and not batch.preempted and len(ready):
+        batch.preempt(int(victims[0]))
+
+
+def at_least(name: str, value: float, least: float, unit: str = "") -> None:
+    """Raises ValueError unless the parameter `name` is at least `least`."""
+    if not value >= least:  # also not a number
+        raise ValueError(f"{name}: {value}{unit and ' ' + unit}, must be at least {least}")
+
+
 def promised_blocks(view: View) -> int:
     """Blocks that running requests still need for the tokens they have."""
     table = view.table

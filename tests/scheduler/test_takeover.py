@@ -11,7 +11,23 @@ from world import World, expected
 
 from accelgen.proto.messages import Reason
 
-POLICIES = ["accelgen", "sarathi", "vllm"]
+POLICIES = [
+    "accelgen",
+    "accelgen-adaptive",
+    "accelgen-calibrated",
+    "accelgen-no-batching",
+    "accelgen-no-chunking",
+    "accelgen-no-ordering",
+    "edf",
+    "fastgen",
+    "fastserve",
+    "orca",
+    "qoserve",
+    "sarathi",
+    "slidingserve",
+    "srpf",
+    "vllm",
+]
 
 
 def prompt_of(length: int, seed: int) -> list[int]:
