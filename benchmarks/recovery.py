@@ -1,11 +1,12 @@
 """One process killed under load: failed requests and recovery time, in the shape of NVIDIA Dynamo's fault table.
 
-    python benchmarks/recovery.py [--clients 8] [--requests 100]
+    python benchmarks/recovery.py [--clients 8] [--requests 100] [--only scheduler] [--rows FILE]
 
 Each client sends its requests one after another (64 in, 32 out, streamed, seeded), without retries. When a third of all
-have ended, the named process gets SIGKILL. Failed: requests that did not get all their tokens. Different: those whose
-text is not that of the same request in the run without a kill. Recovery: the longest time in which no client received
-anything, from the kill on. Every kill is checked to have taken effect.
+have ended, the named process gets SIGKILL ("scheduler": the one in office; "spare": the one that stands by), or all
+links between processes are cut. Failed: requests that did not get all their tokens. Different: those whose text is not
+that of the same request in the run without a kill. Recovery: the longest time in which no client received anything,
+from the kill on. Every kill is checked to have taken effect.
 """
 
 from __future__ import annotations
@@ -14,31 +15,32 @@ import asyncio
 import json
 import os
 import signal
-import subprocess
-import sys
-import tempfile
 import time
 from collections import Counter
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
-from typing import Any
 
 import click
 import httpx
 
-sys.path.insert(0, str(Path(__file__).parent))
-from iteration import processor
+from accelgen.faults.connections import cut
+from accelgen.faults.judge import machine
+from accelgen.faults.link_faults import LINKS, ends_of
+from accelgen.faults.rows import KilledRow, append
+from accelgen.faults.server import Server, Shape
 
-CLI = [sys.executable, "-P", "-m", "accelgen.scripts.cli"]
+ALL_LINKS = ("links",)
 CASES = [
-    ("none", "", ()),
-    ("frontend", "frontend-0", ()),
-    ("frontend, 2 of them", "frontend-0", ("--frontends", "2")),
-    ("scheduler", "scheduler-0", ()),
-    ("KV manager", "kvmanager-0", ()),
-    ("worker", "worker-0", ()),
-    ("worker, 2 replicas", "worker-0", ("--replicas", "2")),
+    ("none", (), Shape(frontends=1)),
+    ("frontend", ("frontend-0",), Shape(frontends=1)),
+    ("frontend, 2 of them", ("frontend-0",), Shape(frontends=2)),
+    ("scheduler", ("scheduler",), Shape(frontends=1)),
+    ("scheduler and its spare", ("spare", "scheduler"), Shape(frontends=1)),
+    ("KV manager", ("kvmanager-0",), Shape(frontends=1)),
+    ("worker", ("worker-0",), Shape(frontends=1)),
+    ("worker, 2 replicas", ("worker-0",), Shape(frontends=1, replicas=2)),
+    ("all links cut", ALL_LINKS, Shape(frontends=1)),
 ]
 PROMPT, TOKENS = 64, 32
 
@@ -52,31 +54,6 @@ class Run:
     arrivals: list[float] = field(default_factory=list)
     ended: int = 0
     killed_s: float = 0.0
-
-
-class Server:
-    """`accelgen up` with the bundled model in float32."""
-
-    def __init__(self, folder: Path, options: tuple[str, ...]) -> None:
-        folder.chmod(0o700)
-        self.run_dir = str(folder / "run")
-        up = [*CLI, "up", "--port", "0", "--dtype", "float32", "--kv-blocks", "2048", "--detach"]
-        subprocess.run(
-            [*up, "--run-dir", self.run_dir, *options], check=True, stdout=subprocess.DEVNULL
-        )
-        self.url = self.status()["url"]
-
-    def status(self) -> dict[str, Any]:
-        command = [*CLI, "status", "--json", "--run-dir", self.run_dir]
-        found: dict[str, Any] = json.loads(subprocess.run(command, capture_output=True).stdout)
-        return found
-
-    def pid(self, name: str) -> int:
-        members = self.status()["members"]
-        return next(int(m["pid"]) for m in members if f"{m['role']}-{m['index']}" == name)
-
-    def close(self) -> None:
-        subprocess.run([*CLI, "down", "--run-dir", self.run_dir], stdout=subprocess.DEVNULL)
 
 
 async def ask(http: httpx.AsyncClient, url: str, client: int, i: int, run: Run) -> None:
@@ -105,7 +82,7 @@ async def ask(http: httpx.AsyncClient, url: str, client: int, i: int, run: Run) 
     run.ended += 1
 
 
-async def drive(server: Server, victim: str, clients: int, requests: int) -> Run:
+async def drive(server: Server, victims: tuple[str, ...], clients: int, requests: int) -> Run:
     """All clients, and the kill."""
     run = Run()
 
@@ -115,18 +92,27 @@ async def drive(server: Server, victim: str, clients: int, requests: int) -> Run
                 await ask(http, server.url, index, i, run)
 
     async def killer() -> None:
-        pid = await asyncio.to_thread(server.pid, victim)
         while run.ended < clients * requests // 3:
             await asyncio.sleep(0.01)
+        if victims == ALL_LINKS:
+            run.killed_s = time.monotonic()
+            assert all([await asyncio.to_thread(cut_link, server, link) for link in LINKS])
+            return
+        pids = [await asyncio.to_thread(server.await_pid, victim) for victim in victims]
         run.killed_s = time.monotonic()
-        os.kill(pid, signal.SIGKILL)
-        for _ in range(1000):
-            if await asyncio.to_thread(server.pid, victim) != pid:
-                return
-        raise AssertionError(f"{victim} was not replaced")
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+        while await asyncio.to_thread(server.await_pid, victims[-1]) in pids:
+            await asyncio.sleep(0.05)
 
-    await asyncio.gather(*(client(i) for i in range(clients)), *([killer()] if victim else []))
+    await asyncio.gather(*(client(i) for i in range(clients)), *([killer()] if victims else []))
     return run
+
+
+def cut_link(server: Server, link: str) -> int:
+    """Cuts what connects two processes; how many connections there were."""
+    connecting, bound = ends_of(link)
+    return cut(server.pid(connecting), server.socket_path(bound))
 
 
 def recovery_s(run: Run) -> float:
@@ -138,23 +124,37 @@ def recovery_s(run: Run) -> float:
 @click.command()
 @click.option("--clients", default=8)
 @click.option("--requests", default=100)
-def main(clients: int, requests: int) -> None:
+@click.option(
+    "--only", default="", help="Cases whose name contains this, and the one without a kill."
+)
+@click.option("--rows", type=click.Path(path_type=Path), help="Append a line of JSON per case.")
+def main(clients: int, requests: int, only: str, rows: Path | None) -> None:
     """See the head of this file."""
-    print(f"{date.today()}  {processor()}; {clients} clients x {requests} requests, one SIGKILL")
+    print(f"{date.today()}  {machine()}; {clients} clients x {requests} requests, one SIGKILL")
     print("| killed | failed | different | recovery s |\n|---|---|---|---|")
     expected: dict[tuple[int, int], str] = {}
-    for name, victim, options in CASES:
-        with tempfile.TemporaryDirectory(prefix="ag-") as folder:
-            server = Server(Path(folder), options)
-            try:
-                run = asyncio.run(drive(server, victim, clients, requests))
-            finally:
-                server.close()
+    for name, victims, shape in CASES:
+        if victims and only not in name:
+            continue
+        with Server(shape) as server:
+            run = asyncio.run(drive(server, victims, clients, requests))
         expected = expected or run.texts
-        different = sum(expected[key] != text for key, text in run.texts.items())
-        failed = f"{run.failures.total()} {dict(run.failures) if run.failures else ''}"
-        took = f"{recovery_s(run):.2f}" if victim else "-"
-        print(f"| {name} | {failed} | {different} | {took} |", flush=True)
+        row = KilledRow(
+            when=date.today().isoformat(),
+            machine=machine(),
+            killed=name,
+            requests=clients * requests,
+            clients=clients,
+            failed=run.failures.total(),
+            causes=dict(run.failures),
+            different=sum(expected[key] != text for key, text in run.texts.items()),
+            recovery_s=recovery_s(run) if victims else None,
+        )
+        took = "-" if row.recovery_s is None else f"{row.recovery_s:.2f}"
+        causes = row.causes or ""
+        print(f"| {name} | {row.failed} {causes} | {row.different} | {took} |", flush=True)
+        if rows is not None:
+            append(rows, row)
 
 
 if __name__ == "__main__":

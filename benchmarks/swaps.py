@@ -1,11 +1,13 @@
 """Many swaps of the scheduling policy under load: nothing may fail, be lost or changed; how long tokens pause.
 
-    python benchmarks/swaps.py [--swaps 1000] [--streams 32] [--tokens 120]
+    python benchmarks/swaps.py [--swaps 1000] [--streams 32] [--tokens 120] [--pause 0] [--rows FILE]
 
 Streams of seeded, sampled completions run all the time against an `accelgen up` with the bundled model in float32,
 while one swap after another goes through all policies. Each finished text is compared with that of the same request
 before the first swap, and the number of tokens with what was asked for. Of the gaps between two chunks of a stream,
-those over a swap are set beside those of the time before.
+those from a swap on are set beside those of the time before: the longest of each swap, until the next one begins. With
+a pause of more than the probation (10 s) the start of a fresh spare falls into that time; without one the two processes
+take turns.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from bisect import bisect_right
 from collections import Counter
 from dataclasses import dataclass, field
 from datetime import date
@@ -29,14 +32,14 @@ from typing import Any
 import click
 import httpx
 
-sys.path.insert(0, str(Path(__file__).parent))
-from iteration import processor
-
+from accelgen.faults.judge import machine
+from accelgen.faults.rows import Spread, SwapsRow, append
 from accelgen.proto.messages import Swap
 from accelgen.supervisor.client import ask_to_swap
 
 CLI = [sys.executable, "-P", "-m", "accelgen.scripts.cli"]
 POLICIES = ("sarathi", "vllm", "accelgen")
+QUIET_S = 10.0  # without swaps, to compare with
 
 
 @dataclass
@@ -86,82 +89,94 @@ async def keep(http: Any, url: str, i: int, tokens: int, seen: Seen, over: async
         await one(http, url, i, tokens, seen)
 
 
-async def swap(run_dir: str, policy: str) -> tuple[float, float, str, str]:
-    """Begin and end of one swap, what is wrong with it ("" for nothing), and what the supervisor said."""
+async def swap(run_dir: str, policy: str) -> tuple[float, str, str]:
+    """When one swap began, what is wrong with it ("" for nothing), and what the supervisor said."""
     begin_s = time.monotonic()
     answer = await asyncio.to_thread(ask_to_swap, Path(run_dir), Swap(policy, {}), 60.0)
-    return begin_s, time.monotonic(), "" if answer.done else answer.line, answer.line
+    return begin_s, "" if answer.done else answer.line, answer.line
 
 
-async def drive(url: str, run_dir: str, swaps: int, streams: int, tokens: int) -> None:
-    """Runs the load and the swaps; prints what came of it. Exit status 1 unless all is as it should be."""
+async def drive(
+    url: str, run_dir: str, swaps: int, streams: int, tokens: int, pause_s: float
+) -> SwapsRow:
+    """Runs the load and the swaps; prints what came of it."""
     seen, over = Seen(), asyncio.Event()
     limits = httpx.Limits(max_connections=streams + 8)
     async with httpx.AsyncClient(timeout=120, limits=limits) as http:
         await asyncio.gather(*(one(http, url, i, tokens, seen) for i in range(streams)))
-        quiet = [gap for _, gap in seen.gaps]
         seen.gaps.clear()
         tasks = [
             asyncio.create_task(keep(http, url, i, tokens, seen, over)) for i in range(streams)
         ]
-        spans, refused, handovers = [], Counter[str](), []
+        await asyncio.sleep(QUIET_S)
+        quiet = [gap for _, gap in seen.gaps]
+        seen.gaps.clear()
+        begins_s, refused, handovers = [], Counter[str](), []
         for _, policy in zip(range(swaps), cycle(POLICIES), strict=False):
-            begin_s, end_s, fault, words = await swap(run_dir, policy)
+            begin_s, fault, words = await swap(run_dir, policy)
             if found := re.search(r"(\d+) ms after", words):
                 handovers.append(int(found[1]) / 1000)
             refused[fault] += bool(fault)
-            spans.append((begin_s, end_s))
+            begins_s.append(begin_s)
+            await asyncio.sleep(pause_s)
+        end_s = time.monotonic()
         over.set()
         await asyncio.gather(*tasks)
-    longest = _longest(seen.gaps, spans)
-    report(swaps, refused, seen, quiet, longest, handovers)
+    row = SwapsRow(
+        when=date.today().isoformat(),
+        machine=machine(),
+        swaps=swaps,
+        refused=sum(refused.values()),
+        streams=streams,
+        outcomes=dict(seen.outcomes),
+        without=spread(quiet),
+        over_a_swap=spread(_longest(seen.gaps, [*begins_s, end_s])),
+        handover=spread(handovers),
+    )
+    report(row, refused)
+    return row
 
 
-def _longest(gaps: list[tuple[float, float]], spans: list[tuple[float, float]]) -> list[float]:
-    found = [0.0] * len(spans)
-    gaps.sort()
-    at = 0
-    for i, (begin_s, end_s) in enumerate(spans):
-        while at < len(gaps) and gaps[at][0] < begin_s:
-            at += 1
-        k = at
-        while k < len(gaps) and gaps[k][0] <= end_s + 0.2:
-            found[i] = max(found[i], gaps[k][1])
-            k += 1
+def _longest(gaps: list[tuple[float, float]], begins_s: list[float]) -> list[float]:
+    """The longest gap that ended between each time and the next."""
+    found = [0.0] * (len(begins_s) - 1)
+    for at_s, gap_s in gaps:
+        i = bisect_right(begins_s, at_s) - 1
+        if 0 <= i < len(found):
+            found[i] = max(found[i], gap_s)
     return found
 
 
-def report(
-    swaps: int,
-    refused: Counter[str],
-    seen: Seen,
-    quiet: list[float],
-    longest: list[float],
-    handovers: list[float],
-) -> None:
+def spread(values: list[float]) -> Spread:
+    """Seconds as milliseconds."""
+    cuts = statistics.quantiles(values, n=100)
+    figures = (statistics.median(values), cuts[89], cuts[98], max(values))
+    return Spread(*(1e3 * value for value in figures))
+
+
+def report(row: SwapsRow, refused: Counter[str]) -> None:
     """Prints the figures."""
-    print(f"{date.today()}  {processor()}")
-    print(f"swaps {swaps}, refused {sum(refused.values())} {dict(+refused)}")
-    print(f"requests {sum(seen.outcomes.values())}: {dict(seen.outcomes)}")
+    print(f"{row.when}  {row.machine}")
+    print(f"swaps {row.swaps}, refused {row.refused} {dict(+refused)}")
+    print(f"requests {sum(row.outcomes.values())}: {row.outcomes}")
     print(
-        "ms: gaps between two chunks without swaps; longest gap over each swap; handover, yield to ready"
+        "ms: gaps between two chunks without swaps; longest gap of each swap; handover, yield to ready"
     )
-    for name, values in (("without", quiet), ("over a swap", longest), ("handover", handovers)):
-        cuts = statistics.quantiles(values, n=100)
-        figures = (statistics.median(values), cuts[89], cuts[98], max(values))
-        print(f"  {name:12s}" + "  ".join(
-            f"{label} {1e3 * value:7.1f}" for label, value in zip(("p50", "p90", "p99", "max"), figures, strict=True)
-        ))  # fmt: skip
-    if refused.total() or set(seen.outcomes) != {"same"}:
-        raise SystemExit(1)
+    spreads = {"without": row.without, "of a swap": row.over_a_swap, "handover": row.handover}
+    for name, ms in spreads.items():
+        print(
+            f"  {name:12s}p50 {ms.p50:7.1f}  p90 {ms.p90:7.1f}  p99 {ms.p99:7.1f}  max {ms.longest:7.1f}"
+        )
 
 
 @click.command()
 @click.option("--swaps", default=1000)
 @click.option("--streams", default=32)
 @click.option("--tokens", default=120)
-def main(swaps: int, streams: int, tokens: int) -> None:
-    """See the head of this file."""
+@click.option("--pause", "pause_s", default=0.0, help="Seconds between swaps.")
+@click.option("--rows", type=click.Path(path_type=Path), help="Append the figures as JSON.")
+def main(swaps: int, streams: int, tokens: int, pause_s: float, rows: Path | None) -> None:
+    """See the head of this file. Exit status 1 unless all is as it should be."""
     with tempfile.TemporaryDirectory(prefix="ag-") as name:
         folder = Path(name)
         folder.chmod(0o700)
@@ -174,9 +189,13 @@ def main(swaps: int, streams: int, tokens: int) -> None:
                 [*CLI, "status", "--json", "--run-dir", run_dir], check=True, capture_output=True
             )
             url = str(json.loads(status.stdout)["url"])
-            asyncio.run(drive(url, run_dir, swaps, streams, tokens))
+            row = asyncio.run(drive(url, run_dir, swaps, streams, tokens, pause_s))
         finally:
             subprocess.run([*CLI, "down", "--run-dir", run_dir], stdout=subprocess.DEVNULL)
+    if rows is not None:
+        append(rows, row)
+    if row.refused or set(row.outcomes) != {"same"}:
+        raise SystemExit(1)
 
 
 if __name__ == "__main__":

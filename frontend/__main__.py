@@ -10,7 +10,7 @@ import uvloop
 import zmq
 
 from accelgen.frontend.app import make_app
-from accelgen.frontend.http_server import HttpServer, make_server, raise_file_limit
+from accelgen.frontend.http_server import HttpServer, make_server
 from accelgen.frontend.journal import Journal
 from accelgen.frontend.keys import Gate
 from accelgen.frontend.link import Link
@@ -43,13 +43,12 @@ def main() -> None:
     except (KeyFileError, ModelError) as error:
         child.fail(str(error))
         return
-    raise_file_limit()
     listener = socket.socket(fileno=int(os.environ[LISTEN_FD]))
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         metrics = Metrics()
         link = Link(
             Router(child.endpoint, child.incarnation),
-            Journal(codec.tokenizer, child.incarnation),
+            Journal(codec.tokenizer, child.incarnation, child.config.max_replays),
             metrics,
             {name: one.max_queue_ms / 1000 for name, one in child.config.slo_classes.items()},
         )
@@ -96,6 +95,8 @@ async def _tend(service: Service, serving: asyncio.Task[None]) -> None:
         _hear(service)
         link.drain()
         link.tend()
+        if link.failure is not None:
+            child.fail(f"the frontend failed: {type(link.failure).__name__}: {link.failure}")
         if link.active and not announced:
             child.phase("ready", 5.0)
             announced = True

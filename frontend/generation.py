@@ -158,16 +158,19 @@ class Generation(Response):
                 self._failure = self._failure or from_end(end)
             case Admission(predicted_ttft_s=predicted_s):
                 self._predicted_s = max(self._predicted_s or 0.0, predicted_s)
-            case Text(choice=choice, text=text, tokens=tokens):
-                self._tokens[choice] = tokens
+            case Text(choice=choice, text=text):
                 if not self._job.stream:
                     self._texts[choice].append(text)
             case Ended(choice=choice, text=text):
                 self._texts[choice].append(text)
-                self._tokens[choice] = event.outcome.completion_tokens
                 self._ends[choice] = event
 
     def _chunk(self, event: Event) -> bytes:
+        match event:  # counts go on with the chunks: several events may have been noted before the first is shown
+            case Text(choice=choice, tokens=tokens):
+                self._tokens[choice] = tokens
+            case Ended(choice=choice, outcome=outcome):
+                self._tokens[choice] = outcome.completion_tokens
         match event:
             case Text() if not event.text and not self._job.usage_always:
                 return b""  # whoever counts tokens wants to hear of one that completes no character, too

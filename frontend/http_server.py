@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import resource
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,7 +19,6 @@ MAX_HEAD_BYTES = 64 * 1024
 MAX_HEADERS = 256
 HEAD_TIMEOUT_S = 15.0
 KEEP_ALIVE_S = 75
-_SPARE_OPEN_FILES = 65_536
 
 
 class BoundedProtocol(HttpToolsProtocol):
@@ -121,11 +119,3 @@ def make_server(app: Any) -> HttpServer:
         backlog=2048,
     )
     return HttpServer(config)
-
-
-def raise_file_limit() -> None:
-    """One descriptor per connection: take what the system allows."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = _SPARE_OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, _SPARE_OPEN_FILES)
-    if soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

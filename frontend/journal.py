@@ -17,10 +17,12 @@ from tokenizers import Tokenizer
 
 from accelgen.frontend.detokenize import Detokenizer, StopStrings
 from accelgen.frontend.events import Admission, Demand, Ended, Event, Outcome, Refused, Text
+from accelgen.frontend.losses import Losses, Workers
 from accelgen.proto.ids import RequestIds
 from accelgen.proto.messages import (
     Admitted,
     Body,
+    Directory,
     End,
     Finished,
     Prompt,
@@ -32,10 +34,12 @@ from accelgen.proto.messages import (
 
 @dataclass(slots=True)
 class Turn:
-    """What one message led to."""
+    """What one message led to. `replays`, `given_up`: requests that have lost their worker."""
 
     events: list[Event] = field(default_factory=list)
     aborts: list[int] = field(default_factory=list)
+    replays: int = 0
+    given_up: int = 0
 
 
 @dataclass(slots=True, eq=False)
@@ -55,6 +59,7 @@ class Choice:
     first_s: float | None = None
     last_s: float | None = None
     cached_tokens: int = 0
+    losses: Losses = field(default_factory=Losses)
 
     def push(self, tokens: Sequence[int]) -> tuple[str, bool]:
         """Takes tokens up to the one that completes a stop string: the text to show, and whether there was one."""
@@ -93,10 +98,14 @@ class Choice:
 
 
 class Journal:
-    """All live choices. `counters`: late (tokens or ends of what had ended already)."""
+    """All live choices. `counters`: late (tokens or ends of what had ended already). A choice under which more than
+    `max_replays` workers have died is given up."""
 
-    def __init__(self, tokenizer: Tokenizer, incarnation: int) -> None:
+    def __init__(self, tokenizer: Tokenizer, incarnation: int, max_replays: int = 3) -> None:
         self._tokenizer = tokenizer
+        self._max_replays = max_replays
+        self._workers = Workers()
+        self._moved = False  # some choice has been given to another worker since the last Directory
         self._ids = RequestIds(incarnation)
         self._live: dict[int, Choice] = {}
         self._calls: dict[int, list[int]] = {}
@@ -163,6 +172,32 @@ class Journal:
                 self.counters["unexpected"] += 1
         return turn
 
+    def learn(self, directory: Directory) -> Turn:
+        """What a new Directory means for the calls: the requests of dead workers are lost."""
+        turn = Turn()
+        if self._workers.learn(directory) or self._moved:
+            self._moved = False
+            for choice in list(self._live.values()):
+                self._judge(choice, turn)
+                choice.losses.settle()
+        return turn
+
+    def _judge(self, choice: Choice, turn: Turn) -> None:
+        """A choice that has lost its worker is computed again (by whoever schedules next), or given up."""
+        losses = choice.losses
+        if not losses.judge(self._workers):
+            return
+        if losses.count <= self._max_replays:
+            turn.replays += 1
+            return
+        died = "1 worker has" if losses.count == 1 else f"{losses.count} workers have"
+        detail = f"{died} died while this request ran; it is not tried again"
+        turn.given_up += 1
+        turn.aborts.append(choice.id)
+        del self._live[choice.id]
+        end = End(choice.id, Reason.FAILED, detail)
+        turn.events.append(Refused(choice.call, choice.index, end))
+
     def _take_admitted(self, message: Admitted, turn: Turn) -> None:
         choice = self._live.get(message.id)
         if choice is None:
@@ -171,6 +206,8 @@ class Journal:
         turn.events.append(
             Admission(choice.call, choice.index, message.predicted_ttft_s, message.cached_tokens)
         )
+        self._moved |= choice.losses.admit(message.worker)
+        self._judge(choice, turn)
 
     def _take_tokens(self, message: Tokens, now_s: float, turn: Turn) -> None:
         at = 0

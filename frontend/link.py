@@ -13,7 +13,7 @@ import structlog
 
 from accelgen.frontend.errors import ApiError, busy, draining, not_activated
 from accelgen.frontend.events import Admission, Demand, Ended, Event, Refused, Text
-from accelgen.frontend.journal import Journal
+from accelgen.frontend.journal import Journal, Turn
 from accelgen.frontend.metrics import Metrics
 from accelgen.proto.clocks import now_s
 from accelgen.proto.epochs import Claim, Fence
@@ -83,7 +83,10 @@ class Link:
         self._queue_limits_s = queue_limits_s  # by class
         self.fence = Fence[Activate](Role.SCHEDULER)
         self.active = False
+        self._directory: Directory | None = None
         self.draining = False
+        self.failure: Exception | None = None  # the process must end
+        self._continues = False  # a later turn of `drain` is on its way
         self._deaf = False  # something was lost: nothing counts before the next epoch
         self._heard_s = 0.0
         self._metronome = Metronome()
@@ -149,15 +152,34 @@ class Link:
             mailbox.put(Refused(call, 0, End(id=0, reason=reason)))
 
     def learn(self, directory: Directory | None) -> None:
-        """Takes the newest Directory: a scheduler that spoke before it was listed may be obeyed now."""
+        """Takes the newest Directory: who has lost its worker, and whether a scheduler that was not listed is now."""
+        if directory is not None and directory is not self._directory:
+            self._directory = directory
+            self._carry_out(self.journal.learn(directory))
         self._activate(self.fence.learn(directory))
 
     def drain(self) -> None:
-        """Reads and handles all messages that have arrived."""
-        while (message := self.router.recv()) is not None:
+        """Reads and handles the messages that have arrived; if there are very many, the rest after others' turns.
+        What fails at one is kept in `failure`: it may have been half taken, so that nobody knows which tokens have
+        been passed on."""
+        for message in self.router.messages():
+            if self.failure is not None:
+                return
             self._look_for_gap()
-            self._take(*message)
+            try:
+                self._take(*message)
+            except Exception as error:
+                log.exception("a message of the scheduler could not be taken")
+                self.failure = error
         self._look_for_gap()
+        if self.router.pending and not self._continues:
+            self._continues = True
+            asyncio.get_running_loop().call_soon(self._continue)
+
+    def _continue(self) -> None:
+        self._continues = False
+        if not self.router.socket.closed:
+            self.drain()
 
     def tend(self) -> None:
         """Call at least twice a second: the pulse of the link."""
@@ -212,11 +234,16 @@ class Link:
         self._heard_s = now_s()
         if self._deaf or isinstance(body, Pulse):
             return
-        turn = self.journal.take(body, now_s())
+        self._carry_out(self.journal.take(body, now_s()))
+
+    def _carry_out(self, turn: Turn) -> None:
         for event in turn.events:
             self._deliver(event)
         if turn.aborts:
             self._send(Abort(turn.aborts))
+        if turn.replays or turn.given_up:
+            self.metrics.count("request_replays_total", turn.replays)
+            self.metrics.count("requests_given_up_total", turn.given_up)
 
     def _activate(self, given: Claim[Activate] | None) -> None:
         if given is None:

@@ -29,7 +29,6 @@ from accelgen.proto.sockets import Dealer, EndpointError, Router
 
 IDLE_S = 1.0  # so long without a message: time to check the invariants
 CHECK_LIMIT = 200_000  # blocks; the check of more would hold up an arrival for longer than 0.2 s
-ROUND_LIMIT = 1000  # messages taken before the supervisor is heard again
 
 log = structlog.get_logger()
 
@@ -105,15 +104,8 @@ class KvProcess:
             self.worker.close()
 
     def _serve(self) -> None:
-        for _ in range(ROUND_LIMIT):
-            message = self.router.recv()
+        for peer, header, body in self.router.messages():
             self._look_for_gap()
-            if message is None:
-                silent_s = now_s() - self._heard_s
-                if silent_s > SILENCE_S:
-                    self._note_gap(f"the scheduler was silent for {silent_s:.1f} s")
-                return
-            peer, header, body = message
             if isinstance(body, Activate):
                 self._activate(self.fence.claim(peer, header, body))
             elif self.fence.passes(peer, header):
@@ -122,6 +114,10 @@ class KvProcess:
                     self._obey(body)
             if not isinstance(body, Pulse):
                 self._idle_since_s, self._checked = now_s(), False
+        self._look_for_gap()
+        silent_s = now_s() - self._heard_s
+        if silent_s > SILENCE_S and not self.router.pending:
+            self._note_gap(f"the scheduler was silent for {silent_s:.1f} s")
 
     def _look_for_gap(self) -> None:
         if self.router.codec.lost(self.fence.peer):

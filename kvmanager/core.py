@@ -32,9 +32,6 @@ class KvCore:
         self.tables = BlockTables(num_blocks, block_size, prefix_caching)
         self.counters: Counter[str] = Counter()
         self._requests: dict[int, Request] = {}
-        self._cuts: dict[
-            int, int
-        ] = {}  # id -> tokens whose KV it keeps; the worker must hear of it
         self._step = -1
 
     @property
@@ -83,17 +80,18 @@ class KvCore:
         release = self._release(plan.release)
         for id in plan.preempt:
             if id in self._requests:
-                self._drop(self._requests[id])
+                self.tables.drop(self._requests[id])
         ids, starts, counts, dropped = self._place_entries(plan, work)
         self.counters["dropped"] += len(dropped)
         self.counters["copies"] += len(work.copy_to)
         self.counters["unpinned"] += len(work.unpinned)
+        cuts = self.tables.cuts
         batch = Batch(
             plan.step, work.new, ids, starts, counts,
             work.table_at, work.table_counts, work.table_blocks, work.copy_from, work.copy_to,
-            release, plan.predicted_s, plan.bound_s, [*self._cuts], [*self._cuts.values()],
+            release, plan.predicted_s, plan.bound_s, [*cuts], [*cuts.values()],
         )  # fmt: skip
-        self._cuts.clear()
+        cuts.clear()
         return batch, self._report(plan.step, dropped, unpinned=work.unpinned)
 
     def _report(
@@ -123,7 +121,7 @@ class KvCore:
         self._step = inventory.step
         self.tables = BlockTables(self.pool.num_blocks, self.block_size, self.prefix_caching)
         self._requests = {held.id: self._stranger(held.id) for held in inventory.held}
-        self._cuts = dict.fromkeys(self._requests, 0) if faults else {}
+        self.tables.cuts = dict.fromkeys(self._requests, 0) if faults else {}
         if not faults:
             self.tables.restore([*self._requests.values()], inventory.held)
         return faults
@@ -158,22 +156,16 @@ class KvCore:
             there = held.pop(request.id, None)
             if request.running and (there is None or there.computed < request.computed):
                 self.tables.spoil(request)
-                self._drop(request)
+                self.tables.drop(request)
         for id in held:
             self._requests[id] = self._stranger(id)
-            self._cuts[id] = 0
+            self.tables.cuts[id] = 0
 
     def _stranger(self, id: int) -> Request:
         """A request that the worker knows and whose tokens are not known here: a scheduler claims it, or it ends."""
         root = root_key(b"")
         first = self.tables.first_index
         return Request(id, array("I"), root, 0, None, index_at=first, introduced=True)
-
-    def _drop(self, request: Request) -> None:
-        """Takes everything from a request, and lets the worker know if it may believe otherwise."""
-        if request.introduced:
-            self._cuts[request.id] = 0
-        self.tables.drop(request)
 
     # --- parts of a plan -----------------------------------------------------------------------------------------
 
@@ -209,9 +201,8 @@ class KvCore:
             keep = 0  # another prompt under this id: nothing of it can be used
         if keep > 0:
             self.tables.truncate(request, keep)
-            self._cuts[request.id] = keep
         else:
-            self._drop(request)
+            self.tables.drop(request)
         request.tokens, request.root, request.length = fresh.tokens, fresh.root, fresh.length
         request.prompt, request.follows = prompt, True
         if keep <= 0:
@@ -232,7 +223,7 @@ class KvCore:
             if request is None:
                 continue
             self.tables.drop(request)
-            self._cuts.pop(id, None)
+            self.tables.cuts.pop(id, None)
             del self._requests[id]
             if request.introduced:
                 known_to_worker.append(id)

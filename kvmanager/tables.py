@@ -39,6 +39,7 @@ class BlockTables:
         self.pool = BlockPool(num_blocks, self.index)
         self.ripe: list[Request] = []  # have full blocks that are not in the index yet
         self.first_index = block_size if prefix_caching else NEVER  # `index_at` of a new request
+        self.cuts: dict[int, int] = {}  # id -> tokens whose KV it keeps; the worker must hear of it
         self._pinned: dict[int, Request] = {}  # hold KV but have not run with it; oldest first
 
     def grow(self, request: Request, end: int, work: Work) -> bool:
@@ -103,6 +104,8 @@ class BlockTables:
 
     def drop(self, request: Request) -> None:
         """Gives back all blocks; the full confirmed ones stay in the prefix index, the last evicted first."""
+        if request.introduced and request.table:
+            self.cuts[request.id] = 0
         self._index_full_blocks(request)
         self._unpin(request)
         self.pool.give_back(reversed(request.table))
@@ -147,6 +150,7 @@ class BlockTables:
     def truncate(self, request: Request, keep: int) -> None:
         """Keeps the KV of the first `keep` tokens, pinned like a prefix hit; the rest of the blocks is given back."""
         assert 0 < keep <= request.computed
+        self.cuts[request.id] = keep
         self._index_full_blocks(request)
         self._unpin(request)
         blocks = -(-keep // self.block_size)

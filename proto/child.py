@@ -15,7 +15,6 @@ from collections import deque
 from pathlib import Path
 from typing import NoReturn
 
-import psutil
 import structlog
 import zmq
 
@@ -24,6 +23,7 @@ from accelgen.proto.config import Config, load_config
 from accelgen.proto.dumps import FOLDER, Dumps
 from accelgen.proto.ids import new_incarnation
 from accelgen.proto.logs import configure_logs
+from accelgen.proto.memory import ResidentMemory
 from accelgen.proto.messages import (
     Assume,
     Body,
@@ -40,7 +40,7 @@ from accelgen.proto.messages import (
     Yield,
 )
 from accelgen.proto.recorder import fact, start_recorder
-from accelgen.proto.sockets import LINGER_MS, Dealer
+from accelgen.proto.sockets import LINGER_MS, Dealer, raise_file_limit
 
 HEARTBEAT_S = 0.5
 _PR_SET_PDEATHSIG = 1
@@ -71,6 +71,7 @@ class Child:
         self.name = f"{role.name.lower()}-{index}"
         configure_logs(self.name, self.config.log_level)
         start_recorder(self.config.recorder_events, self.config.recorder_bytes)
+        raise_file_limit()
         self.incarnation = new_incarnation()
         self.dumps = Dumps(run_dir / FOLDER, self.name, self.incarnation)
         self.endpoint = endpoint_of(run_dir, role, index)
@@ -85,7 +86,7 @@ class Child:
         self._progress = 0
         self._bound_s = self._said_bound_s = 60.0
         self._next_beat_s = 0.0
-        self._process = psutil.Process()
+        self._memory = ResidentMemory()
         self.link = Dealer(
             endpoint_of(run_dir, Role.SUPERVISOR),
             f"{self.name}:{self.incarnation}",
@@ -176,7 +177,7 @@ class Child:
 
     def _send_heartbeat(self, now: float) -> None:
         self._next_beat_s, self._said_bound_s = now + HEARTBEAT_S, self._bound_s
-        rss_bytes = self._process.memory_info().rss
+        rss_bytes = self._memory.bytes()
         self.link.send(
             Heartbeat(self._progress, self._phase, self._bound_s, rss_bytes, dict(self.gauges)),
             self.epoch,

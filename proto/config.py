@@ -88,6 +88,7 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     max_num_seqs: Positive = 256
     max_num_batched_tokens: Positive = 8192
     max_step_s: Annotated[float, Meta(gt=0)] = 10.0
+    max_replays: Natural = 3  # workers that may die under a request before it is given up
     max_queued_requests: Positive = 4096
     max_queued_tokens: Positive = 4_000_000
     profile_file: str = ""  # measured cost model; "" is the cached one, else a rough fit at start

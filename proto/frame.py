@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from hashlib import blake2b
+from typing import Any
 from zlib import crc32
 
 import msgspec
@@ -102,13 +103,14 @@ class Codec:
         self.counters: Counter[str] = Counter()
         self._on_malformed = on_malformed
         self._next_out: dict[bytes, int] = {}
-        self._next_in: dict[tuple[bytes, int], int] = {}
+        self._next_in: dict[bytes, tuple[int, int]] = {}  # incarnation, number
         self._lossy: dict[bytes, None] = {}  # peers, the longest known first
 
     def pack(self, peer: bytes, body: Body, epoch: int) -> list[bytes]:
         """Frames of `body` for `peer`, with the next sequence number of that link."""
-        seq = self._next_out.get(peer, 0)
+        seq = self._next_out.pop(peer, 0)  # put back behind all others
         self._next_out[peer] = seq + 1
+        _forget_one(self._next_out)
         self.counters["sent"] += 1
         header = Header(PROTOCOL_VERSION, TAG_OF[type(body)], epoch, self.incarnation, seq)
         return encode(header, body)
@@ -123,11 +125,11 @@ class Codec:
             self._on_malformed(str(cause), sum(map(len, frames)), digest)
             self._note_loss(peer)
             return None
-        link = (peer, header.incarnation)
-        expected = self._next_in.pop(link, 0)  # put back below, behind all others
-        self._next_in[link] = max(expected, header.seq + 1)
-        if len(self._next_in) > MAX_PEERS:  # peers come and go: the longest silent is forgotten
-            del self._next_in[next(iter(self._next_in))]
+        incarnation, expected = self._next_in.pop(peer, (0, 0))  # put back behind all others
+        if incarnation != header.incarnation:
+            expected = 0
+        self._next_in[peer] = header.incarnation, max(expected, header.seq + 1)
+        _forget_one(self._next_in)
         if header.seq < expected:
             self.counters["duplicate"] += 1
             return None
@@ -145,11 +147,16 @@ class Codec:
 
     def _note_loss(self, peer: bytes) -> None:
         self._lossy[peer] = None
-        if len(self._lossy) > MAX_PEERS:
-            del self._lossy[next(iter(self._lossy))]
+        _forget_one(self._lossy)
 
     def take_back(self, peer: bytes) -> None:
         """The message packed last for `peer` was not sent: its number is free again."""
         self._next_out[peer] -= 1
         self.counters["sent"] -= 1
         self.counters["unsent"] += 1
+
+
+def _forget_one(by_peer: dict[bytes, Any]) -> None:
+    """Peers come and go: the longest silent is forgotten when there are too many."""
+    if len(by_peer) > MAX_PEERS:
+        del by_peer[next(iter(by_peer))]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections import Counter
 from typing import Any, TextIO
 
 import structlog
@@ -33,6 +34,16 @@ def configure_logs(process: str, level: str = "info", stream: TextIO | None = No
     )
     structlog.contextvars.bind_contextvars(process=process)
     logging.basicConfig(handlers=[_Forward()], level=logging.WARNING, force=True)
+
+
+_told: Counter[str] = Counter()
+
+
+def warn_seldom(event: str, **facts: object) -> None:
+    """A warning that a flood of messages can cause: of each kind the first ten are logged, then every 1000th."""
+    _told[event] += 1
+    if _told[event] <= 10 or _told[event] % 1000 == 0:
+        structlog.get_logger().warning(event, count=_told[event], **facts)
 
 
 class _Forward(logging.Handler):

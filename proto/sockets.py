@@ -7,23 +7,25 @@ event loop watches the same sockets by file descriptor.
 from __future__ import annotations
 
 import os
+import resource
 import stat
-from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
-import structlog
 import zmq
 
 from accelgen.proto.frame import MAX_FRAME_BYTES, Codec, Header
+from accelgen.proto.logs import warn_seldom
 from accelgen.proto.messages import Body
 from accelgen.proto.recorder import RECV, SEND, fact, note
 
+# Messages taken at a time: whoever sends without end must not keep a process from all else.
+ROUND_LIMIT = 256
 HIGH_WATER_MARK = 20_000  # a bound, not flow control: credits keep links far below it
 LINGER_MS = 1000  # long enough for a last word to leave
 IPC_PATH_LIMIT = 107
+MAX_OPEN_FILES = 65_536
 TOO_LARGE = f"body exceeds {MAX_FRAME_BYTES} bytes, which would break the link"
-
-log = structlog.get_logger()
 
 
 class EndpointError(ValueError):
@@ -47,23 +49,22 @@ def check_endpoint(endpoint: str) -> str:
     return endpoint
 
 
-_told: Counter[str] = Counter()
-
-
-def _warn(event: str, **facts: object) -> None:
-    """A warning that a flood of messages can cause: of each kind the first ten are logged, then every 1000th."""
-    _told[event] += 1
-    if _told[event] <= 10 or _told[event] % 1000 == 0:
-        log.warning(event, count=_told[event], **facts)
+def raise_file_limit() -> None:
+    """Takes as many descriptors as the system allows, up to 65,536: one for each connection. libzmq aborts the whole
+    process when it cannot accept one for want of a descriptor."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MAX_OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, MAX_OPEN_FILES)
+    if soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _log_malformed(cause: str, length: int, digest: str) -> None:
-    _warn("malformed message dropped", cause=cause, bytes=length, hash=digest)
+    warn_seldom("malformed message dropped", cause=cause, bytes=length, hash=digest)
 
 
 def _unsent(codec: Codec, peer: bytes, body: Body, cause: str) -> bool:
     codec.take_back(peer)
-    _warn("message not sent", kind=type(body).__name__, cause=cause)
+    warn_seldom("message not sent", kind=type(body).__name__, cause=cause)
     if not body.periodic:
         fact("not sent", kind=type(body).__name__, cause=cause)
     return False
@@ -102,17 +103,33 @@ class Router:
             return _unsent(self.codec, peer, body, str(error))
         return True
 
-    def recv(self) -> tuple[bytes, Header, Body] | None:
-        """The next good message without waiting, or None when there is none."""
-        while True:
+    def messages(self) -> Iterator[tuple[bytes, Header, Body]]:
+        """The good ones of the next ROUND_LIMIT messages that have come; `pending` says whether that was all."""
+        for _ in range(ROUND_LIMIT):
             try:
-                peer, *frames = self.socket.recv_multipart(flags=zmq.NOBLOCK)
+                message = self._next()
             except zmq.Again:
-                return None
-            message = self.codec.unpack(peer, frames)
+                return
             if message is not None:
-                note(RECV, peer, message[1], frames)
-                return peer, *message
+                yield message
+
+    @property
+    def pending(self) -> bool:
+        """Whether something waits to be received."""
+        return self.socket.poll(0) != 0
+
+    def recv(self) -> tuple[bytes, Header, Body] | None:
+        """The next good message without waiting; None when there is none among the next ROUND_LIMIT."""
+        return next(self.messages(), None)
+
+    def _next(self) -> tuple[bytes, Header, Body] | None:
+        """The next message, None for a bad one. Raises zmq.Again when there is none."""
+        peer, *frames = self.socket.recv_multipart(flags=zmq.NOBLOCK)
+        message = self.codec.unpack(peer, frames)
+        if message is None:
+            return None
+        note(RECV, peer, message[1], frames)
+        return peer, *message
 
     def close(self) -> None:
         self.socket.close()
@@ -145,8 +162,8 @@ class Dealer:
         return True
 
     def recv(self) -> tuple[Header, Body] | None:
-        """The next good message without waiting, or None when there is none."""
-        while True:
+        """The next good message without waiting; None when there is none, or only bad ones for a while."""
+        for _ in range(ROUND_LIMIT):
             try:
                 frames = self.socket.recv_multipart(flags=zmq.NOBLOCK)
             except zmq.Again:
@@ -155,6 +172,7 @@ class Dealer:
             if message is not None:
                 note(RECV, self._peer, message[1], frames)
                 return message
+        return None
 
     def close(self) -> None:
         self.socket.close()

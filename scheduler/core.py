@@ -34,17 +34,19 @@ from accelgen.scheduler.policy import Limits, Policy
 from accelgen.scheduler.predictor import ClassMedian, LengthPredictor
 from accelgen.scheduler.replica import Outcome, Replica, end_reason
 from accelgen.scheduler.request import Request
+from accelgen.scheduler.table import WAITING
 
 SEED_SPACE = 1 << 63
 
 
 @dataclass(frozen=True, slots=True)
 class ReplicaSpec:
-    """What a replica offers: its KV blocks, and a fitted cost model if there is one."""
+    """What a replica offers: its KV blocks, and a fitted cost model if there is one. `worker`: its incarnation."""
 
     blocks: int
     block_size: int
     coefficients: Coefficients | None = None
+    worker: int = 0
 
 
 @dataclass(slots=True)
@@ -78,6 +80,7 @@ class SchedulerCore:
             )
             for index, spec in replicas.items()
         }
+        self._workers = {index: spec.worker for index, spec in replicas.items()}
         self.predictor = predictor or ClassMedian()
         self.draining = False
         self.yielding = False  # a successor waits: nothing more is planned
@@ -177,9 +180,12 @@ class SchedulerCore:
             self._adopted.discard(request.id)
             for choice in (request, *request.children):
                 self.admitted += 1
-                cached = request.cached_tokens
-                word = Admitted(choice.id, index, choice.predicted_ttft_s, cached)
+                cached, worker = request.cached_tokens, self._workers[index]
+                word = Admitted(choice.id, index, choice.predicted_ttft_s, cached, worker)
                 self.outbox.append((Role.FRONTEND, choice.frontend, word))
+        lost = [id for id in report.unpinned if self._waits(id)]
+        if lost:  # a block of each was needed elsewhere; the others are still in the cache
+            self._lookup(index, [self._request(id) for id in lost])
         early = self._early.get(index)
         if early is not None and not replica.awaits_report(early.step):
             del self._early[index]
@@ -324,6 +330,12 @@ class SchedulerCore:
     def _request(self, id: int) -> Request:
         table = self.replicas[self._home[id]].table
         return table.request(table.slot_of[id])
+
+    def _waits(self, id: int) -> bool:
+        if id not in self._home:
+            return False
+        table = self.replicas[self._home[id]].table
+        return bool(table.state[table.slot_of[id]] == WAITING)
 
     def _arrival(self, request: Request) -> float:
         table = self.replicas[self._home[request.id]].table

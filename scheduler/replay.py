@@ -56,6 +56,7 @@ NO_CORE = "made by a scheduler whose beginning is not in the recording"
 NOT_LEARNT = "before what the scheduler had learnt was recorded"
 FOREIGN = "with requests from before the recording"
 CUT_OFF = "at the very end, without its plan"
+OTHER_POLICY = "made by another policy, before a swap"
 
 _KEYS: dict[str, tuple[type[Body], Callable[[Any], Key]]] = {
     "submit": (Submit, submit_key),
@@ -70,8 +71,8 @@ class Outcome:
     """What came of a replay. `skipped` counts decisions that could not be compared, by cause. `recorded_policy` and
     its parameters are those of the last core in the recording."""
 
-    recorded_policy: str = ""
-    recorded_params: dict[str, Any] = field(default_factory=dict)
+    recorded_policy: str
+    recorded_params: dict[str, Any]
     comparisons: list[Comparison] = field(default_factory=list)
     skipped: Counter[str] = field(default_factory=Counter)
     arrivals: int = 0
@@ -87,12 +88,11 @@ def recorded_policy(recording: Recording) -> tuple[str, dict[str, Any]]:
         raise RecordingError(
             f"{recording.path}: {recording.process} has recorded no scheduling decision"
         )
-    config = _config_of(made[-1], recording)
-    return config.policy, dict(config.policy_params)
+    return _policy_of(_config_of(made[-1], recording))
 
 
 def replay(recording: Recording, policy: Policy) -> Outcome:
-    """Compares `policy` with all that was decided in a scheduler's recording. Raises RecordingError, PolicyFailed."""
+    """Compares `policy` with all that the policy at work last has decided. Raises RecordingError, PolicyFailed."""
     return _Replay(recording, policy).run()
 
 
@@ -141,8 +141,9 @@ class _Replay:
     def __init__(self, recording: Recording, policy: Policy) -> None:
         self.recording, self.policy = recording, policy
         self.ahead = _Ahead(recording)
-        self.outcome = Outcome()
+        self.outcome = Outcome(*recorded_policy(recording))
         self.part = 0
+        self.swapped = False  # the core at work has another policy than the last one
         self.core: SchedulerCore | None = None
         self.rerun = Rerun(policy)
         self.learnt = False  # what the scheduler knew is known here
@@ -186,8 +187,8 @@ class _Replay:
         self.core = SchedulerCore(config, self.rerun, specs)
         for kind, waiting in self.pending.items():  # the rest was for the core before
             self.pending[kind] = [m for m in waiting if m.header.epoch == self.epoch]
-        self.outcome.recorded_policy = config.policy
-        self.outcome.recorded_params = dict(config.policy_params)
+        last = (self.outcome.recorded_policy, self.outcome.recorded_params)
+        self.swapped = _policy_of(config) != last
         self.outcome.max_batched_tokens = config.max_num_batched_tokens
         self.outcome.max_step_s = config.max_step_s
         self.learnt = False
@@ -303,7 +304,9 @@ class _Replay:
 
     def _judge(self, asked: Asked, learnt: bool, alike: bool, last: bool) -> None:
         skipped = self.outcome.skipped
-        if not learnt:
+        if self.swapped:
+            skipped[OTHER_POLICY] += 1
+        elif not learnt:
             skipped[NOT_LEARNT] += 1
         elif not (alike and asked.complete):
             skipped[FOREIGN] += 1
@@ -322,6 +325,10 @@ def _set_cost(replica: Replica, values: list[float]) -> None:
     cost = replica.cost
     cost.coefficients = Coefficients(*coefficients)
     cost.scale, cost.upper, cost.lower, cost.observed = scale, upper, lower, int(observed)
+
+
+def _policy_of(config: Config) -> tuple[str, dict[str, Any]]:
+    return config.policy, dict(config.policy_params)
 
 
 def _config_of(made: Fact, recording: Recording) -> Config:

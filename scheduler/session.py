@@ -156,8 +156,8 @@ class Session:
 
     def _make_core(self, inventories: dict[int, Inventory]) -> SchedulerCore:
         specs = {
-            index: ReplicaSpec(f.num_blocks, f.block_size, _fitted(self.child, f))
-            for index, f in ((index, life.facts) for index, life in self._lives.items())
+            index: ReplicaSpec(f.num_blocks, f.block_size, _fitted(self.child, f), life.worker)
+            for index, life, f in ((i, life, life.facts) for i, life in self._lives.items())
         }
         core = RecordedCore(self.child.config, self.office.policy, specs)
         self.office.experience.give_to(core)

@@ -7,6 +7,7 @@ import pkgutil
 import sys
 
 import structlog
+from msgspec.structs import replace
 
 from accelgen.proto.child import Child
 from accelgen.proto.messages import Assume, Prepare, Yield
@@ -59,6 +60,8 @@ class Standby:
         try:
             self._check_fresh(order.policy)
             self._policy = load_policy(order.policy, order.params)
+            chosen = {"policy": order.policy, "policy_params": order.params}
+            self._child.config = replace(self._child.config, **chosen)  # goes into recordings
         except UnknownPolicy as error:
             self._child.fail(str(error))
         except Exception as error:  # foreign code: whatever it comes up with is the cause

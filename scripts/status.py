@@ -59,6 +59,8 @@ def as_table(directory: Directory) -> str:
             for column, (cell, width) in enumerate(zip(row, widths, strict=True))
         ]
         lines.append("  ".join(cells).rstrip())
+    if why := facts.get("no_spare"):
+        lines += ["", f"no spare scheduler: {why}"]
     return "\n".join(lines)
 
 

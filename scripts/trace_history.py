@@ -137,7 +137,10 @@ def _around(event: Message | Fact, recording: Recording, answer: str) -> Happeni
     if isinstance(event, Message):
         if event.kind == "Activate":
             return Happening(event.moment_s, "epoch", event.header.epoch)
-        if event.kind == "Resync" and event.direction == RECV:
+        to_scheduler = recording.process.startswith(
+            "scheduler"
+        )  # a KV manager's to its worker is routine
+        if event.kind == "Resync" and event.direction == RECV and to_scheduler:
             values = {"sender": event.peer.partition(":")[0], "cause": event.field("cause")}
             return Happening(event.moment_s, "resync", event.header.epoch, values)
         return None

@@ -39,6 +39,7 @@ HELP = {
     "max_num_seqs": "Most requests in one iteration.",
     "max_num_batched_tokens": "Most tokens in one iteration.",
     "max_step_s": "Longest iteration that may be planned, in seconds.",
+    "max_replays": "Times that a request is computed again because a worker died.",
     "max_queued_requests": "Requests that may wait before new ones get 429.",
     "max_queued_tokens": "Prompt tokens that may wait before new requests get 429.",
     "profile_file": "Measured cost model; the one of `accelgen profile` if not given.",

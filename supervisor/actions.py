@@ -14,7 +14,6 @@ class Spawn:
 
     seat: Seat
     epoch: int
-    arguments: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -44,13 +44,13 @@ class Children:
         self._replicas = replicas
         self._of: dict[Seat, Child] = {}
 
-    def spawn(self, seat: Seat, epoch: int, more: tuple[str, ...] = ()) -> Child:
+    def spawn(self, seat: Seat, epoch: int) -> Child:
         """Starts the process of `seat`: own process group (the terminal's Ctrl-C is the supervisor's), output to
         its log, environment as the role needs it."""
         assert seat not in self._of, f"{seat.name} is taken"
         log = self._run_dir / "logs" / f"{seat.name}.log"
         arguments = ["--run-dir", str(self._run_dir), "--index", str(seat.index)]
-        arguments += ["--epoch", str(epoch), "--parent", str(os.getpid()), *more]
+        arguments += ["--epoch", str(epoch), "--parent", str(os.getpid())]
         with log.open("ab") as output:
             process = subprocess.Popen(
                 [*self._command(seat.role), *arguments],

@@ -6,6 +6,7 @@ silent for too long; what a death means. Who is the scheduler is decided in `off
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from signal import SIGKILL
 from typing import Any
@@ -40,6 +41,7 @@ BROADCAST_S = 1.0
 START_BOUND_S = 60.0  # silence allowed before the first Hello: starting Python, importing
 SILENCE_MARGIN_S = 1.5  # three heartbeats, on top of what the process announced
 FAILURE_GRACE_S = 0.1  # a last word may still be on its way when the exit is seen
+_MESSAGES = 'accelgen:messages_total{{process="supervisor",kind="{}"}}'
 ASLEEP_S = 2.0  # a gap this long between two looks means that we were asleep ourselves
 
 
@@ -48,7 +50,7 @@ class SupervisorCore:
     """State of a whole server. `seats`: who is started first, in the order of readiness; `facts` is what the Directory
     carries as config.
 
-    `oom_kills` is kept up to date by the process: kernel out-of-memory kills since the start."""
+    The process keeps `oom_kills` (of the kernel, since the start), `rss_bytes` and `wire` up to date."""
 
     seats: list[Seat]
     pid: int
@@ -57,6 +59,7 @@ class SupervisorCore:
     drain_s: float = 5.0
     oom_kills: int = 0
     rss_bytes: int = 0
+    wire: Mapping[str, int] = field(default_factory=dict)  # what became of messages
     occupants: dict[Seat, Occupant] = field(default_factory=dict)
     shutdown: Shutdown | None = None
     draining: bool = False
@@ -201,7 +204,7 @@ class SupervisorCore:
             heard_s=0.0,
             rss_bytes=self.rss_bytes,
             facts=None,
-            gauges={},
+            gauges={_MESSAGES.format(kind): float(n) for kind, n in self.wire.items()},
         )
         seated = sorted(self.occupants.values(), key=lambda o: (-o.seat.role, o.seat.index))
         members = [own, *(occupant.member(now_s) for occupant in seated)]

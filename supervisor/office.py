@@ -21,6 +21,7 @@ from accelgen.supervisor.actions import Action, Send, Signal, Spawn
 from accelgen.supervisor.members import Assignment, Occupant, Seat
 from accelgen.supervisor.orders import assume, prepare
 from accelgen.supervisor.restarts import Restarts
+from accelgen.supervisor.spare import Spare
 from accelgen.supervisor.swap import (
     LAST_WORD_S,
     PREPARE_S,
@@ -33,11 +34,7 @@ from accelgen.supervisor.swap import (
 from accelgen.supervisor.verdict import describe_death
 
 SEATS = (Seat(Role.SCHEDULER, 0), Seat(Role.SCHEDULER, 1))
-QUIET_S = 1.0  # a spare is started when the server has been ready for so long without a swap
-OFFICE, SPARE = (
-    "scheduler in office",
-    "spare scheduler",
-)  # their restarts count apart, in whatever seat
+OFFICE = "scheduler in office"  # its restarts count together, in whichever seat
 
 log = structlog.get_logger()
 
@@ -59,12 +56,14 @@ class Office:
     term: int = 0  # the last one that was given out
     before: Assignment | None = None
     exchange: Exchange | None = None
+    spare: Spare = field(init=False)
     _probation_s: float = 0.0  # until then
     _due_s: float = 0.0  # back-off: for a vacant office no process is started before
-    _spare_due_s: float = 0.0  # likewise, for the spare; infinite: never
-    _quiet_s: float = inf  # when the server will have been quiet for long enough
     _retired_s: dict[Seat, float] = field(default_factory=dict)  # leaving; killed at that time
     _changed: bool = False
+
+    def __post_init__(self) -> None:
+        self.spare = Spare(self.restarts, self.facts)
 
     # --- views -------------------------------------------------------------------------------------------------
 
@@ -95,7 +94,8 @@ class Office:
         elif self.holder is None:
             times.append(self._due_s if self.vacated and candidate is None else inf)
         else:
-            times.append(self._renewal_s(candidate))
+            renewal_s = self.spare.renewal_s(candidate, self._probation_s)
+            times.append(inf if self._retired_s else renewal_s)
         return min(times)
 
     # --- deaths ------------------------------------------------------------------------------------------------
@@ -113,27 +113,19 @@ class Office:
 
     def lose(self, dead: Occupant, line: str, now_s: float) -> bool:
         """A scheduler has died by itself. False if that has happened too often for the server to go on."""
-        spare = self.is_spare(dead.seat)
-        delay_s = self.restarts.delay_s(SPARE if spare else OFFICE, now_s)
-        if spare:
-            self._lose_spare(line, now_s, delay_s)
-        elif delay_s is None:
+        if self.is_spare(dead.seat):
+            self.spare.lose(line, now_s)
+            dead.judged = True
+            return True
+        delay_s = self.restarts.delay_s(OFFICE, now_s)
+        if delay_s is None:
             return False
-        else:
-            if self.exchange is not None:
-                self.exchange.end(False, "the scheduler in office has died meanwhile")
-            self._roll_back(line, now_s)
-            self.holder, self.vacated, self._due_s = None, dead.seat, now_s + delay_s
+        if self.exchange is not None:
+            self.exchange.end(False, "the scheduler in office has died meanwhile")
+        self._roll_back(line, now_s)
+        self.holder, self.vacated, self._due_s = None, dead.seat, now_s + delay_s
         dead.judged = True
         return True
-
-    def _lose_spare(self, line: str, now_s: float, delay_s: float | None) -> None:
-        if delay_s is None:
-            log.error("there will be no spare scheduler until the next swap", why=line)
-            self.facts["no_spare"] = line
-        else:
-            log.warning("spare scheduler lost", why=line)
-        self._spare_due_s = inf if delay_s is None else now_s + delay_s
 
     def _roll_back(self, why: str, now_s: float) -> None:
         """On probation a death brings the policy before back."""
@@ -153,21 +145,12 @@ class Office:
         if self.holder is None:
             return self._start() if self.vacated and now_s >= self._due_s else []
         if not wants_spare or self.busy or not self.serving:
-            self._quiet_s = inf
+            self.spare.wait()
             return []
-        self._quiet_s = min(self._quiet_s, now_s + QUIET_S)
-        if now_s < self._renewal_s(candidate):
+        self.spare.calm_down(now_s)
+        if self._retired_s or now_s < self.spare.renewal_s(candidate, self._probation_s):
             return []
         return self._start() if candidate is None else self._dismiss(candidate, now_s)
-
-    def _renewal_s(self, spare: Occupant | None) -> float:
-        """When a spare is to be started, or to make room for one that has not served."""
-        if self._retired_s or self._spare_due_s == inf:
-            return inf
-        if spare is None:
-            return max(self._quiet_s, self._spare_due_s)
-        has_served = spare.epoch > 0 and spare.phase == "standby"
-        return max(self._quiet_s, self._probation_s) if has_served else inf
 
     def _candidate(self) -> Occupant | None:
         """The process that is, or will be, the next to take office."""
@@ -184,7 +167,9 @@ class Office:
         prepared = one.assignment == self.assignment
         actions = [] if prepared else [prepare(one, self.assignment)]
         self.holder, self.vacated, self.term = one.seat, None, self.term + 1
-        self._quiet_s, self._changed = inf, True
+        self._changed = True
+        log.info("takes office", child=one.seat.name, pid=one.pid, epoch=self.term)
+        self.spare.wait()
         return [*actions, assume(one, self.term, snapshot)]
 
     # --- swaps -------------------------------------------------------------------------------------------------
@@ -254,8 +239,7 @@ class Office:
             self.holder = swap.new
             self.before, self._probation_s = self.assignment, now_s + PROBATION_S
             self._assign(swap.aim, now_s)
-            self._spare_due_s = 0.0
-            self.facts.pop("no_spare", None)
+            self.spare.forgive()
             return actions if stands_aside(old) else actions + self._dismiss(old, now_s)
         if new is not None and not _may_stay(swap, new, now_s):
             actions += self._dismiss(new, now_s)

@@ -8,7 +8,6 @@ import socket
 from pathlib import Path
 from typing import Protocol
 
-import psutil
 import structlog
 import zmq
 
@@ -16,9 +15,10 @@ from accelgen.proto.child import endpoint_of
 from accelgen.proto.clocks import now_s
 from accelgen.proto.dumps import FOLDER, Dumps
 from accelgen.proto.ids import new_incarnation
+from accelgen.proto.memory import ResidentMemory
 from accelgen.proto.messages import Directory, Role
 from accelgen.proto.recorder import fact
-from accelgen.proto.sockets import Router
+from accelgen.proto.sockets import Router, raise_file_limit
 from accelgen.supervisor.actions import Action, Drain, Finish, Record, Send, Signal, Spawn
 from accelgen.supervisor.children import Child, Children
 from accelgen.supervisor.core import SupervisorCore
@@ -62,6 +62,7 @@ class Supervisor:
     ) -> None:
         self._core, self._children, self._listener = core, children, listener
         self._display, self._run_dir = display, run_dir.path
+        raise_file_limit()
         incarnation = new_incarnation()
         self._router = Router(endpoint_of(run_dir.path, Role.SUPERVISOR), incarnation)
         self._dumps = Dumps(run_dir.path / FOLDER, "supervisor-0", incarnation)
@@ -72,7 +73,7 @@ class Supervisor:
         self._shown_ready = False
         self._finish: Finish | None = None
         self._oom_kills_before = oom_kills()
-        self._own = psutil.Process()
+        self._memory = ResidentMemory()
 
     def run(self) -> Finish:
         """Serves until the end; returns how that came. Whatever happens, no child stays behind."""
@@ -97,7 +98,7 @@ class Supervisor:
         readable = {source for source, _ in self._poller.poll(int(1000 * timeout_s) + 1)}
         if wake_fd in readable:
             os.read(wake_fd, 4096)
-        while (message := self._router.recv()) is not None:
+        for message in self._router.messages():
             self._do(self._core.heard(*message, now_s()))
         for answer in self._dumps.answers():
             self._router.send(answer.client, answer)
@@ -107,7 +108,8 @@ class Supervisor:
             name = self._signals.pop(0).name
             log.info("signal", name=name)
             self._do(self._core.signalled(name, now_s()))
-        self._core.rss_bytes = self._own.memory_info().rss
+        self._core.wire = self._router.codec.counters
+        self._core.rss_bytes = self._memory.bytes()
         self._do(self._core.tick(now_s()))
         self._show()
 
@@ -128,8 +130,8 @@ class Supervisor:
             match action:
                 case Send(peer, body, epoch):
                     self._router.send(peer, body, epoch)
-                case Spawn(seat, epoch, arguments):
-                    self._spawn(seat, epoch, arguments)
+                case Spawn(seat, epoch):
+                    self._spawn(seat, epoch)
                 case Signal(seat, signum):
                     log.info("kill", child=seat.name, signal=signal.Signals(signum).name)
                     fact("kill", child=seat.name, signal=signal.Signals(signum).name)
@@ -142,8 +144,8 @@ class Supervisor:
                     log.info("end", status=status, line=line)
                     self._finish = action
 
-    def _spawn(self, seat: Seat, epoch: int, arguments: tuple[str, ...]) -> None:
-        child = self._children.spawn(seat, epoch, arguments)
+    def _spawn(self, seat: Seat, epoch: int) -> None:
+        child = self._children.spawn(seat, epoch)
         self._by_pidfd[child.pidfd] = child
         self._poller.register(child.pidfd, zmq.POLLIN)
         log.info("start", child=seat.name, pid=child.process.pid, epoch=epoch)

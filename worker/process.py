@@ -13,6 +13,7 @@ from accelgen.proto.child import HEARTBEAT_S, Child
 from accelgen.proto.clocks import now_s
 from accelgen.proto.epochs import Claim, Fence
 from accelgen.proto.frame import Header
+from accelgen.proto.logs import warn_seldom
 from accelgen.proto.messages import Activate, Batch, Body, Inventory, Pulse, Resync, Role
 from accelgen.proto.pulse import SILENCE_S, Metronome
 from accelgen.proto.sockets import Router
@@ -118,13 +119,13 @@ class Loop:
             self.router.send(self.fence.peer, Pulse(), self.fence.epoch)
 
     def _receive(self) -> None:
-        while (message := self.router.recv()) is not None:
+        for message in self.router.messages():
             self._look_for_gap()
             self._take(*message)
         self._look_for_gap()
         # Only now: after a long iteration the pulses of that time had to be read first.
         silent_s = now_s() - self._heard_s
-        if self.manager.peer and silent_s > SILENCE_S:
+        if self.manager.peer and silent_s > SILENCE_S and not self.router.pending:
             self._note_gap(f"the KV manager was silent for {silent_s:.1f} s")
 
     def _look_for_gap(self) -> None:
@@ -153,7 +154,7 @@ class Loop:
                 pass
             case _:
                 self.counters["unexpected"] += 1
-                log.warning(
+                warn_seldom(
                     "unexpected message",
                     kind=type(body).__name__,
                     epoch=header.epoch,
@@ -201,6 +202,7 @@ class Loop:
 
     def _gauge_messages(self) -> None:
         counters = self.counters + self.fence.counters + self.manager.counters
-        for kind in ("stale", "stranger", "unexpected"):
+        counters += self.router.codec.counters
+        for kind in ("stale", "stranger", "unexpected", "malformed", "duplicate", "gap"):
             name = f'accelgen:worker_{kind}_messages_total{{replica="{self.child.index}"}}'
             self.child.gauges[name] = counters[kind]

@@ -266,6 +266,10 @@ class Stage:
         """The supervisor tells what a worker found out."""
         found = structs.replace(make_facts(self.tokenizer.get_vocab_size()), **facts)
         members = [make_member(Role.WORKER, facts=found)]
+        self.lists(*members)
+
+    def lists(self, *members: Member) -> None:
+        """The supervisor tells who is there beside the schedulers."""
         self.supervisor.tell(Directory([*members, *SCHEDULERS], ready=True, draining=False))
 
     def says(self, *texts: str, reason: Reason = Reason.STOP, per_token: bool = True) -> None:

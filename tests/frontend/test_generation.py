@@ -95,6 +95,17 @@ def test_tokens_without_text_are_counted_as_they_come(stage: Any) -> None:
     assert chunks[-1]["usage"]["completion_tokens"] == 6
 
 
+def test_running_counts_are_of_the_tokens_shown_so_far(stage: Any) -> None:
+    """Also when several tokens have arrived before the first of them is sent on."""
+    ids = stage.tokenizer.encode("The quick brown fox", add_special_tokens=False).ids
+    stage.scheduler.answer = lambda submit: stage.script(submit.prompt.id, ids, Reason.LENGTH)
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    chunks = [c for c in chat_events(stage, stream_options=options)[:-1] if c["choices"]]
+    shown = [c for c in chunks if c["choices"][0]["delta"].get("content")]
+    counts = [chunk["usage"]["completion_tokens"] for chunk in shown]
+    assert counts == list(range(1, len(ids) + 1))
+
+
 def test_stream_helper_of_the_client(stage: Any) -> None:
     stage.says("The lazy dog")
     with stage.client.chat.completions.stream(model="tiny", messages=MESSAGES) as stream:

@@ -59,9 +59,22 @@ class Server:
             command, env=self.environment, capture_output=True, text=True, timeout=60
         )
 
+    def processes(self) -> list[psutil.Process]:
+        """The supervisor and everybody it has started."""
+        supervisor = psutil.Process(self.process.pid)
+        return [supervisor, *supervisor.children(recursive=True)]
+
+    def wait_for_spare(self) -> Directory:
+        """The Directory once a scheduler stands by: it is started when the server has been ready for a moment."""
+        until_s = time.monotonic() + READY_S
+        while not any(member.phase == "standby" for member in self.directory().members):
+            assert time.monotonic() < until_s, self.directory()
+            time.sleep(0.02)
+        return self.directory()
+
     def down(self) -> None:
         """Ends it; asserts exit status 0 and that nothing is left of it: no process, no file."""
-        processes = [psutil.Process(pid) for pid in self.pids.values() if psutil.pid_exists(pid)]
+        processes = self.processes()
         done = self.call("down")
         assert done.returncode == 0, done.stderr + self.output.read_text()
         assert self.process.wait(10) == 0, self.output.read_text()

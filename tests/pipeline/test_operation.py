@@ -8,23 +8,30 @@ from typing import Any
 
 import psutil
 
+from accelgen.proto.messages import Role
+
 LEAN_BYTES = 150 * 2**20  # frontend, scheduler, KV manager: resident, each
 OVERHEAD_BYTES = 600 * 2**20  # worker: on top of weights and KV cache
 
 
-def test_status_shows_five_processes(server: Any) -> None:
+def test_status_shows_every_process(server: Any) -> None:
+    server.wait_for_spare()
     done = server.call("status")
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert server.url in lines[0] and "ready" in lines[0] and "accelgen-demo" in lines[0]
-    names = ["supervisor-0", "worker-0", "kvmanager-0", "scheduler-0", "frontend-0"]
+    names = ["supervisor-0", "worker-0", "kvmanager-0", "scheduler-0", "scheduler-1", "frontend-0"]
     assert [line.split()[0] for line in lines[3:]] == names
     for line in lines[3:]:
         name, pid, epoch, phase = line.split()[:4]
-        assert (int(pid), epoch, phase) == (server.pids[name], "1", "ready")
+        if name == "scheduler-1":
+            assert (epoch, phase) == ("0", "standby")
+        else:
+            assert (int(pid), epoch, phase) == (server.pids[name], "1", "ready")
 
 
 def test_progress_goes_on_without_requests(server: Any) -> None:
+    server.wait_for_spare()
     before = json.loads(server.call("status", "--json").stdout)
     after = before
     for _ in range(20):
@@ -38,9 +45,9 @@ def test_progress_goes_on_without_requests(server: Any) -> None:
 
 
 def test_memory_of_each_process(server: Any) -> None:
-    members = {member.role.name: member for member in server.directory().members}
-    for role in ("FRONTEND", "SCHEDULER", "KVMANAGER", "SUPERVISOR"):
-        assert members[role].rss_bytes < LEAN_BYTES, role
+    members = {member.role.name: member for member in server.wait_for_spare().members}
+    for member in server.directory().members:
+        assert member.role is Role.WORKER or member.rss_bytes < LEAN_BYTES, member
     worker = members["WORKER"]
     allowed = worker.facts.weights_bytes + worker.facts.kv_bytes + OVERHEAD_BYTES
     assert worker.rss_bytes < allowed
@@ -58,8 +65,9 @@ def test_logs_of_every_process(server: Any) -> None:
 
 def test_killing_the_launcher_leaves_nothing(launch_server: Callable[..., Any]) -> None:
     server = launch_server("--kv-blocks", "64", "--max-model-len", "512")
-    processes = [psutil.Process(pid) for pid in server.pids.values()]
-    assert len(processes) == 5
+    server.wait_for_spare()
+    processes = server.processes()
+    assert len(processes) == 6
     server.process.kill()
     server.process.wait()
     _, left = psutil.wait_procs(processes[1:], timeout=2)

@@ -121,7 +121,16 @@ async def streams(server: Any, kills: list[str]) -> list[Any]:
 
 
 def member(server: Any, name: str) -> Any:
-    return next(m for m in server.directory().members if f"{m.role.name.lower()}-{m.index}" == name)
+    """The process of this seat; "scheduler" is whoever is in office, or None for a moment."""
+    members = server.directory().members
+    if name == "scheduler":
+        return schedulers(server).get("ready")
+    return next(m for m in members if f"{m.role.name.lower()}-{m.index}" == name)
+
+
+def schedulers(server: Any) -> dict[str, Any]:
+    """The scheduler processes by their phase: "ready" is in office, "standby" is the spare."""
+    return {m.phase: m for m in server.directory().members if m.role is Role.SCHEDULER}
 
 
 def kill(server: Any, name: str) -> None:
@@ -129,19 +138,38 @@ def kill(server: Any, name: str) -> None:
     pid = member(server, name).pid
     os.kill(pid, signal.SIGKILL)
     until_s = time.monotonic() + 60
-    while member(server, name).pid == pid or not server.directory().ready:
+    while (
+        not server.directory().ready or (found := member(server, name)) is None or found.pid == pid
+    ):
         assert time.monotonic() < until_s, f"{name} does not come back"
         time.sleep(0.02)
 
 
 def test_scheduler_killed_under_streams(server: Any) -> None:
-    """No request fails, and every text is what it would have been."""
+    """No request fails, every text is what it would have been, and the process that stood by is in office."""
     quiet = asyncio.run(streams(server, []))
     assert all(isinstance(text, str) for text in quiet), quiet
-    epoch = member(server, "scheduler-0").epoch
-    assert asyncio.run(streams(server, ["scheduler-0"] * 2)) == quiet
-    assert member(server, "scheduler-0").epoch == epoch + 2
+    server.wait_for_spare()
+    spare, before = schedulers(server)["standby"], member(server, "scheduler")
+    assert asyncio.run(streams(server, ["scheduler"])) == quiet
+    after = member(server, "scheduler")
+    assert (after.pid, after.epoch) == (spare.pid, before.epoch + 1)
+    server.wait_for_spare()
+    assert schedulers(server)["standby"].pid not in (spare.pid, before.pid)
+    assert sum(m.role is Role.SCHEDULER for m in server.directory().members) == 2
     assert len(set(quiet)) == STREAMS
+
+
+def test_the_scheduler_and_its_spare_killed_under_streams(server: Any) -> None:
+    """Then a process is started."""
+    quiet = asyncio.run(streams(server, []))
+    server.wait_for_spare()
+    spare, before = schedulers(server)["standby"], member(server, "scheduler")
+    os.kill(spare.pid, signal.SIGKILL)
+    assert asyncio.run(streams(server, ["scheduler"])) == quiet
+    after = member(server, "scheduler")
+    assert after.epoch == before.epoch + 1 and after.pid not in (spare.pid, before.pid)
+    server.wait_for_spare()
 
 
 @pytest.mark.parametrize("name", ["kvmanager-0", "worker-0"])
@@ -199,6 +227,18 @@ def gauge(server: Any, name: str) -> float:
     return sum(float(x.rsplit(" ", 1)[1]) for x in lines if x.startswith(f"accelgen:{name}"))
 
 
+def settled_gauge(server: Any, name: str) -> float:
+    """Its value when heartbeat and Directory have brought the last one: unchanged for three of their rounds."""
+    value, since_s = gauge(server, name), time.monotonic()
+    until_s = since_s + 60
+    while time.monotonic() < since_s + 3.0:
+        assert time.monotonic() < until_s, f"{name} keeps changing"
+        if (now := gauge(server, name)) != value:
+            value, since_s = now, time.monotonic()
+        time.sleep(0.1)
+    return value
+
+
 async def swapped(server: Any, policies: list[str]) -> tuple[list[Any], list[Any]]:
     """All streams at once with swaps under them, one after another; and what each swap said."""
     heard, said = [0] * STREAMS, []
@@ -225,6 +265,37 @@ def test_policies_are_swapped_under_streams(server: Any, packages: Path) -> None
     assert dry.returncode == 0 and "could take over" in dry.stdout and active(server) == "vllm"
     listed = server.call("policies").stdout
     assert "* vllm   active" in listed and "  another" in listed
+
+
+def test_a_package_that_has_been_upgraded(server: Any, packages: Path) -> None:
+    """The process that stands by has run the old version, and would not see the new one."""
+    install(packages)
+    assert swap(server, "another").returncode == 0
+    assert swap(server, "vllm").returncode == 0
+    newer = "\nclass Another(Vllm):\n    def __init__(self, version: int = 2): super().__init__()\n"
+    (packages / "somebodys.py").write_text(BROKEN + newer)
+    done = swap(server, "another", "--param", "version=2")
+    assert done.returncode == 0, done
+    assert server.directory().config["policy_params"] == {"version": 2}
+    install(packages)
+    assert swap(server, "vllm").returncode == 0
+
+
+def test_what_has_been_learnt_is_handed_over(server: Any) -> None:
+    """The cost model's correction is the same in the next process, as long as nothing has run there."""
+    asyncio.run(streams(server, []))
+    server.wait_for_spare()
+    time.sleep(
+        2.0
+    )  # the gauges of the last iterations, and prefixes that somebody may still compute
+    pid, scale = member(server, "scheduler").pid, gauge(server, "cost_model_scale")
+    assert scale != 1.0
+    assert swap(server, "sarathi").returncode == 0
+    until_s = time.monotonic() + 10
+    while gauge(server, "cost_model_scale") != scale:
+        assert time.monotonic() < until_s, (scale, gauge(server, "cost_model_scale"))
+        time.sleep(0.1)
+    assert member(server, "scheduler").pid != pid
 
 
 async def swapped_over_http(server: Any) -> tuple[list[Any], list[httpx.Response]]:

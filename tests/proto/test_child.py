@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from accelgen.proto.child import endpoint_of
@@ -89,6 +90,18 @@ def launched(run_dir: Path) -> Iterator[Launched]:
     child = Launched(run_dir)
     yield child
     child.close()
+
+
+def test_it_goes_on_beating_without_a_file_descriptor_left(launched: Launched) -> None:
+    _, before = launched.hear(lambda body: isinstance(body, Heartbeat) and body.phase == "working")
+    pid = launched.process.pid
+    highest = max(int(name) for name in os.listdir(f"/proc/{pid}/fd"))
+    psutil.Process(pid).rlimit(psutil.RLIMIT_NOFILE, (highest + 1, highest + 1))
+    for _ in range(2):
+        _, beat = launched.hear(lambda body: isinstance(body, Heartbeat))
+        assert beat.progress > before.progress
+        assert beat.rss_bytes == pytest.approx(psutil.Process(pid).memory_info().rss, rel=0.1)
+        before = beat
 
 
 def test_hello_heartbeats_and_stop(launched: Launched, run_dir: Path) -> None:

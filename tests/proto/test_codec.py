@@ -138,3 +138,23 @@ def test_the_longest_silent_peer_is_forgotten_first(monkeypatch: pytest.MonkeyPa
         assert receiver.unpack(b"steady", steady.pack(b"", Abort([i]), 0))
         receiver.unpack(b"guest %d" % i, Codec(3).pack(b"", Query(), 0))
     assert "gap" not in receiver.counters and len(receiver._next_in) == 3
+
+
+def test_one_peer_with_many_names_has_one_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another incarnation in each message: nobody else is forgotten for it."""
+    monkeypatch.setattr(frame, "MAX_PEERS", 3)
+    receiver, steady = Codec(1), Codec(2)
+    assert receiver.unpack(b"steady", steady.pack(b"", Query(), 0))
+    for i in range(20):
+        assert receiver.unpack(b"stranger", Codec(100 + i).pack(b"", Query(), 0))
+    assert receiver.unpack(b"steady", steady.pack(b"", Query(), 0))
+    assert "gap" not in receiver.counters and not receiver.lost(b"steady")
+
+
+def test_answers_to_many_are_not_remembered_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(frame, "MAX_PEERS", 3)
+    sender, steady = Codec(1), Codec(2)
+    for i in range(20):
+        assert steady.unpack(b"", sender.pack(b"steady", Abort([i]), 0))
+        sender.pack(b"guest %d" % i, Query(), 0)
+    assert steady.counters == {"received": 20} and len(sender._next_out) == 3

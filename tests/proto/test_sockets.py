@@ -172,6 +172,23 @@ def test_a_body_too_large_for_the_receiver_is_not_sent(
     assert good.codec.counters["unsent"] == link.router.codec.counters["unsent"] == 1
 
 
+def test_a_flood_comes_in_portions(link: Link, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Garbage counts, too: the receiver gets to do something else in between, and loses nothing."""
+    monkeypatch.setattr(sockets, "ROUND_LIMIT", 10)
+    stranger, good = link.dealer("stranger"), link.dealer("good")
+    for i in range(25):
+        stranger.socket.send_multipart([b"\xc1", b"\xc1"])
+        good.send(Abort([i]))
+    counters, got = link.router.codec.counters, []
+    end_s = now_s() + DEADLINE_S
+    while counters["malformed"] < 25 or len(got) < 25:
+        assert now_s() < end_s
+        before = counters["malformed"] + counters["received"]
+        got += [body.ids[0] for _, _, body in link.router.messages() if isinstance(body, Abort)]
+        assert counters["malformed"] + counters["received"] <= before + 10
+    assert got == list(range(25)) and not link.router.pending and link.router.recv() is None
+
+
 def test_sending_to_nobody_is_told(link: Link) -> None:
     assert not link.router.send(b"nobody", Query())
     assert link.router.codec.counters == {"sent": 0, "unsent": 1}

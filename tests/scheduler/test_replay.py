@@ -18,7 +18,14 @@ from accelgen.scheduler.policies.sarathi import Sarathi
 from accelgen.scheduler.policies.vllm import Vllm
 from accelgen.scheduler.policy import Decision, load_policy
 from accelgen.scheduler.recording import LEARNT_EVERY, RecordedCore
-from accelgen.scheduler.replay import FOREIGN, NOT_LEARNT, Outcome, recorded_policy, replay
+from accelgen.scheduler.replay import (
+    FOREIGN,
+    NOT_LEARNT,
+    OTHER_POLICY,
+    Outcome,
+    recorded_policy,
+    replay,
+)
 
 POLICIES = ["accelgen", "sarathi", "vllm"]
 OBJECTIVES = [
@@ -187,6 +194,21 @@ def test_parameters_are_known(tmp_path: Path) -> None:
     assert recorded_policy(recording)[0] == "sarathi"
     assert different(replay(recording, Sarathi(chunk_size=4))) == 0
     assert different(replay(recording, Sarathi())) > 0
+
+
+def test_only_the_last_policy_is_compared(tmp_path: Path) -> None:
+    """A process that has been in office twice, with two policies."""
+    path = tmp_path / "dump"
+    with recording_to(path):
+        for policy in ("vllm", "sarathi"):
+            world = RecordedWorld(policy, max_num_batched_tokens=16)
+            load(world, random.Random(1), 10, 0.1)
+            world.run()
+    recording = read_recording(path)
+    assert recorded_policy(recording) == ("sarathi", {})
+    outcome = replay(recording, Sarathi())
+    assert different(outcome) == 0 and len(outcome.comparisons) >= len(world.plans)
+    assert set(outcome.skipped) == {OTHER_POLICY} and outcome.skipped[OTHER_POLICY] > 10
 
 
 def test_a_recording_without_decisions(tmp_path: Path) -> None:

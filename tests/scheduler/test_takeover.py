@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 import pytest
-from hypothesis import Phase, given, settings
+from hypothesis import Phase, example, given, settings
 from hypothesis import strategies as st
 from world import POLICIES, World, expected
 
@@ -102,6 +102,7 @@ def test_the_worker_forgets_what_ends_before_it_runs_again() -> None:
 
 
 @settings(deadline=None, max_examples=120, phases=[Phase.explicit, Phase.reuse, Phase.generate])
+@example(278, "accelgen", 0, 14, 1)  # a pin withdrawn from who was adopted
 @given(
     seed=st.integers(0, 10**6),
     policy=st.sampled_from(POLICIES),

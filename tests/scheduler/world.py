@@ -159,7 +159,9 @@ class World:
     ) -> None:  # fmt: skip
         self.report_s = report_s  # how long a KvReport takes: the result of its step may be faster
         self.config = Config(policy=policy, replicas=replicas, **config)  # type: ignore[arg-type]
-        self.specs = {index: ReplicaSpec(blocks, block_size) for index in range(replicas)}
+        self.specs = {
+            index: ReplicaSpec(blocks, block_size, None, 100 + index) for index in range(replicas)
+        }
         self.core = SchedulerCore(self.config, load_policy(policy, params or {}), self.specs)
         self.epoch = self.adopted = self.lost = 0
         self._loses = False
@@ -329,6 +331,7 @@ class World:
                     self.ended[end.id] = end.reason
                     self.journal.pop(end.id, None)
             case Admitted():
+                assert body.worker == 100 + body.replica
                 self.admitted[body.id] = body
 
 

@@ -25,6 +25,7 @@ from accelgen.proto.messages import (
     Plan,
     Prompt,
     Reason,
+    Resync,
     StepResult,
     Submit,
     Tokens,
@@ -228,6 +229,7 @@ def test_across_a_death_of_the_scheduler(server: Server, tmp_path: Path) -> None
     server.supervisor.fact(35, "start", child="scheduler-0", pid=100, epoch=2)
     dead, server.scheduler = server.scheduler, Process("scheduler-0", 22)
     server.scheduler.says(500, server.kv, Activate(), 2)
+    server.kv.says(500.5, server.worker, Resync("routine"), 2)
     server.scheduler.says(501, server.frontend, Activate(9), 2)
     server.submit(510, 2, generated=2)
     for i in range(5):
@@ -250,6 +252,22 @@ def test_across_a_death_of_the_scheduler(server: Server, tmp_path: Path) -> None
         "steps 43..47 5 tokens, one every 11.0 ms (longest 11.0), batches of 2"
     )
     assert said[-1] == "600.0 ended length, 7 tokens, queued 2.0 ms"
+
+
+def test_something_lost(server: Server, tmp_path: Path) -> None:
+    server.call()
+    server.submit(1.5)
+    server.step(3, 40, 16, 4)
+    server.worker.says(20, server.scheduler, Resync("a gap"))
+    server.scheduler.says(21, server.frontend, Activate(9), 2)
+    server.submit(22, 2, generated=1)
+    server.end(30, term=2)
+    server.dump(tmp_path)
+    said = lines(trace(tmp_path))
+    assert "20.1 resync wanted by worker-0: a gap" in said
+    assert said.index("20.1 resync wanted by worker-0: a gap") + 1 == said.index(
+        "21.0 epoch 2 a scheduler takes over"
+    )
 
 
 def test_choices_of_a_call(server: Server, tmp_path: Path) -> None:

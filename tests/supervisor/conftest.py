@@ -84,6 +84,12 @@ class Launched:
         """The Directory of the server that has become ready."""
         return wait_until(lambda: d if (d := self.directory()).ready else None)
 
+    def wait_for_spare(self) -> Directory:
+        """The Directory once a scheduler stands by, too."""
+        self.wait_ready()
+        wait_until(lambda: "standby" in [member.phase for member in self.directory().members])
+        return self.directory()
+
     def children(self) -> list[psutil.Process]:
         """Its components, told from anything else by their command line."""
         return psutil.Process(self.process.pid).children(recursive=True)

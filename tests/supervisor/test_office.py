@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from accelgen.proto.messages import Assume, Directory, Handoff, Prepare, Role, Swap, Swapped, Yield
 from accelgen.supervisor.actions import Action, Send, Signal, Spawn
 from accelgen.supervisor.members import Assignment, Seat
-from accelgen.supervisor.office import QUIET_S, SEATS
+from accelgen.supervisor.office import SEATS
 from accelgen.supervisor.restarts import BACK_OFF_S, INTENSITY
+from accelgen.supervisor.spare import QUIET_S
 
 sys.path.insert(0, str(Path(__file__).parent))
 from test_supervisor_core import KV, SCHEDULER, WORKER, Bench

@@ -23,7 +23,9 @@ from accelgen.supervisor import rundir
 from accelgen.supervisor.restarts import INTENSITY
 
 Launch = Callable[..., Any]
-ROLES = [Role.SUPERVISOR, Role.WORKER, Role.KVMANAGER, Role.SCHEDULER, Role.FRONTEND]
+ROLES = [
+    Role.SUPERVISOR, Role.WORKER, Role.KVMANAGER, Role.SCHEDULER, Role.SCHEDULER, Role.FRONTEND,
+]  # fmt: skip
 GONE_S = 2.0  # C8 of the reliability contract: nothing is left after two seconds
 
 
@@ -36,11 +38,13 @@ def run(command: Any, *arguments: str) -> tuple[int, str]:
 
 def test_status_and_down(launch: Launch, runtime: Path) -> None:
     server = launch("--policy", "sarathi")
-    directory = server.wait_ready()
+    assert {member.epoch for member in server.wait_ready().members} <= {0, 1}
+    directory = server.wait_for_spare()
     assert [member.role for member in directory.members] == ROLES
     pids = {child.pid for child in server.children()}
     assert {member.pid for member in directory.members} == pids | {server.process.pid}
-    assert {member.epoch for member in directory.members} == {1}
+    spares = [member for member in directory.members if member.epoch == 0]
+    assert [(spare.role, spare.index) for spare in spares] == [(Role.SCHEDULER, 1)]
     code, table = run(status.command)
     assert code == 0 and "ready" in table and "policy sarathi" in table
     assert all(str(pid) in table for pid in pids)
@@ -62,11 +66,11 @@ def test_status_and_down(launch: Launch, runtime: Path) -> None:
 
 def test_counts_of_frontends_and_replicas(launch: Launch) -> None:
     server = launch("--frontends", "2", "--replicas", "2")
-    members = server.wait_ready().members[1:]
+    members = server.wait_for_spare().members[1:]
     names = sorted((member.role.name, member.index) for member in members)
     assert names == [
         ("FRONTEND", 0), ("FRONTEND", 1), ("KVMANAGER", 0), ("KVMANAGER", 1),
-        ("SCHEDULER", 0), ("WORKER", 0), ("WORKER", 1),
+        ("SCHEDULER", 0), ("SCHEDULER", 1), ("WORKER", 0), ("WORKER", 1),
     ]  # fmt: skip
     assert server.end(signal.SIGINT) == 0
 
@@ -87,9 +91,9 @@ def test_environment_of_children(launch: Launch, monkeypatch: pytest.MonkeyPatch
 
 def test_no_orphans_and_no_leftovers_after_sigkill(launch: Launch) -> None:
     killed = launch()
-    killed.wait_ready()
+    killed.wait_for_spare()
     children, leftover = killed.children(), killed.run_dir
-    assert len(children) == 4
+    assert len(children) == 5
     assert killed.end(signal.SIGKILL) == -signal.SIGKILL
     killed.wait_gone(children, GONE_S)
     assert leftover.is_dir() and not rundir.is_live(leftover)
@@ -155,11 +159,11 @@ def test_stopped_while_it_starts(launch: Launch) -> None:
 
 def test_stubborn_children_are_killed_and_a_second_signal_ends_at_once(launch: Launch) -> None:
     server = launch("--shutdown-timeout", "60", STUBBORN="frontend")
-    server.wait_ready()
+    server.wait_for_spare()
     children = server.children()
     server.process.send_signal(signal.SIGINT)
     server.wait_until(lambda: server.directory().draining)
-    assert len(server.children()) == 4  # everybody lives until the frontend has finished
+    assert len(server.children()) == 5  # everybody lives until the frontend has finished
     began_s = time.monotonic()
     assert server.end(signal.SIGTERM) == 0
     assert time.monotonic() - began_s < 2

@@ -24,8 +24,8 @@ from accelgen.proto.messages import (
 from accelgen.supervisor.actions import Action, Drain, Finish, Send, Signal, Spawn
 from accelgen.supervisor.core import BROADCAST_S, FAILURE_GRACE_S, SILENCE_MARGIN_S, SupervisorCore
 from accelgen.supervisor.members import Seat, all_seats
-from accelgen.supervisor.office import QUIET_S
 from accelgen.supervisor.restarts import BACK_OFF_S, INTENSITY, PERIOD_S
+from accelgen.supervisor.spare import QUIET_S
 
 WORKER, KV = Seat(Role.WORKER, 0), Seat(Role.KVMANAGER, 0)
 SCHEDULER, FRONTEND = Seat(Role.SCHEDULER, 0), Seat(Role.FRONTEND, 0)
@@ -41,7 +41,7 @@ class Bench:
         self.seats = all_seats(frontends, replicas)
         self.core = SupervisorCore(self.seats, pid=1, started_s=100.0, drain_s=5.0)
         self.sent: list[Send] = []
-        self.started: list[tuple[Seat, int, tuple[str, ...]]] = []
+        self.started: list[tuple[Seat, int]] = []
         self.signals: list[tuple[Seat, int]] = []
         self.drained = False
         self.finish: Finish | None = None
@@ -50,8 +50,8 @@ class Bench:
     def do(self, actions: list[Action]) -> None:
         for action in actions:
             match action:
-                case Spawn(seat, epoch, arguments):
-                    self.started.append((seat, epoch, arguments))
+                case Spawn(seat, epoch):
+                    self.started.append((seat, epoch))
                     self.core.spawned(seat, epoch, self.pid(seat), self.now_s)
                 case Send():
                     self.sent.append(action)

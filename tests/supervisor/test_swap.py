@@ -21,7 +21,7 @@ from accelgen.proto.messages import (
 )
 from accelgen.proto.policies import InOffice, in_office
 from accelgen.supervisor.members import Assignment, Seat
-from accelgen.supervisor.office import QUIET_S
+from accelgen.supervisor.spare import QUIET_S
 from accelgen.supervisor.swap import ASSUME_S, PREPARE_S, PROBATION_S, RETIRE_S, YIELD_S
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -94,7 +94,7 @@ def test_step_by_step() -> None:
 
 def test_without_a_spare_a_process_is_started() -> None:
     bench = Changing(spare=False)
-    assert bench.started[-1] == (NEW, 0, ()) and not bench.told(Yield)
+    assert bench.started[-1] == (NEW, 0) and not bench.told(Yield)
     bench.hello(NEW)
     bench.tick()
     assert not bench.orders(NEW)
@@ -162,7 +162,7 @@ def test_after_probation_a_process_that_knows_nothing_stands_by() -> None:
     bench.wait(0.2)
     assert bench.signals == [(SCHEDULER, SIGTERM)]
     bench.exit(SCHEDULER, 0)
-    assert bench.started[-1] == (SCHEDULER, 0, ()) and bench.core.ready
+    assert bench.started[-1] == (SCHEDULER, 0) and bench.core.ready
     bench.wait(3 * PROBATION_S)
     assert len(bench.signals) == 1
 
@@ -175,7 +175,7 @@ def test_a_dry_run_changes_nothing_and_a_fresh_spare_takes_the_place() -> None:
     bench.exit(NEW, 0)
     assert bench.core.ready and bench.core.facts.get("policy", "") == ""
     bench.wait(QUIET_S + 0.1)
-    assert bench.started[-1] == (NEW, 0, ())
+    assert bench.started[-1] == (NEW, 0)
 
 
 def test_one_at_a_time() -> None:

@@ -169,7 +169,9 @@ def test_a_life(tiny: Any, launch: Any) -> None:
     stranger.send(decode(9, 8, [], False), epoch=4)  # only the KV manager sends work
     stranger.send(decode(9, 8, [], False), epoch=99)
     stranger.send(Stop(0.0), epoch=4)  # that is the supervisor's to say
-    worker.until(lambda body: gauge(body, "unexpected") == 1 and gauge(body, "stale") == 3)
+    stranger.socket.send_multipart([b"no header", b"no body"])
+    counted = {"unexpected": 1, "stale": 3, "malformed": 1}
+    worker.until(lambda body: all(gauge(body, kind) == n for kind, n in counted.items()))
     manager.send(decode(3, 7, [], False), epoch=4)
     assert answer(old)[1].step == 3
     stranger.close()

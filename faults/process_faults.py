@@ -1,0 +1,389 @@
+"""Faults of a whole process: signals, limits of the kernel, and what the agent does inside it."""
+
+from __future__ import annotations
+
+import signal
+import socket
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from accelgen.faults import processes
+from accelgen.faults.contract import Allowance
+from accelgen.faults.fault import Decoy, Fault, Site
+from accelgen.faults.server import ServerGone
+from accelgen.proto.clocks import now_s
+from accelgen.supervisor.errors import StartError
+
+MIB = 1 << 20
+TERM_S = 8.0  # a frontend finishes what it has before it obeys SIGTERM
+ENDING = Allowance(any_port=True, refusals=frozenset({0, 503}), errors=frozenset({"draining"}))
+UNSEEN_S = 0.2  # between two looks at the connections of a process
+HUNG_S = 600.0  # a hang that only a kill ends
+
+
+def client_ports(pid: int) -> frozenset[int]:
+    """The clients' ports of the TCP connections that a process serves."""
+    with suppress(psutil.Error):
+        connections = psutil.Process(pid).net_connections("tcp")
+        return frozenset(c.raddr.port for c in connections if c.raddr)
+    return frozenset()
+
+
+class ProcessFault(Fault):
+    """Done to one process. A frontend takes its own connections with it, and no others."""
+
+    def __init__(self, site: Site) -> None:
+        super().__init__(site)
+        self.target_pid = 0
+        self._ports: set[int] = set()
+        self._gone_s = 0.0
+
+    def inject(self, decoy: Decoy | None = None) -> None:
+        self.target_pid = self.site.server.await_pid(self.site.target)
+        if decoy is not None:
+            self.strike(decoy.pid)
+            return
+        self.watch()
+        self.strike(self.target_pid)
+
+    def watch(self) -> None:
+        """Whose connections a frontend holds: those it takes along, if it dies now."""
+        if self.site.target.startswith("frontend") and not self._gone_s:
+            self._ports |= client_ports(self.target_pid)
+            if processes.is_gone(self.target_pid):
+                self._gone_s = now_s()
+
+    def strike(self, pid: int) -> None:
+        """What is done."""
+        raise NotImplementedError
+
+    def allowance(self) -> Allowance:
+        if not (self.ends_target and self._ports):
+            return Allowance()
+        # What came in between the last look at the connections and the death may have been its, too.
+        from_s, to_s = self._gone_s - UNSEEN_S, self._gone_s + UNSEEN_S
+        near = {h.port for h in self.site.load.histories if from_s < h.sent_s < to_s}
+        return Allowance(ports=frozenset(self._ports | near))
+
+
+class Kill(ProcessFault):
+    """A signal that ends it."""
+
+    ends_target = True
+
+    def __init__(self, site: Site, number: int = signal.SIGKILL) -> None:
+        super().__init__(site)
+        self._number = number
+        if number == signal.SIGTERM:
+            self.proof_s = TERM_S
+
+    def strike(self, pid: int) -> None:
+        if pid == self.target_pid and self._number == signal.SIGKILL:
+            processes.freeze(pid)  # it takes nothing more: what it holds now is what dies with it
+            self.watch()
+        processes.send(pid, self._number)
+
+    def proof(self) -> str:
+        if processes.is_gone(self.target_pid):
+            return f"process {self.target_pid} is gone"
+        return ""
+
+    def allowance(self) -> Allowance:
+        allowed = super().allowance()
+        if self._number != signal.SIGTERM or not self.site.target.startswith("frontend"):
+            return allowed
+        return replace(allowed, refusals=frozenset({503}), errors=frozenset({"draining"}))
+
+
+class CrashLoop(Kill):
+    """Whoever takes the seat is ended, until the supervisor gives up."""
+
+    lasts_s = 0.0
+
+    def __init__(self, site: Site) -> None:
+        super().__init__(site)
+        self._killed: set[int] = set()
+
+    def strike(self, pid: int) -> None:
+        super().strike(pid)
+        if pid != self.target_pid:
+            return
+        server = self.site.server
+        while server.exit_status is None:
+            with suppress(StartError, ServerGone):
+                pid = server.pid(self.site.target)
+                processes.send(pid, signal.SIGKILL)
+                self._killed.add(pid)
+
+    def proof(self) -> str:
+        gone = super().proof()
+        return f"{len(self._killed)} lives ended" if gone and len(self._killed) > 1 else ""
+
+    def allowance(self) -> Allowance:
+        """The server ends, and says so to whoever it can."""
+        return ENDING
+
+
+class Freeze(ProcessFault):
+    """SIGSTOP, and SIGCONT after a while, unless the supervisor has ended it before."""
+
+    def __init__(self, site: Site, seconds: float) -> None:
+        super().__init__(site)
+        self.lasts_s = seconds
+        self.ends_target = seconds > 10.0
+
+    def strike(self, pid: int) -> None:
+        processes.freeze(pid)
+
+    def proof(self) -> str:
+        return "state T" if processes.state_of(self.target_pid) == "T" else ""
+
+    def lift(self) -> None:
+        processes.thaw(self.target_pid)
+
+
+class Ordered(ProcessFault):
+    """Carried out by the agent in the process, whose proof counts only if it is the target's."""
+
+    def __init__(self, site: Site, do: str, **details: Any) -> None:
+        super().__init__(site)
+        self._do, self._details = do, details
+        self._number = 0
+
+    def strike(self, pid: int) -> None:
+        self._number = self.site.server.orders.give(pid, self._do, **self._details)
+
+    def proof(self) -> str:
+        proofs = self.site.server.orders.proofs(self._number, self.target_pid)
+        return proofs[0] if proofs else ""
+
+
+class Hang(Ordered):
+    """Holds the interpreter, as a loop in a C extension does: no thread of the process runs any more. A hang that is
+    longer than the process may be silent is proved by its heartbeats, too: they have stopped."""
+
+    def __init__(self, site: Site, seconds: float = HUNG_S) -> None:
+        super().__init__(site, "hang", seconds=seconds)
+        self.lasts_s = min(seconds, 12.0)
+        self.ends_target = seconds >= HUNG_S
+        self._progress = -1
+
+    def proof(self) -> str:
+        said = super().proof()
+        if not said:
+            return ""
+        member = self.site.server.member(self.site.target)
+        if member is None or member.pid != self.target_pid or member.heard_s < 0.8:
+            return ""
+        return f"{said}; no heartbeat for {member.heard_s:.1f} s"
+
+
+class Slow(Ordered):
+    """Every step takes longer for a while."""
+
+    def __init__(self, site: Site, by_s: float = 0.05, seconds: float = 2.0) -> None:
+        super().__init__(site, "slow", by_s=by_s, seconds=seconds)
+        self.lasts_s = seconds
+
+    def proof(self) -> str:
+        proofs = self.site.server.orders.proofs(self._number, self.target_pid)
+        return f"{len(proofs)} slower steps" if len(proofs) > 1 else ""
+
+
+class Raise(Ordered):
+    """An exception in the next step. One that the worker survives costs the requests of that step."""
+
+    def __init__(self, site: Site, exception: str, step: str = "") -> None:
+        super().__init__(site, "raise", exception=exception, **({"step": step} if step else {}))
+        self.ends_target = not step
+        self._survived = bool(step)
+
+    def allowance(self) -> Allowance:
+        if self._survived:
+            return Allowance(errors=frozenset({"worker_failed"}), refusals=frozenset({500}))
+        return super().allowance()
+
+
+class Exit(Ordered):
+    """os._exit(0): a death that looks clean."""
+
+    ends_target = True
+
+    def __init__(self, site: Site) -> None:
+        super().__init__(site, "exit")
+
+    def proof(self) -> str:
+        said = super().proof()
+        return said if said and processes.is_gone(self.target_pid) else ""
+
+
+class OutOfMemory(Ordered):
+    """No address space left, when the next step wants some."""
+
+    ends_target = True
+
+    def __init__(self, site: Site) -> None:
+        super().__init__(site, "hog")
+
+    def strike(self, pid: int) -> None:
+        processes.limit_memory(pid, 64 * MIB)
+        super().strike(pid)
+
+    def lift(self) -> None:
+        processes.lift_limits(self.target_pid)
+
+
+class OutOfFiles(Ordered):
+    """No file descriptor left for a while."""
+
+    lasts_s = 2.0
+
+    def __init__(self, site: Site) -> None:
+        super().__init__(site, "open")
+
+    def strike(self, pid: int) -> None:
+        processes.limit_files(pid)
+        super().strike(pid)
+
+    def proof(self) -> str:
+        return "EMFILE" if super().proof() == "EMFILE" else ""
+
+    def lift(self) -> None:
+        processes.lift_limits(self.target_pid)
+
+    def allowance(self) -> Allowance:
+        """A frontend without descriptors cannot take connections: those it drops are none of its requests."""
+        if not self.site.target.startswith("frontend"):
+            return Allowance()
+        return Allowance(unanswered=True)
+
+
+class DiskFull(Ordered):
+    """Nothing more can be written to its log for a while."""
+
+    lasts_s = 2.0
+
+    def __init__(self, site: Site) -> None:
+        super().__init__(site, "log")
+
+    def strike(self, pid: int) -> None:
+        log = Path(f"/proc/{pid}/fd/2")
+        processes.limit_file_size(pid, max(1, log.stat().st_size))
+        super().strike(pid)
+
+    def proof(self) -> str:
+        return "EFBIG" if super().proof() == "EFBIG" else ""
+
+    def lift(self) -> None:
+        processes.lift_limits(self.target_pid)
+
+
+class ClockStep(Ordered):
+    """The wall clock jumps, as the process sees it; nothing may depend on it."""
+
+    lasts_s = 1.0
+
+    def __init__(self, site: Site, seconds: float) -> None:
+        super().__init__(site, "clock", seconds=seconds)
+
+
+class StaleSocket(Kill):
+    """It dies, and a socket file that nobody listens at lies where its successor wants to bind."""
+
+    def __init__(self, site: Site) -> None:
+        super().__init__(site)
+        self._laid = ""
+
+    def strike(self, pid: int) -> None:
+        super().strike(pid)
+        path = self.site.server.socket_path(self.site.target)
+        self._decoy_path = path.with_name("decoy.sock")
+        place = path if pid == self.target_pid else self._decoy_path
+        self._laid = lay_stale_socket(place, limit_s=1.0)
+
+    def lift(self) -> None:
+        self._decoy_path.unlink(missing_ok=True)
+
+    def proof(self) -> str:
+        path = self.site.server.socket_path(self.site.target)
+        laid_there = self._laid == str(path)
+        return f"a dead socket file lay at {path.name}" if super().proof() and laid_there else ""
+
+
+def lay_stale_socket(path: Path, limit_s: float) -> str:
+    """Binds a socket at `path` as soon as the name is free, and closes it: the file stays. Where it lies, "" if it was
+    not possible in time."""
+    until_s = now_s() + limit_s
+    while now_s() < until_s:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as leftover, suppress(OSError):
+            leftover.bind(str(path))
+            return str(path)
+    return ""
+
+
+class SlowStart(Ordered):
+    """The processes of a role take their time when they start, as one does that loads a large model."""
+
+    def __init__(self, site: Site, seconds: float = 8.0) -> None:
+        super().__init__(site, "sleep", seconds=seconds)
+        self._role = site.target.partition("-")[0]
+
+    def prepare(self) -> None:
+        """The order waits for the process."""
+        orders = self.site.server.orders
+        self._number = orders.give_at_start(self._role, self._do, **self._details)
+
+    def inject(self, decoy: Decoy | None = None) -> None:
+        """It has got it at its start; a control asks a process for whom there was none."""
+        self.target_pid = decoy.pid if decoy else self.site.server.await_pid(self.site.target)
+
+    def proof(self) -> str:
+        proofs = self.site.server.orders.proofs(self._number, self.target_pid)
+        return " and ".join(proofs)
+
+    def remove(self) -> None:
+        self.site.server.orders.forget()
+
+
+class Leftovers(Fault):
+    """The run directory has what a server that was killed has left: sockets, a lock that nobody holds, old logs."""
+
+    names = ("supervisor.sock", "worker-0.sock", "kvmanager-0.sock", "frontend-0.sock")
+
+    def __init__(self, site: Site) -> None:
+        super().__init__(site)
+        self._left: dict[str, tuple[int, int]] = {}
+        self._checked = site.server.run_dir
+
+    def prepare(self) -> None:
+        """Leaves them there."""
+        folder = self.site.server.run_dir
+        folder.mkdir(mode=0o700)
+        (folder / "lock").write_text("1")
+        for name in self.names:
+            assert lay_stale_socket(folder / name, limit_s=1.0)
+            self._left[name] = _life_of(folder / name)
+
+    def inject(self, decoy: Decoy | None = None) -> None:
+        """They are there already; a control looks at a folder where nothing was."""
+        self._checked = decoy.folder / "nothing" if decoy else self.site.server.run_dir
+
+    def proof(self) -> str:
+        """All of them were there before the start, and others are there now."""
+        now = {name: self._checked / name for name in self.names}
+        replaced = [
+            path.exists() and _life_of(path) != self._left[name] for name, path in now.items()
+        ]
+        if not all(replaced):
+            return ""
+        return f"{len(now)} dead sockets were replaced"
+
+
+def _life_of(path: Path) -> tuple[int, int]:
+    """Tells a file from another one of the same name; inode numbers are used again."""
+    status = path.stat()
+    return status.st_ino, status.st_ctime_ns

@@ -1,0 +1,162 @@
+"""Messages that nobody should believe, from an intruder on the sockets of a running server."""
+
+from __future__ import annotations
+
+import os
+import time
+from contextlib import suppress
+from random import Random
+
+import zmq
+
+from accelgen.faults.connections import connections_to, listener_of
+from accelgen.faults.fault import Decoy, Fault, Site
+from accelgen.proto.frame import PROTOCOL_VERSION, TAG_OF, Header, encode
+from accelgen.proto.messages import Activate, Member, Plan
+
+INTRUDER = 666  # the incarnation it claims
+GARBAGE = 200  # messages
+SENT_S = 2.0  # to be connected and rid of everything
+
+
+class WireFault(Fault):
+    """An intruder connects to the target's socket and sends. The target's own counters, in its heartbeats, are the
+    evidence. A control sends to the socket of somebody else."""
+
+    identity = b"intruder"
+
+    def __init__(self, site: Site) -> None:
+        super().__init__(site)
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._before = 0.0
+        self._decoy_path = site.server.socket_path("decoy")
+
+    def inject(self, decoy: Decoy | None = None) -> None:
+        self._before = self._counted()
+        path = self.site.server.socket_path(self.site.target)
+        if decoy is not None:
+            path = self._decoy_path
+            self._context.socket(zmq.ROUTER).bind(f"ipc://{path}")
+        dealer = self._context.socket(zmq.DEALER)
+        dealer.setsockopt(zmq.IDENTITY, self.identity)
+        dealer.setsockopt(zmq.LINGER, int(1000 * SENT_S))
+        dealer.connect(f"ipc://{path}")
+        for frames in self.messages():
+            dealer.send_multipart(frames)
+
+    def messages(self) -> list[list[bytes]]:
+        """What is sent, as frames."""
+        raise NotImplementedError
+
+    def counters(self, member: Member) -> float:
+        """What the target has counted of it."""
+        raise NotImplementedError
+
+    def _counted(self) -> float:
+        member = self.site.server.member(self.site.target)
+        return self.counters(member) if member is not None else 0.0
+
+    def proof(self) -> str:
+        time.sleep(0.05)  # counters travel in heartbeats; no need to ask all the time
+        more = self._counted() - self._before
+        return f"{more:g} messages counted and dropped" if more >= len(self.messages()) else ""
+
+    def lift(self) -> None:
+        self._context.destroy(linger=0)
+        self._context = zmq.Context()
+        self._decoy_path.unlink(missing_ok=True)
+
+
+def counter(member: Member, kind: str) -> float:
+    """The sum of a process's counters of messages of this kind, however it calls them."""
+    return sum(
+        value
+        for name, value in member.gauges.items()
+        if "messages" in name and (f"_{kind}_" in name or f'kind="{kind}"' in name)
+    )
+
+
+class WrongVersion(WireFault):
+    """A message of another version of the protocol."""
+
+    def messages(self) -> list[list[bytes]]:
+        header = Header(PROTOCOL_VERSION + 1, TAG_OF[Activate], 10**9, INTRUDER, 0)
+        return [encode(header, Activate())]
+
+    def counters(self, member: Member) -> float:
+        return counter(member, "malformed")
+
+
+class OldEpoch(WireFault):
+    """A scheduler of the past speaks up: it wants to be obeyed, and has a plan."""
+
+    def messages(self) -> list[list[bytes]]:
+        old = Header(PROTOCOL_VERSION, TAG_OF[Activate], 0, INTRUDER, 0)
+        found = [encode(old, Activate())]
+        if self.site.target.startswith("kvmanager"):
+            plan = Plan(2**40, [7], [0], [5], [], [], [], [], [], [], [], 0.0, 0.0)
+            found.append(encode(Header(PROTOCOL_VERSION, TAG_OF[Plan], 0, INTRUDER, 1), plan))
+        return found
+
+    def counters(self, member: Member) -> float:
+        return counter(member, "stale")
+
+
+class Garbage(WireFault):
+    """Random frames in random number, spoilt messages, and one that would run a command if anybody unpickled it."""
+
+    def __init__(self, site: Site) -> None:
+        self._seed = site.chance.randrange(2**31)
+        self._trap = site.server.folder / "unpickled"
+        super().__init__(site)
+
+    def messages(self) -> list[list[bytes]]:
+        chance = Random(self._seed)
+        pickled = f"cposix\nsystem\n(S'touch {self._trap}'\ntR.".encode()  # pickle's text protocol
+        good = encode(Header(PROTOCOL_VERSION, TAG_OF[Activate], 10**9, INTRUDER, 0), Activate())
+        found = [[pickled], [good[0], pickled], [good[0], b"\x91\xdd\xff\xff\xff\xff"]]
+        while len(found) < GARBAGE:
+            frames = [chance.randbytes(chance.randrange(300)) for _ in range(chance.randint(1, 4))]
+            found.append(frames)
+        return found
+
+    def counters(self, member: Member) -> float:
+        return counter(member, "malformed")
+
+    def harm(self) -> str:
+        return "a pickle was executed" if self._trap.exists() else ""
+
+
+class DuplicateIdentity(WireFault):
+    """The intruder calls itself like the peer that is in office, and says what that would never say. Fenced out, its
+    messages are not even seen; so the evidence is that the kernel has connected it to the target."""
+
+    def __init__(self, site: Site) -> None:
+        scheduler = site.server.member("scheduler")
+        assert scheduler is not None
+        self._epoch = scheduler.epoch
+        self.identity = f"scheduler:{scheduler.incarnation}:{scheduler.epoch}".encode()
+        if site.target.startswith("worker"):
+            manager = site.server.member(site.target.replace("worker", "kvmanager"))
+            assert manager is not None
+            self.identity = f"kvmanager-{manager.index}:{manager.incarnation}".encode()
+        super().__init__(site)
+
+    def messages(self) -> list[list[bytes]]:
+        plan = Plan(2**40, [7], [0], [5], [], [], [], [], [], [], [], 0.0, 0.0)
+        epoch = self._epoch
+        return [
+            encode(Header(PROTOCOL_VERSION, TAG_OF[type(body)], epoch, INTRUDER, seq), body)
+            for seq, body in enumerate([plan, Activate(1)])
+        ]
+
+    def counters(self, member: Member) -> float:
+        return 0.0
+
+    def proof(self) -> str:
+        path, pid = self.site.server.socket_path(self.site.target), os.getpid()
+        target_pid = self.site.server.pid(self.site.target)
+        with suppress(OSError):  # a connection that goes while we look
+            if any(listener_of(pid, fd) == target_pid for fd in connections_to(pid, path)):
+                return f"process {target_pid} has taken a connection of {self.identity.decode()}"
+        return ""
