@@ -34,6 +34,7 @@ from accelgen.scheduler.policy import Limits, Policy
 from accelgen.scheduler.predictor import ClassMedian, LengthPredictor
 from accelgen.scheduler.replica import Outcome, Replica, end_reason
 from accelgen.scheduler.request import Request
+from accelgen.scheduler.table import WAITING
 
 SEED_SPACE = 1 << 63
 
@@ -182,6 +183,9 @@ class SchedulerCore:
                 cached, worker = request.cached_tokens, self._workers[index]
                 word = Admitted(choice.id, index, choice.predicted_ttft_s, cached, worker)
                 self.outbox.append((Role.FRONTEND, choice.frontend, word))
+        lost = [id for id in report.unpinned if self._waits(id)]
+        if lost:  # a block of each was needed elsewhere; the others are still in the cache
+            self._lookup(index, [self._request(id) for id in lost])
         early = self._early.get(index)
         if early is not None and not replica.awaits_report(early.step):
             del self._early[index]
@@ -326,6 +330,12 @@ class SchedulerCore:
     def _request(self, id: int) -> Request:
         table = self.replicas[self._home[id]].table
         return table.request(table.slot_of[id])
+
+    def _waits(self, id: int) -> bool:
+        if id not in self._home:
+            return False
+        table = self.replicas[self._home[id]].table
+        return bool(table.state[table.slot_of[id]] == WAITING)
 
     def _arrival(self, request: Request) -> float:
         table = self.replicas[self._home[request.id]].table

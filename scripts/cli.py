@@ -22,6 +22,7 @@ VERBS = {
     "chat": "Talk to a model in the terminal.",
     "complete": "Complete a text once.",
     "bench": "Measure a running server.",
+    "sim": "Simulate scheduling policies on a workload.",
     "chaos": "Break a server of its own in every way, and check what clients see.",
     "profile": "Measure this device for the cost model, once per model.",
 }

@@ -10,6 +10,7 @@ puts on decode attention (d_mixed) and the numbers are those of data.md section 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 
 from accelgen.scheduler.cost_model import Coefficients, Work, evaluate
 
@@ -49,13 +50,26 @@ class Device:
             found += self.mixed_context_s * work.decode_context
         return found
 
+    def saturated_seconds(self, iteration: Iteration) -> float:
+        """What the same work would take as part of an endless iteration: each token at the price beyond the knee, no
+        fixed cost, no host, no penalty for mixing."""
+        k, work = self.coefficients, iteration.work
+        tokens = work.prefill_tokens + work.decode_seqs
+        attention = k.d * work.decode_context + k.e * work.prefill_work
+        return (k.b + k.b2) * tokens + k.c * work.decode_seqs + attention
+
     def blocks(self, block_size: int) -> int:
         """KV blocks of `block_size` tokens that its memory holds."""
         return self.kv_bytes // (self.kv_token_bytes * block_size)
 
 
 class UnknownDevice(ValueError):
-    """No such model on such hardware; the text lists what there is."""
+    """No such model on such hardware; the text lists what is near, or all there is."""
+
+
+def known_devices() -> list[tuple[str, str]]:
+    """(model, hardware) of every fit."""
+    return list(_FITS)
 
 
 def find_device(
@@ -64,8 +78,9 @@ def find_device(
     """The fit of `model` on `hardware`; `kv_bytes` and `host_s` instead of the usual ones. Raises UnknownDevice."""
     found = _FITS.get((model.lower(), hardware.lower()))
     if found is None:
-        known = ", ".join(f"{m} on {h}" for m, h in _FITS)
-        raise UnknownDevice(f"no fit of {model!r} on {hardware!r}; there are {known}")
+        known = [f"{m} on {h}" for m, h in _FITS]
+        near = get_close_matches(f"{model} on {hardware}".lower(), known, cutoff=0.7) or known
+        raise UnknownDevice(f"no fit of {model!r} on {hardware!r}; there is {', '.join(near)}")
     found = replace(found, kv_bytes=kv_bytes) if kv_bytes else found
     return found if host_s is None else replace(found, host_s=host_s)
 

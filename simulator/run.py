@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import heapq
 from array import array
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from math import inf
+from time import thread_time
 
 from accelgen.kvmanager.core import KvCore
 from accelgen.proto.config import Config
@@ -28,10 +30,11 @@ from accelgen.scheduler.core import ReplicaSpec, SchedulerCore
 from accelgen.scheduler.policy import Policy
 from accelgen.scheduler.predictor import LengthPredictor
 from accelgen.simulator.device import Device
-from accelgen.simulator.worker import SimulatedWorker
+from accelgen.simulator.worker import STOP, TOKEN, SimulatedWorker
 from accelgen.simulator.workload import Arrival, Workload
 
 STARVED_S = 60.0  # with nothing in flight and nothing planned for so long, nothing ever will be
+WATCH_STEPS = 256  # iterations between two looks of a watcher
 
 
 class Stuck(RuntimeError):
@@ -40,7 +43,9 @@ class Stuck(RuntimeError):
 
 @dataclass(slots=True)
 class Fate:
-    """What became of a request: the time of each token, and how it ended (None if the run was cut off)."""
+    """What became of a request that was sent: the time of each token, and how it ended (None if the run was cut off).
+
+    `arrival.at_s` is when it was sent, of a follow-up, too."""
 
     arrival: Arrival
     token_s: array[float] = field(default_factory=lambda: array("d"))
@@ -51,7 +56,7 @@ class Fate:
 
 @dataclass(slots=True)
 class Run:
-    """The outcome of a simulation. Columns of utilisation are means over time of the busy replicas."""
+    """The outcome of a simulation. `fates` in the order in which requests were sent."""
 
     workload: str
     policy: str
@@ -62,6 +67,16 @@ class Run:
     entries: int = 0
     kv_used_s: float = 0.0  # integral of the share of KV blocks in use, over all replicas
     dropped: int = 0
+    given_up: bool = (
+        False  # a watcher has ended it early: what was not sent by then is in no figure
+    )
+    decision_s: array[float] = field(
+        default_factory=lambda: array("d")
+    )  # processor time of each plan
+
+
+Watcher = Callable[[Run, float], bool]
+"""Looks at a run under way, at a virtual time; True ends it."""
 
 
 class Simulation:
@@ -78,25 +93,27 @@ class Simulation:
         spec = ReplicaSpec(blocks, config.block_size, device.coefficients)
         specs = dict.fromkeys(range(config.replicas), spec)
         self.core = SchedulerCore(config, policy, specs, predictor)
-        caching = config.prefix_caching and workload.shares_prefixes
-        self.kvs = [KvCore(blocks, config.block_size, caching) for _ in specs]
-        self.workers = [SimulatedWorker(device) for _ in specs]
-        self.fates = [Fate(arrival) for arrival in workload.arrivals]
+        self.kvs = [KvCore(blocks, config.block_size, config.prefix_caching) for _ in specs]
+        self._stops: dict[int, int] = {}  # request id -> tokens at its end
+        self.workers = [SimulatedWorker(device, self._stops) for _ in specs]
+        self.fates: list[Fate] = []
         self.run = Run(workload.name, policy.name, self.fates, 0.0, self.workers)
         self._results: list[tuple[float, int, int, StepResult]] = []  # a heap: due, order, replica
+        self._follow_ups: list[tuple[float, int, Arrival, list[int]]] = []  # a heap: due, order
+        self._said: dict[int, list[int]] = {}  # prompts that a follow-up will go on from
         self._order = 0
         self._next = 0  # arrival
         self._seen_s = [0.0] * len(specs)
 
-    def go(self, until_s: float = inf) -> Run:
-        """Until every request has ended, or `until_s`. Raises Stuck."""
-        core, arrivals = self.core, self.workload.arrivals
-        now_s = 0.0
+    def go(self, until_s: float = inf, watch: Watcher | None = None) -> Run:
+        """Until every request has ended, or `until_s`, or until `watch` says so. Raises Stuck."""
+        core = self.core
+        now_s, watched = 0.0, 0
         while True:
             result_s = self._results[0][0] if self._results else inf
-            arrival_s = arrivals[self._next].at_s if self._next < len(arrivals) else inf
+            arrival_s = self._arrival_s()
             tick_s = max(now_s, core.next_s(now_s))
-            now_s = min(result_s, arrival_s, tick_s)
+            before_s, now_s = now_s, min(result_s, arrival_s, tick_s)
             if now_s > until_s or now_s == inf or core.starved_s(now_s) > STARVED_S:
                 break
             if now_s == result_s:
@@ -105,27 +122,78 @@ class Simulation:
             elif now_s == arrival_s:
                 self._arrive(now_s)
             else:
-                core.tick(now_s)
+                self._tick(now_s)
             self._flush(now_s)
-        return self._finish(min(now_s, until_s))
+            if watch is not None and self.run.steps - watched >= WATCH_STEPS:
+                watched = self.run.steps
+                self.run.given_up = watch(self.run, now_s)
+                if self.run.given_up:
+                    break
+        return self._finish(now_s, before_s if now_s == inf else min(now_s, until_s))
 
-    def _finish(self, now_s: float) -> Run:
+    def _finish(self, now_s: float, end_s: float) -> Run:
+        core, run = self.core, self.run
         left = sum(fate.end is None for fate in self.fates)
-        starved = self.core.starved_s(now_s) > STARVED_S if now_s < inf else True
-        if left and starved:
-            raise Stuck(f"policy {self.run.policy}: {left} requests are left and none is planned")
-        self.run.end_s = max((fate.token_s[-1] for fate in self.fates if fate.token_s), default=0.0)
-        self.run.dropped = sum(replica.dropped for replica in self.core.replicas.values())
-        return self.run
+        if left and not run.given_up and (now_s == inf or core.starved_s(now_s) > STARVED_S):
+            raise Stuck(f"policy {run.policy}: {left} requests are left and none is planned")
+        for index in range(len(self.kvs)):
+            self._note_use(index, end_s)
+        tokens_s = max((fate.token_s[-1] for fate in self.fates if fate.token_s), default=0.0)
+        run.end_s = end_s if left else tokens_s
+        run.dropped = sum(replica.dropped for replica in core.replicas.values())
+        return run
+
+    def _tick(self, now_s: float) -> None:
+        begin_s = thread_time()
+        self.core.tick(now_s)
+        self.run.decision_s.append(thread_time() - begin_s)
+
+    # --- arrivals --------------------------------------------------------------------------------------------------
+
+    def _arrival_s(self) -> float:
+        arrivals = self.workload.arrivals
+        first_s = arrivals[self._next].at_s if self._next < len(arrivals) else inf
+        return min(first_s, self._follow_ups[0][0]) if self._follow_ups else first_s
 
     def _arrive(self, now_s: float) -> None:
-        arrival = self.workload.arrivals[self._next]
-        self._next += 1
-        prompt = Prompt(self._next, arrival.tokens(self._next))
+        earlier: Sequence[int] = ()
+        if self._follow_ups and self._follow_ups[0][0] <= now_s:
+            _, _, arrival, earlier = heapq.heappop(self._follow_ups)
+            arrival = replace(arrival, at_s=now_s)
+        else:
+            arrival = self.workload.arrivals[self._next]
+            self._next += 1
+        self.fates.append(Fate(arrival))
+        id = len(self.fates)
+        tokens = arrival.tokens(id, earlier)
+        if arrival.follow_up is not None:
+            self._said[id] = tokens
+        if arrival.limit_tokens > arrival.output_tokens:
+            self._stops[id] = arrival.prompt_tokens + arrival.output_tokens
         submit = Submit(
-            prompt, arrival.output_tokens, [], arrival.objective, arrival.slo_class, 0.0
+            Prompt(id, tokens),
+            arrival.limit_tokens,
+            [STOP],
+            arrival.objective,
+            arrival.slo_class,
+            0.0,
         )
         self.core.on_submit(submit, 0, now_s)
+
+    def _send_follow_up(self, id: int, fate: Fate, now_s: float) -> None:
+        """The next stage of the session, if its answer came."""
+        said = self._said.pop(id)
+        arrival = fate.arrival
+        follow_up = arrival.follow_up
+        if follow_up is None or fate.end not in (Reason.STOP, Reason.LENGTH):
+            return
+        last = STOP if fate.end is Reason.STOP else TOKEN
+        earlier = said + [TOKEN] * (arrival.output_tokens - 1) + [last]
+        self._order += 1
+        due_s = now_s + arrival.think_s
+        heapq.heappush(self._follow_ups, (due_s, self._order, follow_up, earlier))
+
+    # --- what the scheduler says ---------------------------------------------------------------------------------
 
     def _flush(self, now_s: float) -> None:
         """Does what the scheduler says, and what follows from that at once."""
@@ -142,28 +210,37 @@ class Simulation:
                     self._execute(body, index, now_s)
 
     def _execute(self, plan: Plan, index: int, now_s: float) -> None:
+        self._note_use(index, now_s)
         kv = self.kvs[index]
-        used = kv.pool.used / kv.pool.num_blocks
-        self.run.kv_used_s += used * (now_s - self._seen_s[index])
-        self._seen_s[index] = now_s
         batch, report = kv.on_plan(plan)
         kv.settle()
         done_s, result = self.workers[index].run(batch, now_s)
-        self.run.steps += 1
+        self.run.steps += bool(batch.ids)
         self.run.entries += len(batch.ids)
         self._order += 1
         heapq.heappush(self._results, (done_s, self._order, index, result))
         self.core.on_report(report, index, now_s)
 
+    def _note_use(self, index: int, now_s: float) -> None:
+        """Blocks change hands with a Plan only: what was in use since the last one was so all the time."""
+        pool = self.kvs[index].pool
+        self.run.kv_used_s += pool.used / pool.num_blocks * (now_s - self._seen_s[index])
+        self._seen_s[index] = now_s
+
     def _receive(self, body: object, now_s: float) -> None:
         match body:
             case Tokens(ids=ids, counts=counts):
+                fates = self.fates
                 for id, count in zip(ids, counts, strict=True):
-                    times = self.fates[id - 1].token_s
-                    for _ in range(count):
-                        times.append(now_s)
+                    if count == 1:
+                        fates[id - 1].token_s.append(now_s)
+                    else:
+                        fates[id - 1].token_s.extend([now_s] * count)
             case Finished(ends=ends):
                 for end in ends:
                     fate = self.fates[end.id - 1]
                     fate.end, fate.preemptions = end.reason, end.preemptions
                     fate.cached_tokens = end.cached_tokens
+                    self._stops.pop(end.id, None)
+                    if end.id in self._said:
+                        self._send_follow_up(end.id, fate, now_s)

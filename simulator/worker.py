@@ -2,29 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from accelgen.proto.messages import Batch, StepResult
 from accelgen.scheduler.cost_model import Work
 from accelgen.simulator.device import Device, Iteration
 
-TOKEN = 0  # what every request samples
+NEVER = 1 << 62  # tokens
+TOKEN, STOP = 0, 1  # what every request samples, and with what it ends if it has tokens left
 
 
 @dataclass(slots=True)
 class _Known:
-    """A request here: its prompt tokens, and all tokens so far."""
+    """A request here: its prompt tokens, all tokens so far, and how many it has when it samples STOP."""
 
     prompt: int
     length: int
+    stop_at: int
 
 
 class SimulatedWorker:
-    """`busy_s`, `idle_s`, `prefill_tokens`, `decode_tokens`: what it has done so far."""
+    """`busy_s`, `idle_s`, `prefill_tokens`, `decode_tokens`: what it has done so far. `saturated_s` is what the same
+    work takes at best (`Device.saturated_seconds`). `stops` says, by request, after how many tokens (prompt included)
+    it ends by itself; the caller fills it in."""
 
-    def __init__(self, device: Device) -> None:
-        self.device = device
-        self.busy_s = self.idle_s = 0.0
+    def __init__(self, device: Device, stops: Mapping[int, int] = MappingProxyType({})) -> None:
+        self.device, self._stops = device, stops
+        self.busy_s = self.idle_s = self.saturated_s = 0.0
         self.steps = self.prefill_tokens = self.decode_tokens = 0
         self._known: dict[int, _Known] = {}
         self._free_s = 0.0  # when it has run everything it was given
@@ -36,26 +42,28 @@ class SimulatedWorker:
             known.pop(id, None)
         for prompt in batch.new:
             tokens = len(prompt.tokens)
-            known[prompt.id] = _Known(tokens - prompt.generated, tokens)
-        iteration, counts = self._entries(batch)
+            stop_at = self._stops.get(prompt.id, NEVER)
+            known[prompt.id] = _Known(tokens - prompt.generated, tokens, stop_at)
+        iteration, counts, sampled = self._entries(batch)
         begin_s = max(now_s, self._free_s)
-        run_s = self.device.seconds(iteration)
+        run_s = self.device.seconds(iteration) if batch.ids else 0.0  # it has only to forget
         wait_s = begin_s - self._free_s
         self._free_s = begin_s + run_s
-        self.steps += 1
+        self.steps += bool(batch.ids)
         self.busy_s += run_s
         self.idle_s += wait_s
-        sampled = [TOKEN] * sum(counts)
+        self.saturated_s += self.device.saturated_seconds(iteration)
         result = StepResult(
             batch.step, batch.ids, counts, sampled, [], [], batch.copy_to, wait_s, run_s
         )
         return self._free_s, result
 
-    def _entries(self, batch: Batch) -> tuple[Iteration, list[int]]:
-        """What the entries ask for, and how many tokens each samples."""
+    def _entries(self, batch: Batch) -> tuple[Iteration, list[int], list[int]]:
+        """What the entries ask for, how many tokens each samples, and which."""
         prefill = decodes = context = prior = 0
         work = 0.0
-        sampled = []
+        counts: list[int] = []
+        sampled: list[int] = []
         known = self._known
         for id, start, count in zip(batch.ids, batch.starts, batch.counts, strict=True):
             request = known[id]
@@ -70,10 +78,11 @@ class SimulatedWorker:
                 work += count * (start + count / 2)
             if end == request.length:
                 request.length = end + 1
-                sampled.append(1)
+                counts.append(1)
+                sampled.append(TOKEN if end + 1 < request.stop_at else STOP)
             else:
-                sampled.append(0)
+                counts.append(0)
         self.prefill_tokens += prefill
         self.decode_tokens += decodes
         features = Work(prefill, decodes, context, work)
-        return Iteration(features, prior, len(batch.ids)), sampled
+        return Iteration(features, prior, len(batch.ids)), counts, sampled

@@ -6,23 +6,41 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given, settings
 
-from accelgen.proto.config import Config
+from accelgen.proto.config import Config, SloClass
 from accelgen.proto.messages import Objective, Reason
 from accelgen.scheduler.cost_model import Coefficients, Work
 from accelgen.scheduler.policy import Decision, load_policy
 from accelgen.simulator.device import Device, Iteration, UnknownDevice, find_device
 from accelgen.simulator.run import Run, Simulation, Stuck
-from accelgen.simulator.workload import Arrival, Workload
+from accelgen.simulator.workload import Arrival, Workload, session
 
 SECOND_PER_TOKEN = Coefficients(a=1.0, b=0.01, b2=0.0, c=0.0, d=0.0, e=0.0, knee=1.0)
 DEVICE = Device("toy", "paper", SECOND_PER_TOKEN, kv_token_bytes=1, kv_bytes=64 * 16)
-POLICIES = ["accelgen", "sarathi", "vllm"]
+PATIENT = SloClass(max_queue_ms=86_400_000)
+POLICIES = [
+    "accelgen",
+    "accelgen-adaptive",
+    "accelgen-calibrated",
+    "accelgen-no-batching",
+    "accelgen-no-chunking",
+    "accelgen-no-ordering",
+    "edf",
+    "fastgen",
+    "fastserve",
+    "orca",
+    "qoserve",
+    "sarathi",
+    "slidingserve",
+    "srpf",
+    "vllm",
+]
 
 
 def simulate(
     policy: str, arrivals: list[Arrival], device: Device = DEVICE, **config: object
 ) -> Run:
-    settings = Config(policy=policy, **{"pipeline_depth": 0, **config})  # type: ignore[arg-type]
+    given = {"pipeline_depth": 0, "slo_classes": {"standard": PATIENT}, **config}
+    settings = Config(policy=policy, **given)  # type: ignore[arg-type]
     simulation = Simulation(
         load_policy(policy, {}), Workload.of("test", arrivals), device, settings
     )
@@ -68,6 +86,59 @@ def test_mixing_prefill_and_decode_has_its_price() -> None:
     assert device.seconds(Iteration(work, prior=1000)) > device.seconds(Iteration(work))
     with pytest.raises(UnknownDevice, match="opt-13b on a100"):
         find_device("opt-13b", "abacus")
+
+
+def test_an_answer_may_end_before_its_limit() -> None:
+    """The policy knows only that it takes at most 50 tokens; the request ends by itself after 4."""
+    for depth in (0, 1):
+        run = simulate("sarathi", [Arrival(0.0, 100, 4, max_tokens=50)], pipeline_depth=depth)
+        [fate] = run.fates
+        assert len(fate.token_s) == 4 and fate.end is Reason.STOP
+        assert run.end_s == fate.token_s[-1] == pytest.approx(2 + 3 * 1.01)
+
+
+def test_a_follow_up_comes_after_answer_and_thought_and_finds_both_in_the_cache() -> None:
+    stages = [
+        Arrival(1.0, 60, 4, think_s=10.0),
+        Arrival(0.0, 100, 2, think_s=5.0),  # 63 of its tokens are in the cache: 3 blocks
+        Arrival(0.0, 40, 2, shared_tokens=16),  # begins like them, but only for a block
+    ]
+    run = simulate("vllm", [session(stages), Arrival(2.0, 100, 2)])
+    first, other, second, third = run.fates
+    assert second.arrival.at_s == first.token_s[-1] + 10.0
+    assert third.arrival.at_s == second.token_s[-1] + 5.0
+    assert [fate.cached_tokens for fate in run.fates] == [0, 0, 48, 16]
+    assert other.end is third.end is Reason.LENGTH
+
+
+def test_a_session_whose_answer_fails_goes_no_further() -> None:
+    stages = [Arrival(0.0, 2000, 4), Arrival(0.0, 10, 2)]  # 1,024 tokens of KV in all
+    [fate] = simulate("vllm", [session(stages)]).fates
+    assert fate.end is Reason.REFUSED_TOO_LONG and not fate.token_s
+
+
+def test_a_preempted_request_finds_its_own_blocks_again() -> None:
+    """Two requests outgrow the cache: one is preempted and computes again what was overwritten meanwhile only."""
+    arrivals = [Arrival(0.0, 400, 200), Arrival(1.0, 400, 200)]
+    runs = [simulate("vllm", arrivals, prefix_caching=caching) for caching in (True, False)]
+    cached, uncached = (run.workers[0].prefill_tokens for run in runs)
+    assert [sum(fate.preemptions for fate in run.fates) for run in runs] == [1, 1]
+    assert uncached > 1200 > cached >= 800
+
+
+def test_what_is_watched_can_be_given_up() -> None:
+    seen = []
+
+    def watch(run: Run, now_s: float) -> bool:
+        seen.append((run.steps, now_s))
+        return now_s > 500
+
+    workload = Workload.of("test", [Arrival(0.0, 10, 1000), Arrival(1e6, 10, 10)])
+    run = Simulation(load_policy("vllm", {}), workload, DEVICE, Config(pipeline_depth=0)).go(
+        watch=watch
+    )
+    assert run.given_up and len(run.fates) == 1 and run.fates[0].end is None
+    assert [steps for steps, _ in seen] == [256, 512] and run.end_s == seen[-1][1]
 
 
 class Idle:

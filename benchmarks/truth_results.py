@@ -1,0 +1,35 @@
+"""Where simulator_truth.py keeps what it found."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import click
+
+sys.path.insert(0, str(Path(__file__).parent))
+from iteration import processor
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def save(name: str, content: dict[str, Any]) -> None:
+    """Writes what was found, with when, on what and by which command."""
+    head = {
+        "date": datetime.now().strftime("%Y-%m-%d %H:%M"),
+        "processor": processor(),
+        "command": shlex.join(["python", *(_outside(word) for word in sys.argv)]),
+    }
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"simulator-truth-{name}-{datetime.now():%Y-%m-%d}.json"
+    path.write_text(json.dumps(head | content, indent=1) + "\n")
+    click.echo(f"Wrote {path}", err=True)
+
+
+def _outside(word: str) -> str:
+    """A word of the command line; of a path elsewhere only the name."""
+    return Path(word).name if Path(word).is_absolute() else word

@@ -1,0 +1,264 @@
+"""`accelgen sim`: scheduling policies in the simulator, on the same workload, on any machine."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+
+from accelgen.scripts.sim_options import (
+    ListParam,
+    PolicyParam,
+    jobs_option,
+    label,
+    middle_rate,
+    pick_scenario,
+    policies_option,
+    setting_of,
+    workload_options,
+)
+from accelgen.simulator.crew import FAULTS, Crew, CrewError
+from accelgen.simulator.experiment import Result, Setting, Store, key_of, simulate
+from accelgen.simulator.metrics import Rule
+from accelgen.simulator.scenarios import Scenario
+from accelgen.simulator.traces import MissingTrace
+
+RATE = click.FloatRange(0, 1e6, min_open=True)
+Policy = tuple[str, dict[str, Any]]
+
+
+class Fault(click.ClickException):
+    """Something asked for is not there, or not right."""
+
+    exit_code = 2
+
+
+class Sim(click.Group):
+    """Faults in what was asked for cost one line."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except FAULTS as error:
+            hint = " (or: --synthetic)" if isinstance(error, MissingTrace) else ""
+            raise Fault(f"{error}{hint}") from error
+        except CrewError as error:
+            raise click.ClickException(str(error)) from error
+
+
+@click.group(name="sim", cls=Sim)
+def command() -> None:
+    """Simulate scheduling policies: the live scheduler and KV manager over a modelled device."""
+
+
+@command.command("list")
+@click.option(
+    "--scenarios",
+    "file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="TOML file of scenarios.",
+)
+def list_names(file: Path | None) -> None:
+    """Scenarios, policies, devices and stand-ins for traces, by name."""
+    from accelgen.proto.policies import known_policies
+    from accelgen.simulator.device import known_devices
+    from accelgen.simulator.scenarios import SYNTHETIC, load_scenarios
+    from accelgen.simulator.synthetic import STAND_INS
+
+    click.echo("Scenarios (--scenario):")
+    for name, scenario in load_scenarios(file).items():
+        rates = ", ".join(f"{rate:g}" for rate in scenario.rates)
+        click.echo(
+            f"  {name}: {scenario.about}; {scenario.model} on {scenario.hardware}, rates {rates}"
+        )
+    click.echo(f"Policies (--policy): {', '.join(known_policies())}")
+    devices = ", ".join(f"{model} on {hardware}" for model, hardware in known_devices())
+    click.echo(f"Devices (--model, --hardware): {devices}")
+    click.echo(f"Stand-ins (--trace {SYNTHETIC}NAME): {', '.join(STAND_INS)}")
+
+
+@command.command("run")
+@workload_options
+@click.option(
+    "--policy",
+    type=PolicyParam(),
+    default="accelgen",
+    show_default=True,
+    help="Policy; NAME:key=value sets parameters.",
+)
+@click.option(
+    "--rate", type=RATE, show_default="the middle one of the scenario", help="Requests/s."
+)
+@click.option("--save-detailed", is_flag=True, help="Write a CSV with a row per request.")
+def run(policy: Policy, rate: float | None, save_detailed: bool, **given: Any) -> None:
+    """Simulate one policy at one rate."""
+    from accelgen.scripts.sim_bars import bars
+    from accelgen.scripts.sim_table import print_summary, write_requests, write_results
+
+    name, scenario = pick_scenario(given)
+    at = rate or middle_rate(scenario)
+    store = Store(given["out"] / "runs")
+    for seed in scenario.seeds[:1] if given["seeds"] is None else scenario.seeds:
+        setting = setting_of(name, scenario, policy, at, seed, given["synthetic"])
+        result = None if given["anew"] or save_detailed else store.load(key_of(setting))
+        fates = []
+        if result is None:
+            with bars(given["quiet"]) as shown, shown.one(label(policy)) as progress:
+                result, outcome = simulate(setting, progress)
+            store.save(result)
+            fates = outcome.fates
+        click.echo(f"{_title(name, scenario)}\n{label(policy)} at {at:g} requests/s, seed {seed}")
+        if result.summary is None:
+            raise click.ClickException(f"{label(policy)} failed: {result.fault}")
+        print_summary(result)
+        path = given["out"] / f"run-{name}-{policy[0]}-{result.key[:8]}"
+        written = write_results([result], path)
+        if save_detailed:
+            written.append(path.with_suffix(".requests.csv"))
+            write_requests(fates, written[-1])
+        _say_written(written)
+
+
+@command.command("compare")
+@workload_options
+@policies_option
+@click.option(
+    "--rate", type=RATE, show_default="the middle one of the scenario", help="Requests/s."
+)
+@jobs_option
+def compare(policies: list[Policy], rate: float | None, jobs: int | None, **given: Any) -> None:
+    """Compare policies at one rate: a table and a figure."""
+    from accelgen.scripts.sim_figure import draw_comparison
+
+    name, scenario = pick_scenario(given)
+    results = _run_grid(name, scenario, policies, [rate or middle_rate(scenario)], jobs, given)
+    _report("compare", name, scenario, results, given["out"], draw_comparison, with_rate=False)
+
+
+@command.command("sweep")
+@workload_options
+@policies_option
+@click.option(
+    "--rates",
+    type=ListParam(RATE),
+    metavar="R,...",
+    show_default="those of the scenario",
+    help="Requests/s.",
+)
+@jobs_option
+def sweep(
+    policies: list[Policy], rates: list[float] | None, jobs: int | None, **given: Any
+) -> None:
+    """Compare policies over rates: a table and a figure."""
+    from accelgen.scripts.sim_figure import draw_sweep
+
+    name, scenario = pick_scenario(given)
+    results = _run_grid(name, scenario, policies, rates or scenario.rates, jobs, given)
+    _report("sweep", name, scenario, results, given["out"], draw_sweep, with_rate=True)
+
+
+@command.command("capacity")
+@workload_options
+@policies_option
+@click.option(
+    "--attainment",
+    type=click.FloatRange(0, 1, min_open=True),
+    default=0.99,
+    show_default=True,
+    help="Share of the requests sent that must keep their objectives.",
+)
+@click.option("--tolerance", type=click.FloatRange(0.001, 0.5), default=0.02, show_default=True,
+              help="Relative distance of a good and a bad rate at which the search ends.")  # fmt: skip
+@jobs_option
+def capacity(
+    policies: list[Policy], attainment: float, tolerance: float, jobs: int | None, **given: Any
+) -> None:
+    """Find the highest rate at which enough requests keep their objectives, by bisection."""
+    from accelgen.scripts.sim_bars import bars
+    from accelgen.scripts.sim_capacity import report_capacities, search
+
+    name, scenario = pick_scenario(given)
+    with _crew(jobs, given) as crew, bars(given["quiet"]) as shown:
+        found = search(
+            crew, shown, name, scenario, policies, attainment, tolerance, given["synthetic"]
+        )
+    stem = _stem("capacity", name, [result for _, results in found.values() for result in results])
+    report_capacities(found, scenario, attainment, _title(name, scenario), given["out"] / stem)
+
+
+# --- shared ------------------------------------------------------------------------------------------------------
+
+
+def _run_grid(
+    name: str,
+    scenario: Scenario,
+    policies: Sequence[Policy],
+    rates: Sequence[float],
+    jobs: int | None,
+    given: dict[str, Any],
+) -> list[Result]:
+    """Every policy at every rate with every seed."""
+    from accelgen.scripts.sim_bars import bars, run_all
+
+    settings: list[Setting] = [
+        setting_of(name, scenario, policy, rate, seed, given["synthetic"])
+        for policy in policies
+        for rate in rates
+        for seed in scenario.seeds
+    ]
+    with _crew(jobs, given) as crew, bars(given["quiet"]) as shown:
+        shown.expect(name, len(settings))
+        return run_all(crew, settings, shown)
+
+
+@contextmanager
+def _crew(jobs: int | None, given: dict[str, Any]) -> Iterator[Crew]:
+    store = Store(given["out"] / "runs")
+    with Crew(jobs or os.cpu_count() or 1, store, given["anew"]) as crew:
+        yield crew
+
+
+def _report(
+    verb: str,
+    name: str,
+    scenario: Scenario,
+    results: list[Result],
+    out: Path,
+    draw: Callable[..., None],
+    with_rate: bool,
+) -> None:
+    from accelgen.scripts.sim_figure import NO_MATPLOTLIB
+    from accelgen.scripts.sim_table import groups_of, print_groups, write_results
+
+    groups, rule, title = groups_of(results), Rule(scenario.rule), _title(name, scenario)
+    print_groups(groups, rule, title, with_rate)
+    path = out / _stem(verb, name, results)
+    written = write_results(results, path)
+    try:
+        draw(groups, rule, title, path.with_suffix(".png"))
+        written.append(path.with_suffix(".png"))
+    except ImportError:
+        click.echo(NO_MATPLOTLIB, err=True)
+    _say_written(written)
+
+
+def _stem(verb: str, name: str, results: Sequence[Result]) -> str:
+    """Another name for other settings, so that nothing is overwritten but what is made again."""
+    settings = msgspec.json.encode([result.setting for result in results], order="sorted")
+    return f"{verb}-{name}-{sha256(settings).hexdigest()[:8]}"
+
+
+def _title(name: str, scenario: Scenario) -> str:
+    where = scenario.profile_file or f"{scenario.model} on {scenario.hardware}"
+    size = f"{scenario.replicas} x " if scenario.replicas > 1 else ""
+    return f"{name}: {scenario.about}; {size}{where}, {scenario.requests} requests"
+
+
+def _say_written(paths: Sequence[Path]) -> None:
+    click.echo(f"Wrote {', '.join(map(str, paths))}", err=True)

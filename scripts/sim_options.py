@@ -1,0 +1,250 @@
+"""What `accelgen sim` is asked: options that its verbs share, and the scenario and settings they amount to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+import msgspec
+
+from accelgen.proto.policies import POLICY_GROUP, fault_in, known_policies, unknown_policy
+from accelgen.scripts.chat_objective import ObjectiveError, parse_objective
+from accelgen.simulator.experiment import Setting
+from accelgen.simulator.mix import own_rate
+from accelgen.simulator.scenarios import (
+    SYNTHETIC,
+    Goal,
+    Part,
+    Scenario,
+    ScenarioError,
+    find_scenario,
+    make_scenario,
+)
+from accelgen.simulator.synthetic import STAND_INS
+from accelgen.simulator.traces import find_trace, read_trace
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_OVERRIDES = (
+    "model", "hardware", "kv_gb", "kv_blocks", "block_size", "host_ms", "profile_file", "replicas", "max_num_seqs",
+    "max_num_batched_tokens", "pipeline_depth", "arrivals", "cv", "max_tokens", "cut_tokens", "rule",
+)  # fmt: skip
+
+
+class PolicyParam(click.ParamType):
+    """`NAME` or `NAME:KEY=VALUE:KEY=VALUE`."""
+
+    name = "policy"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, dict[str, Any]]:
+        if not isinstance(value, str):
+            return value  # type: ignore[no-any-return]
+        name, *words = value.strip().split(":")
+        if fault := unknown_policy(name):
+            self.fail(fault, param, ctx)
+        params: dict[str, Any] = {}
+        for word in words:
+            key, equals, text = word.partition("=")
+            if not (key and equals):
+                self.fail(f"{word!r} is not of the form key=value", param, ctx)
+            params[key] = _value(text)
+        [point] = entry_points(group=POLICY_GROUP, name=name)
+        if fault := fault_in(name, point.load(), params):
+            self.fail(fault, param, ctx)
+        return name, params
+
+
+class ListParam(click.ParamType):
+    """Values of another type, separated by commas."""
+
+    def __init__(self, inner: click.ParamType) -> None:
+        self.inner, self.name = inner, f"{inner.name},..."
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> list[Any]:
+        words = value.split(",") if isinstance(value, str) else value
+        return [self.inner.convert(word, param, ctx) for word in words]
+
+
+class SloParam(click.ParamType):
+    """`ttft=1000,tpot=100,e2e=9000`, in milliseconds."""
+
+    name = "slo"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> dict[str, Goal]:
+        if isinstance(value, dict):
+            return value
+        try:
+            stated = parse_objective(value)
+        except ObjectiveError as error:
+            self.fail(str(error), param, ctx)
+        if stated.slo_class is not None:
+            self.fail(f"{stated.slo_class!r}: state numbers, like ttft=1000,tpot=100", param, ctx)
+        limits = {"ttft": stated.ttft_ms, "tpot": stated.tpot_ms, "e2e": stated.e2e_ms}
+        return {name: Goal(base_s=ms / 1000) for name, ms in limits.items() if ms is not None}
+
+
+def _value(text: str) -> Any:
+    """A TOML-like value: number, true, false, else text."""
+    for read in (int, float):
+        try:
+            return read(text)
+        except ValueError:
+            pass
+    return {"true": True, "false": False}.get(text, text)
+
+
+_RATE = click.FloatRange(0, 1e6, min_open=True)
+_NATURAL = click.IntRange(0, 2**62)
+_COUNT = click.IntRange(1, 2**31)
+
+_WORKLOAD = (
+    click.option("--scenario", show_default="accelgen, unless --trace is given", help="Frozen workload; `sim list`."),
+    click.option("--scenarios", "file", type=click.Path(dir_okay=False, path_type=Path), show_default="the project's",
+                 help="TOML file of scenarios."),
+    click.option("--trace", metavar="NAME|FILE",
+                 help="A trace instead: file, name in ACCELGEN_TRACES, or synthetic:NAME."),
+    click.option("--slo", type=SloParam(), metavar="ttft=MS,tpot=MS,e2e=MS", show_default="ttft=1000,tpot=100",
+                 help="Objectives, with --trace."),
+    click.option("--model", show_default="the scenario's, else llama-3-8b", help="Fitted model."),
+    click.option("--hardware", show_default="the scenario's, else a100", help="Device that it is fitted on."),
+    click.option("--profile-file", help="This device instead: samples of `accelgen profile`."),
+    click.option("--kv-gb", type=click.FloatRange(0), help="KV cache in GB."),
+    click.option("--kv-blocks", type=_NATURAL, help="KV cache in blocks."),
+    click.option("--block-size", type=_COUNT, help="Tokens per block."),
+    click.option("--host-ms", type=click.FloatRange(0), help="Time of the host in each iteration."),
+    click.option("--replicas", type=click.IntRange(1, 64), help="Devices that each serve whole requests."),
+    click.option("--max-num-seqs", type=_COUNT, help="Most requests in one iteration."),
+    click.option("--max-num-batched-tokens", type=_COUNT, help="Most tokens in one iteration."),
+    click.option("--pipeline-depth", type=click.IntRange(0, 1), help="Plans made ahead."),
+    click.option("--arrivals", type=click.Choice(["poisson", "gamma", "trace", "thinned"]),
+                 help="Arrival process; trace: the times of the trace, scaled."),
+    click.option("--cv", type=_RATE, help="Of the gaps, with --arrivals gamma."),
+    click.option("--max-tokens", type=_COUNT, help="What clients ask for; outputs are cut to it."),
+    click.option("--cut-tokens", type=_NATURAL, help="Most of prompt + max_tokens; prompts are cut. 0: the KV cache."),
+    click.option("--rule", type=click.Choice(["every_gap", "cumulative_deadline", "request_mean"]),
+                 help="Rule of goodput and capacity."),
+    click.option("--requests", type=_COUNT, help="Requests sent."),
+    click.option("--seeds", type=ListParam(click.IntRange(0, 2**31)), metavar="N,...", help="One run for each."),
+    click.option("--half", type=click.Choice(["tune", "report", "all"]), help="Part of a trace."),
+    click.option("--synthetic", is_flag=True, help="Stand-ins with published statistics in place of traces."),
+    click.option("--out", type=click.Path(file_okay=False, path_type=Path), default=Path("sim-results"),
+                 show_default=True, help="Folder of results; what is there is not run again."),
+    click.option("--anew", is_flag=True, help="Run again what is there already."),
+    click.option("--quiet", is_flag=True, help="No progress bar."),
+)  # fmt: skip
+
+
+def workload_options(command: F) -> F:
+    """The options that say what is simulated."""
+    for option in reversed(_WORKLOAD):
+        command = option(command)
+    return command
+
+
+def policies_option(command: F) -> F:
+    return click.option(
+        "--policies", type=ListParam(PolicyParam()), default=known_policies, metavar="P,...",
+        show_default="all installed", help="Policies; NAME:key=value sets parameters.",
+    )(command)  # fmt: skip
+
+
+def jobs_option(command: F) -> F:
+    return click.option(
+        "--jobs", type=click.IntRange(1, 1024), show_default="cores", help="Simulations at a time."
+    )(command)
+
+
+def pick_scenario(given: dict[str, Any]) -> tuple[str, Scenario]:
+    """Its name, and the scenario with what the options change. Raises ScenarioError, TraceError, UsageError."""
+    trace, slo = given["trace"], given["slo"]
+    if trace is None:
+        if slo is not None:
+            raise click.UsageError("--slo belongs to --trace; a scenario has its own objectives")
+        name = given["scenario"] or "accelgen"
+        scenario = find_scenario(name, given["file"])
+    else:
+        if given["scenario"] is not None:
+            raise click.UsageError("either --trace or --scenario")
+        name, scenario = _of_trace(trace, slo)
+    changed = {key: given[key] for key in _OVERRIDES if given[key] is not None}
+    if given["half"] is not None:
+        changed["part_of_trace"] = given["half"]
+    if given["requests"] is not None:
+        changed["requests"] = given["requests"]
+    if given["seeds"] is not None:
+        changed["seeds"] = given["seeds"]
+    if changed:
+        fields = {**msgspec.structs.asdict(scenario), **changed}
+        scenario = make_scenario(msgspec.to_builtins(fields))
+    return name, scenario
+
+
+def _of_trace(trace: str, slo: dict[str, Goal] | None) -> tuple[str, Scenario]:
+    """A scenario of one trace, all requests of one class, at the trace's own rate or one request per second."""
+    goals = slo if slo is not None else {"ttft": Goal(base_s=1.0), "tpot": Goal(base_s=0.1)}
+    name = trace.removeprefix(SYNTHETIC)
+    if name != trace:
+        if name not in STAND_INS:
+            raise ScenarioError(f"there is no {trace!r}; there is {', '.join(sorted(STAND_INS))}")
+        rate, requests = STAND_INS[name].rate, 1000
+    else:
+        path = find_trace(trace)
+        rows = read_trace(path)
+        rate = own_rate(rows) if rows.at_s is not None else 0.0
+        requests = len(rows) if rate else min(1000, len(rows))
+        name = rows.name
+    scenario = Scenario(
+        about=f"{trace}, one class",
+        model="llama-3-8b",
+        hardware="a100",
+        parts=[Part("standard", trace, **goals)],  # type: ignore[arg-type]
+        rates=[rate or 1.0],
+        seeds=[0],
+        requests=requests,
+        arrivals="trace" if rate else "poisson",
+        max_num_batched_tokens=16384,
+    )
+    return name, scenario
+
+
+def setting_of(
+    name: str,
+    scenario: Scenario,
+    policy: tuple[str, dict[str, Any]],
+    rate: float,
+    seed: int,
+    stand_ins: bool,
+    enough: float = 0.0,
+) -> Setting:
+    """One simulation of the scenario."""
+    return Setting(
+        name=name,
+        scenario=scenario,
+        policy=policy[0],
+        params=policy[1],
+        rate=rate,
+        requests=scenario.requests,
+        seed=seed,
+        half=scenario.part_of_trace,
+        stand_ins=stand_ins,
+        enough=enough,
+    )
+
+
+def middle_rate(scenario: Scenario) -> float:
+    """The rate at which a scenario is looked at if nobody names one."""
+    return scenario.rates[len(scenario.rates) // 2]
+
+
+def label(policy: tuple[str, dict[str, Any]]) -> str:
+    """As it is written on the command line."""
+    return ":".join([policy[0], *(f"{key}={value}" for key, value in policy[1].items())])

@@ -1,0 +1,248 @@
+"""Results of simulations as tables, CSV and JSON."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import msgspec
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from accelgen.scripts.sim_options import label
+from accelgen.simulator.experiment import Result
+from accelgen.simulator.metrics import Rule, Times
+from accelgen.simulator.run import Fate
+
+RULES = {Rule.EVERY_GAP: "gap", Rule.CUMULATIVE: "cumul.", Rule.MEAN: "mean"}
+NO_DATA = "-"
+SPACE = 3  # between two columns
+
+
+@dataclass(frozen=True)
+class Column:
+    """A figure of a table: its head, how it is read from a result, and how it is written."""
+
+    head: str
+    read: Callable[[Result], float | None]
+    form: str = "{:.2f}"
+
+
+@dataclass(frozen=True)
+class Group:
+    """The results of one policy at one rate, over all seeds."""
+
+    policy: str
+    rate: float
+    results: list[Result]
+
+    @property
+    def fault(self) -> str:
+        """What went wrong in any of them, in words."""
+        return next((result.fault for result in self.results if result.fault), "")
+
+    def values(self, read: Callable[[Result], float | None]) -> list[float]:
+        found = [read(result) for result in self.results if result.summary is not None]
+        return [value for value in found if value is not None and math.isfinite(value)]
+
+    def mean(self, read: Callable[[Result], float | None]) -> float | None:
+        """Over the seeds; None without data."""
+        values = self.values(read)
+        return fmean(values) if values else None
+
+
+def groups_of(results: Iterable[Result]) -> list[Group]:
+    """By policy and rate, in the order in which they come."""
+    found: dict[tuple[str, float], Group] = {}
+    for result in results:
+        setting = result.setting
+        name = label((setting.policy, setting.params))
+        group = found.setdefault((name, setting.rate), Group(name, setting.rate, []))
+        group.results.append(result)
+    return [*found.values()]
+
+
+def figure_of(path: str) -> Callable[[Result], float | None]:
+    """Reads `latency.ttft_s.p99` and the like from a result's summary."""
+    parts = path.split(".")
+
+    def read(result: Result) -> float | None:
+        value: Any = result.summary
+        for part in parts:
+            value = value[part] if isinstance(value, dict) else getattr(value, part, None)
+        return value  # type: ignore[no-any-return]
+
+    return read
+
+
+def columns(rule: Rule) -> list[Column]:
+    """The columns of the table that compares policies."""
+
+    def in_ms(path: str) -> Callable[[Result], float | None]:
+        read = figure_of(path)
+        return lambda result: None if read(result) is None else 1e3 * (read(result) or 0.0)
+
+    def percent(path: str) -> Callable[[Result], float | None]:
+        read = figure_of(path)
+        return lambda result: 100 * (read(result) or 0.0)
+
+    return [
+        Column(f"goodput ({RULES[rule]}) req/s", figure_of(f"goodput.{rule}")),
+        *(
+            Column(f"attained % ({short})", percent(f"judged.attainment.{one}"), "{:.1f}")
+            for one, short in RULES.items()
+        ),
+        Column("req/s", figure_of("request_throughput")),
+        Column("tok/s", figure_of("token_throughput"), "{:.0f}"),
+        Column("TTFT s mean", figure_of("latency.ttft_s.mean")),
+        Column("TTFT s p99", figure_of("latency.ttft_s.p99")),
+        Column("TPOT ms mean", in_ms("latency.tpot_s.mean"), "{:.1f}"),
+        Column("TPOT ms p99", in_ms("latency.tpot_s.p99"), "{:.1f}"),
+        Column("JCT s mean", figure_of("latency.jct_s.mean")),
+        Column("s/token", figure_of("latency.normalised_s.mean"), "{:.3f}"),
+        Column("KV %", percent("machine.kv_utilisation"), "{:.0f}"),
+        Column("compute %", percent("machine.compute_utilisation"), "{:.0f}"),
+        Column("preempt", figure_of("machine.preemptions"), "{:.0f}"),
+        Column("decision ms p99", in_ms("decisions.each_s.p99")),
+    ]
+
+
+def print_groups(groups: Sequence[Group], rule: Rule, title: str, with_rate: bool) -> None:
+    """The table on stdout, in as many parts as the terminal is too narrow. A figure without data is a dash; a policy
+    that failed has a line of its own below."""
+    console = Console()
+    width = console.width if console.is_terminal else 1000
+    names = [[group.policy, *([f"{group.rate:g}"] if with_rate else [])] for group in groups]
+    shown = [(column.head, [_cell(group, column) for group in groups]) for column in columns(rule)]
+    console.print(title, markup=False, highlight=False, soft_wrap=True)
+    heads = ["policy", "rate"][: 1 + with_rate]
+    first = sum(max(map(len, cells)) + SPACE for cells in zip(heads, *names, strict=True))
+    for part in _fitting(shown, width - first):
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+        table.add_column("policy", no_wrap=True)
+        if with_rate:
+            table.add_column("rate", justify="right", no_wrap=True)
+        for head, _ in part:
+            longest = max(map(len, head.split()))
+            table.add_column(head, justify="right", min_width=longest)
+        for row, name in enumerate(names):
+            table.add_row(*name, *(cells[row] for _, cells in part))
+        Console(width=width).print(table)
+    for group in groups:
+        if group.fault:
+            console.print(f"{group.policy} at {group.rate:g}/s failed: {group.fault}", markup=False)
+
+
+def _cell(group: Group, column: Column) -> str:
+    value = group.mean(column.read)
+    return NO_DATA if value is None else column.form.format(value)
+
+
+def _fitting(
+    shown: Sequence[tuple[str, list[str]]], width: int
+) -> Iterator[list[tuple[str, list[str]]]]:
+    """Columns in groups that fit `width`, heads broken between words."""
+    part: list[tuple[str, list[str]]] = []
+    used = 0
+    for head, cells in shown:
+        needed = SPACE + max(map(len, (*head.split(), *cells)))
+        if part and used + needed > width:
+            yield part
+            part, used = [], 0
+        part.append((head, cells))
+        used += needed
+    yield part
+
+
+def print_summary(result: Result) -> None:
+    """Every figure of one run."""
+    table = Table(show_header=False, pad_edge=False, box=None)
+    for name, value in flatten(msgspec.to_builtins(result.summary)).items():
+        table.add_row(name, _shown(value))
+    Console().print(table)
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return NO_DATA
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def flatten(value: dict[str, Any], before: str = "") -> dict[str, Any]:
+    """`{"a": {"b": 1}}` as `{"a.b": 1}`."""
+    flat: dict[str, Any] = {}
+    for key, inner in value.items():
+        name = f"{before}{key}"
+        flat |= flatten(inner, f"{name}.") if isinstance(inner, dict) else {name: inner}
+    return flat
+
+
+def write_results(results: Sequence[Result], path: Path) -> list[Path]:
+    """All figures of all runs: `path` with .csv (a row per run) and .json (the results whole)."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for result in results:
+        setting = result.setting
+        head = {
+            "scenario": setting.name,
+            "policy": label((setting.policy, setting.params)),
+            "rate": setting.rate,
+            "seed": setting.seed,
+            "requests": setting.requests,
+            "fault": result.fault,
+            "given_up": result.given_up,
+        }
+        figures = {} if result.summary is None else msgspec.to_builtins(result.summary)
+        rows.append({**head, **flatten(figures)})
+    table, whole = path.with_suffix(".csv"), path.with_suffix(".json")
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    with table.open("w", newline="") as lines:
+        writer = csv.DictWriter(lines, names)
+        writer.writeheader()
+        writer.writerows(rows)
+    whole.write_bytes(msgspec.json.format(msgspec.json.encode(list(results)), indent=1))
+    return [table, whole]
+
+
+_REQUEST_COLUMNS = (
+    "sent_s", "slo_class", "prompt_tokens", "output_tokens", "ttft_goal_s", "tpot_goal_s", "e2e_goal_s", "end",
+    "ttft_s", "tpot_s", "jct_s", "preemptions", "cached_tokens", *Rule,
+)  # fmt: skip
+
+
+def write_requests(fates: Sequence[Fate], path: Path) -> None:
+    """One row per request: what it asked for and what became of it. Times in seconds."""
+    times = Times.of(fates)
+    attained = times.attains()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="") as lines:
+        writer = csv.writer(lines)
+        writer.writerow(_REQUEST_COLUMNS)
+        ttft_s, tpot_s, jct_s = times.ttft_s, times.tpot_s, times.jct_s
+        for i, fate in enumerate(fates):
+            arrival, goal = fate.arrival, fate.arrival.objective
+            writer.writerow(
+                [
+                    arrival.at_s,
+                    arrival.slo_class,
+                    arrival.prompt_tokens,
+                    len(fate.token_s),
+                    goal.ttft_s,
+                    goal.tpot_s,
+                    goal.e2e_s,
+                    fate.end.name.lower() if fate.end is not None else "",
+                    *(
+                        value if math.isfinite(value) else ""
+                        for value in (ttft_s[i], tpot_s[i], jct_s[i])
+                    ),
+                    fate.preemptions,
+                    fate.cached_tokens,
+                    *(int(attained[rule][i]) for rule in Rule),
+                ]  # fmt: skip
+            )

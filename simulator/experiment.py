@@ -1,0 +1,184 @@
+"""One simulation as a value: everything that decides its outcome, and the outcome. Same setting, same code, same trace:
+same result, so that results are kept in files named after all three, and nothing is run twice.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from functools import cache
+from hashlib import sha256
+from importlib.metadata import entry_points
+from importlib.util import find_spec
+from math import nextafter
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import msgspec
+from msgspec import Struct, field
+
+from accelgen.scheduler.decision import BadDecision
+from accelgen.scheduler.policy import GROUP, load_policy
+from accelgen.simulator.metrics import Summary, hopeless, summarise
+from accelgen.simulator.mix import Asked, Half, load_sources, make_workload
+from accelgen.simulator.run import Run, Simulation, Stuck
+from accelgen.simulator.scenarios import SYNTHETIC, Scenario
+from accelgen.simulator.traces import find_trace
+
+_IMPORT = re.compile(rb"^\s*from (accelgen\.[\w.]+) import", re.MULTILINE)
+Progress = Callable[[int, int], None]
+"""Told now and then how many requests of how many have ended."""
+
+
+class Setting(Struct, frozen=True, kw_only=True):
+    """What is simulated. `enough` ends a run early once its attainment cannot reach that share any more (0: never)."""
+
+    name: str  # of the scenario
+    scenario: Scenario
+    policy: str
+    params: dict[str, Any] = field(default_factory=dict)
+    rate: float
+    requests: int
+    seed: int = 0
+    half: Half = "all"
+    stand_ins: bool = False
+    enough: float = 0.0
+
+
+class Result(Struct, frozen=True, kw_only=True):
+    """What came of it. `summary` is None where the policy failed, and `fault` says how. `wall_s` is real time."""
+
+    setting: Setting
+    key: str
+    sources: dict[str, str]
+    summary: Summary | None
+    fault: str = ""
+    given_up: bool = False
+    wall_s: float = 0.0
+
+    def attainment(self, rule: str) -> float:
+        """Share of the requests sent that met their objectives; 0 where the policy failed. Of a run that was given up
+        nobody knows more than that it is below what would have been enough."""
+        if self.summary is None:
+            return 0.0
+        found = self.summary.judged.attainment[rule]
+        return min(found, nextafter(self.setting.enough, 0)) if self.given_up else found
+
+
+def run_setting(setting: Setting, progress: Progress | None = None) -> Result:
+    """Simulates it. Raises TraceError, ScenarioError, UnknownDevice, UnknownPolicy, ProfileError."""
+    return simulate(setting, progress)[0]
+
+
+def simulate(setting: Setting, progress: Progress | None = None) -> tuple[Result, Run]:
+    """As `run_setting`, with the run itself, which has the time of every token."""
+    begin_s = perf_counter()
+    scenario = setting.scenario
+    device = scenario.device()
+    asked = Asked(setting.rate, setting.requests, setting.seed, setting.half)
+    sources = load_sources(scenario, asked, setting.stand_ins)
+    workload = make_workload(setting.name, scenario, device, asked, sources)
+    policy = load_policy(
+        setting.policy, {**scenario.policies.get(setting.policy, {}), **setting.params}
+    )
+    simulation = Simulation(policy, workload, device, scenario.config(setting.policy))
+    requests = workload.requests
+
+    def watch(run: Run, now_s: float) -> bool:
+        if progress is not None:
+            progress(simulation.core.finished + simulation.core.refused, requests)
+        return setting.enough > 0 and hopeless(run, now_s, setting.enough, requests)
+
+    summary, fault = None, ""
+    try:
+        run = simulation.go(watch=watch)
+        summary = summarise(run)
+    except (Stuck, BadDecision) as error:
+        fault = str(error)
+    result = Result(
+        setting=setting,
+        key=key_of(setting),
+        sources={name: rows.digest for name, rows in sources.items()},
+        summary=summary,
+        fault=fault,
+        given_up=simulation.run.given_up,
+        wall_s=perf_counter() - begin_s,
+    )
+    return result, simulation.run
+
+
+# --- names of results --------------------------------------------------------------------------------------------
+
+
+def key_of(setting: Setting) -> str:
+    """The name of its result: a hash of the setting, of the traces it reads, and of the code that runs. Raises
+    TraceError."""
+    digest = sha256(msgspec.json.encode(setting, order="sorted"))
+    for source in sorted({part.source for part in setting.scenario.parts}):
+        stand_in = setting.stand_ins or source.startswith(SYNTHETIC)
+        digest.update(b"" if stand_in else _file_digest(find_trace(source)))
+    digest.update(_code_digest(setting.policy))
+    return digest.hexdigest()[:24]
+
+
+@cache
+def _file_digest(path: Path) -> bytes:
+    return sha256(path.read_bytes()).digest()
+
+
+@cache
+def _code_digest(policy: str) -> bytes:
+    digest = sha256()
+    for path in modules_read(policy):
+        digest.update(sha256(path.read_bytes()).digest())
+    return digest.digest()
+
+
+def modules_read(policy: str) -> list[Path]:
+    """The file of every module of the package that this one and the policy import, directly or not, sorted."""
+    names = [__name__]
+    names += [entry.module for entry in entry_points(group=GROUP) if entry.name == policy]
+    found: dict[str, Path] = {}
+    while names:
+        name = names.pop()
+        spec = None if name in found else find_spec(name)
+        if spec is not None and spec.origin:
+            found[name] = Path(spec.origin)
+            names += _imports(found[name].read_bytes())
+    return sorted(found.values())
+
+
+def _imports(source: bytes) -> list[str]:
+    """Modules of the package that a source file names in `from ... import`, the only way used here."""
+    # Not by `ast`: its parser fails when two threads of CPython 3.11 are in it.
+    return [name.decode() for name in _IMPORT.findall(source)]
+
+
+class Store:
+    """Results in a folder, one JSON file each."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def load(self, key: str) -> Result | None:
+        """What was kept under `key`; None if nothing, or nothing that can be read."""
+        path = self._path(key)
+        if not path.is_file():
+            return None
+        try:
+            return msgspec.json.decode(path.read_bytes(), type=Result)
+        except msgspec.MsgspecError:
+            return None  # of another version, or cut short: it is made again
+
+    def save(self, result: Result) -> None:
+        """Keeps it, whole or not at all."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self._path(result.key)
+        part = path.with_suffix(f".{os.getpid()}.part")
+        part.write_bytes(msgspec.json.format(msgspec.json.encode(result), indent=1))
+        part.replace(path)
+
+    def _path(self, key: str) -> Path:
+        return self.folder / f"{key}.json"

@@ -1,0 +1,114 @@
+"""`accelgen sim`: what its verbs print, write and refuse."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from accelgen.scripts.cli import main
+from accelgen.simulator.traces import VARIABLE
+
+SMALL = ["--trace", "synthetic:azure2023_code", "--requests", "20", "--quiet", "--slo", "ttft=500"]
+
+
+@pytest.fixture(autouse=True)
+def no_traces(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(VARIABLE, raising=False)
+
+
+def sim(*words: str, out: Path | None = None) -> Result:
+    where = ["--out", str(out)] if out else []
+    return CliRunner().invoke(main, ["sim", *words, *where])
+
+
+def test_list_names_everything() -> None:
+    shown = sim("list").output
+    for name in ("three_class", "sarathi", "opt-13b on a100", "azure2023_conv"):
+        assert name in shown
+
+
+def test_run_prints_every_figure_and_keeps_it(tmp_path: Path) -> None:
+    words = ["run", *SMALL, "--policy", "sarathi:chunk_size=256", "--rate", "3", "--save-detailed"]
+    done = sim(*words, out=tmp_path)
+    assert done.exit_code == 0, done.output
+    assert "sarathi:chunk_size=256 at 3 requests/s, seed 0" in done.output
+    assert "latency.ttft_s.p99" in done.output
+    [requests] = tmp_path.glob("*.requests.csv")
+    rows = list(csv.DictReader(requests.open()))
+    assert len(rows) == 20 and {row["end"] for row in rows} == {"stop"}
+    assert all(float(row["ttft_s"]) <= float(row["jct_s"]) for row in rows)
+    again = sim(*words[:-1], out=tmp_path)
+    assert again.output.split("Wrote")[0] == done.output.split("Wrote")[0]
+
+
+def test_compare_writes_table_figure_csv_and_json(tmp_path: Path) -> None:
+    words = ["compare", *SMALL, "--policies", "sarathi,vllm", "--seeds", "0,1", "--jobs", "1"]
+    done = sim(*words, out=tmp_path)
+    assert done.exit_code == 0, done.output
+    lines = [line for line in done.output.splitlines() if "sarathi" in line or "vllm" in line]
+    assert len(lines) == 2
+    [table], [whole], [figure] = (
+        tmp_path.glob(f"compare-*.{kind}") for kind in ("csv", "json", "png")
+    )
+    rows = list(csv.DictReader(table.open()))
+    assert [(row["policy"], row["seed"]) for row in rows] == [
+        ("sarathi", "0"), ("sarathi", "1"), ("vllm", "0"), ("vllm", "1"),
+    ]  # fmt: skip
+    assert all(row["judged.sent"] == "20" for row in rows)
+    assert len(json.loads(whole.read_text())) == 4 and figure.stat().st_size > 10_000
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").iterdir()}
+    assert len(before) == 4
+    sim(*words, out=tmp_path)  # nothing is run again
+    assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").iterdir()}
+
+
+def test_sweep_and_capacity(tmp_path: Path) -> None:
+    words = [*SMALL, "--policies", "vllm", "--jobs", "1"]
+    done = sim("sweep", *words, "--rates", "1,50", out=tmp_path)
+    assert done.exit_code == 0, done.output
+    assert len([line for line in done.output.splitlines() if "vllm" in line]) == 2
+    done = sim("capacity", *words, "--attainment", "0.9", "--tolerance", "0.3", out=tmp_path)
+    assert done.exit_code == 0, done.output
+    [table] = tmp_path.glob("capacity-*.csv")
+    rows = list(csv.DictReader(table.open()))
+    for row in rows:
+        assert (float(row["attained"]) >= 0.9) == (float(row["rate"]) <= float(row["capacity"]))
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["run", "--policy", "saraty"], "there is no policy 'saraty'; did you mean sarathi?"),
+        (["run", "--policy", "sarathi:chunk=3"], "sarathi has no parameter 'chunk'"),
+        (["run", "--policy", "sarathi:chunk_size"], "'chunk_size' is not of the form key=value"),
+        (["run", "--scenario", "acelgen"], "'acelgen'; did you mean accelgen"),
+        (["run", "--scenario", "accelgen"], "ACCELGEN_TRACES can name a folder of traces (or: --synthetic)"),
+        (["run", "--scenario", "accelgen", "--trace", "x"], "either --trace or --scenario"),
+        (["run", "--slo", "ttft=1"], "--slo belongs to --trace"),
+        (["run", "--trace", "synthetic:x"], "there is no 'synthetic:x'; there is azure2023_code"),
+        (["run", *SMALL, "--hardware", "a10"], "no fit of 'llama-3-8b' on 'a10'; there is llama-3-8b on a100"),
+        (["run", *SMALL, "--slo", "chat"], "'chat': state numbers"),
+        (["run", *SMALL, "--cut-tokens", "999999"], "cut_tokens: requests of 999999 tokens"),
+        (["compare", *SMALL, "--policies", "sarathi,x"], "there is no policy 'x'"),
+        (["sweep", *SMALL, "--rates", "0"], "0.0 is not in the range 0<x"),
+        (["run", *SMALL, "--profile-file", "none.json"], "profile none.json"),
+    ],
+)  # fmt: skip
+def test_refusals_are_one_line(words: list[str], said: str, tmp_path: Path) -> None:
+    done = sim(*words, out=tmp_path)
+    assert done.exit_code == 2 and said in done.output
+    assert len(done.output.strip().splitlines()) == 1
+
+
+def test_a_bad_trace_is_named_with_row_and_column(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text("arrived_at,prompt_tokens,output_tokens\n0,5,5\n1,five,5\n")
+    done = sim("run", "--trace", str(path), out=tmp_path)
+    assert done.exit_code == 2
+    assert done.output.strip() == (
+        f"accelgen: {path}, row 3, column prompt_tokens: 'five' is not a number"
+    )
