@@ -54,7 +54,11 @@ class PolicyParam(click.ParamType):
                 self.fail(f"{word!r} is not of the form key=value", param, ctx)
             params[key] = _value(text)
         [point] = entry_points(group=POLICY_GROUP, name=name)
-        if fault := fault_in(name, point.load(), params):
+        try:
+            kind = point.load()
+        except ImportError as error:
+            self.fail(f"{name} is installed and cannot be imported: {error}", param, ctx)
+        if fault := fault_in(name, kind, params):
             self.fail(fault, param, ctx)
         return name, params
 
