@@ -4,8 +4,8 @@ same result, so that results are kept in files named after all three, and nothin
 
 from __future__ import annotations
 
-import ast
 import os
+import re
 from collections.abc import Callable
 from functools import cache
 from hashlib import sha256
@@ -20,13 +20,19 @@ import msgspec
 from msgspec import Struct, field
 
 from accelgen.scheduler.decision import BadDecision
-from accelgen.scheduler.policy import GROUP, load_policy
+from accelgen.scheduler.policy import GROUP, UnknownPolicy, load_policy
+from accelgen.simulator.device import Device
+from accelgen.simulator.distserve import NAME as DISTSERVE
+from accelgen.simulator.distserve import DistServe
 from accelgen.simulator.metrics import Summary, hopeless, summarise
 from accelgen.simulator.mix import Asked, Half, load_sources, make_workload
 from accelgen.simulator.run import Run, Simulation, Stuck
 from accelgen.simulator.scenarios import SYNTHETIC, Scenario
+from accelgen.simulator.stages import Rules
 from accelgen.simulator.traces import find_trace
+from accelgen.simulator.workload import Workload
 
+_IMPORT = re.compile(rb"^\s*from (accelgen\.[\w.]+) import", re.MULTILINE)
 Progress = Callable[[int, int], None]
 """Told now and then how many requests of how many have ended."""
 
@@ -79,15 +85,12 @@ def simulate(setting: Setting, progress: Progress | None = None) -> tuple[Result
     asked = Asked(setting.rate, setting.requests, setting.seed, setting.half)
     sources = load_sources(scenario, asked, setting.stand_ins)
     workload = make_workload(setting.name, scenario, device, asked, sources)
-    policy = load_policy(
-        setting.policy, {**scenario.policies.get(setting.policy, {}), **setting.params}
-    )
-    simulation = Simulation(policy, workload, device, scenario.config(setting.policy))
+    simulation = _make_simulation(setting, workload, device)
     requests = workload.requests
 
     def watch(run: Run, now_s: float) -> bool:
         if progress is not None:
-            progress(simulation.core.finished + simulation.core.refused, requests)
+            progress(simulation.ended, requests)
         return setting.enough > 0 and hopeless(run, now_s, setting.enough, requests)
 
     summary, fault = None, ""
@@ -106,6 +109,21 @@ def simulate(setting: Setting, progress: Progress | None = None) -> tuple[Result
         wall_s=perf_counter() - begin_s,
     )
     return result, simulation.run
+
+
+def _make_simulation(
+    setting: Setting, workload: Workload, device: Device
+) -> Simulation | DistServe:
+    """What runs the policy. Raises UnknownPolicy or ScenarioError."""
+    name, config = setting.policy, setting.scenario.config(setting.policy)
+    params = {**setting.scenario.policies.get(name, {}), **setting.params}
+    if name != DISTSERVE:
+        return Simulation(load_policy(name, params), workload, device, config)
+    try:
+        rules = Rules(**params)
+    except (TypeError, ValueError) as error:
+        raise UnknownPolicy(f"policy_params: {name}: {error}") from error
+    return DistServe(rules, workload, device, config)
 
 
 # --- names of results --------------------------------------------------------------------------------------------
@@ -129,30 +147,30 @@ def _file_digest(path: Path) -> bytes:
 
 @cache
 def _code_digest(policy: str) -> bytes:
-    """Of every module of the package that this one and the policy import, directly or not."""
-    modules = [__name__]
-    modules += [entry.module for entry in entry_points(group=GROUP) if entry.name == policy]
     digest = sha256()
-    seen: dict[str, bytes] = {}
-    while modules:
-        name = modules.pop()
-        if name in seen:
-            continue
-        spec = find_spec(name)
-        seen[name] = b"" if spec is None or not spec.origin else Path(spec.origin).read_bytes()
-        modules += _imports(seen[name])
-    for name in sorted(seen):
-        digest.update(sha256(seen[name]).digest())
+    for path in modules_read(policy):
+        digest.update(sha256(path.read_bytes()).digest())
     return digest.digest()
+
+
+def modules_read(policy: str) -> list[Path]:
+    """The file of every module of the package that this one and the policy import, directly or not, sorted."""
+    names = [__name__]
+    names += [entry.module for entry in entry_points(group=GROUP) if entry.name == policy]
+    found: dict[str, Path] = {}
+    while names:
+        name = names.pop()
+        spec = None if name in found else find_spec(name)
+        if spec is not None and spec.origin:
+            found[name] = Path(spec.origin)
+            names += _imports(found[name].read_bytes())
+    return sorted(found.values())
 
 
 def _imports(source: bytes) -> list[str]:
     """Modules of the package that a source file names in `from ... import`, the only way used here."""
-    found = []
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("accelgen."):
-            found.append(str(node.module))
-    return found
+    # Not by `ast`: its parser fails when two threads of CPython 3.11 are in it.
+    return [name.decode() for name in _IMPORT.findall(source)]
 
 
 class Store:

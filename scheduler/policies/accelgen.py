@@ -27,7 +27,7 @@ from msgspec import Struct, structs
 
 from accelgen.scheduler.cost_model import Work
 from accelgen.scheduler.policies.distance import Contest, take_nearest
-from accelgen.scheduler.policies.shared import Batch, least_load
+from accelgen.scheduler.policies.shared import Batch, at_least, least_load
 from accelgen.scheduler.policies.slack import Pace, Slack, slack
 from accelgen.scheduler.policies.urgent import Candidates, make_room, take_urgent
 from accelgen.scheduler.policy import Decision, StepStats, Verdict, View, is_decode
@@ -54,8 +54,8 @@ class AccelGen:
     def __init__(
         self, gamma_s: float = 0.75, pivot_tokens: int = 0, raw_units: bool = False
     ) -> None:
-        if gamma_s < 0 or pivot_tokens < 0:
-            raise ValueError("gamma_s and pivot_tokens must not be negative")
+        at_least("gamma_s", gamma_s, 0, "s")
+        at_least("pivot_tokens", pivot_tokens, 0, "tokens")
         self.gamma_s, self.pivot_tokens, self.raw_units = gamma_s, pivot_tokens, raw_units
 
     def initial(self) -> Memory:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from math import inf
 
 import numpy as np
 
@@ -125,8 +126,8 @@ def make_room(batch: Batch, ready: Ints, victims: Ints) -> None:
 
 
 def at_least(name: str, value: float, least: float, unit: str = "") -> None:
-    """Raises ValueError unless the parameter `name` is at least `least`."""
-    if not value >= least:  # also not a number
+    """Raises ValueError unless the parameter `name` is a finite number, at least `least`."""
+    if not least <= value < inf:
         raise ValueError(f"{name}: {value}{unit and ' ' + unit}, must be at least {least}")
 
 

@@ -8,27 +8,9 @@ import random
 import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
-from world import World, expected
+from world import POLICIES, World, expected
 
 from accelgen.proto.messages import Objective, Reason
-
-POLICIES = [
-    "accelgen",
-    "accelgen-adaptive",
-    "accelgen-calibrated",
-    "accelgen-no-batching",
-    "accelgen-no-chunking",
-    "accelgen-no-ordering",
-    "edf",
-    "fastgen",
-    "fastserve",
-    "orca",
-    "qoserve",
-    "sarathi",
-    "slidingserve",
-    "srpf",
-    "vllm",
-]
 
 
 def prompt_of(length: int, seed: int = 0, shared: int = 0) -> list[int]:
