@@ -2,10 +2,13 @@
 #
 #   make up ARGS="--port 9000 --policy sarathi"    options of `accelgen up`
 #   make up TORCH_INDEX=https://...                where to find another build of torch (CPU only, another CUDA)
+#   make chaos MINUTES=60                          break it in every way for an hour; make reliability writes it up
 #   make up PYTHON=python3.12                      which Python makes the environment (3.11 or newer)
 
 PYTHON ?= python3
 ARGS ?=
+MINUTES ?= 60
+RESULTS := $(sort $(wildcard benchmarks/results/*.jsonl))
 TORCH_INDEX ?=
 VENV := .venv
 BIN := $(VENV)/bin
@@ -15,7 +18,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check $(QUIET)
 LOCK_PIP := $(VENV)/lock/bin/python -m pip --disable-pip-version-check $(QUIET)
 TORCH := $(shell sed -n '/^torch==/p' constraints.txt)
 
-.PHONY: up test check bench lock install install-dev clean
+.PHONY: up test check bench chaos reliability lock install install-dev clean
 .DEFAULT_GOAL := up
 
 up: install
@@ -35,6 +38,14 @@ check: install-dev
 
 bench: install-dev
 	@$(BIN)/pytest benchmarks
+
+# The long lane of fault injection; nothing else should run meanwhile. ARGS="--seed 7" repeats a schedule.
+chaos: install-dev
+	@$(BIN)/accelgen chaos --minutes $(MINUTES) --rows benchmarks/results/chaos-$$(date -I).jsonl $(ARGS)
+
+reliability: install-dev
+	@$(BIN)/python -m accelgen.faults.report $(RESULTS) > $(VENV)/reliability.md
+	@mv $(VENV)/reliability.md docs/reliability.md
 
 install: $(VENV)/.installed
 

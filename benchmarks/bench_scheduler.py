@@ -23,6 +23,23 @@ from accelgen.scheduler.policy import is_decode, load_policy
 BLOCKS, BLOCK_SIZE, RUNNING = 200_000, 16, 256
 OPT_13B_A100 = Coefficients(19.036e-3, 0.029339e-3, 0.059412e-3, 0.0057e-3, 0.00071e-3, 4.24e-9, 96)
 ROUNDS = 400
+POLICIES = [
+    "accelgen",
+    "accelgen-adaptive",
+    "accelgen-calibrated",
+    "accelgen-no-batching",
+    "accelgen-no-chunking",
+    "accelgen-no-ordering",
+    "edf",
+    "fastgen",
+    "fastserve",
+    "orca",
+    "qoserve",
+    "sarathi",
+    "slidingserve",
+    "srpf",
+    "vllm",
+]
 
 
 class Loop:
@@ -41,7 +58,7 @@ class Loop:
         for id in range(1, RUNNING + waiting + 1):
             length = draw.choice([64, 128, 256, 512]) if id <= RUNNING else draw.randrange(64, 4000)
             slo = Objective(draw.uniform(1, 60), draw.uniform(0.1, 0.3))
-            submit = Submit(Prompt(id, [1] * length), 100_000, [], slo, "standard", 0.0)
+            submit = Submit(Prompt(id, [1] * length), 10_000, [], slo, "standard", 0.0)
             self.core.on_submit(submit, 0, draw.uniform(0, 0.5))
             if id == RUNNING:  # they start before anybody queues behind them
                 self._drain()
@@ -87,7 +104,7 @@ class Loop:
 
 
 @pytest.mark.parametrize("waiting", [0, 2_000, 10_000])
-@pytest.mark.parametrize("policy", ["accelgen", "sarathi", "vllm"])
+@pytest.mark.parametrize("policy", POLICIES)
 def test_decision(benchmark: Any, policy: str, waiting: int) -> None:
     loop = Loop(policy, waiting)
     last: list[Plan] = []

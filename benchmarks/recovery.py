@@ -3,10 +3,10 @@
     python benchmarks/recovery.py [--clients 8] [--requests 100] [--only scheduler] [--rows FILE]
 
 Each client sends its requests one after another (64 in, 32 out, streamed, seeded), without retries. When a third of all
-have ended, the named processes get SIGKILL ("spare" is the scheduler that stands by), or all links between processes
-are cut. Failed: requests that did not get all their tokens. Different: those whose text is not that of the same request
-in the run without a kill. Recovery: the longest time in which no client received anything, from the kill on. Every kill
-is checked to have taken effect.
+have ended, the named process gets SIGKILL ("scheduler": the one in office; "spare": the one that stands by), or all
+links between processes are cut. Failed: requests that did not get all their tokens. Different: those whose text is not
+that of the same request in the run without a kill. Recovery: the longest time in which no client received anything,
+from the kill on. Every kill is checked to have taken effect.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from accelgen.faults.link_faults import LINKS, ends_of
 from accelgen.faults.rows import KilledRow, append
 from accelgen.faults.server import Server, Shape
 
-ALL_LINKS = "links"
+ALL_LINKS = ("links",)
 CASES = [
     ("none", (), Shape(frontends=1)),
     ("frontend", ("frontend-0",), Shape(frontends=1)),
@@ -40,7 +40,7 @@ CASES = [
     ("KV manager", ("kvmanager-0",), Shape(frontends=1)),
     ("worker", ("worker-0",), Shape(frontends=1)),
     ("worker, 2 replicas", ("worker-0",), Shape(frontends=1, replicas=2)),
-    ("all links cut", (ALL_LINKS,), Shape(frontends=1)),
+    ("all links cut", ALL_LINKS, Shape(frontends=1)),
 ]
 PROMPT, TOKENS = 64, 32
 
@@ -83,7 +83,7 @@ async def ask(http: httpx.AsyncClient, url: str, client: int, i: int, run: Run) 
 
 
 async def drive(server: Server, victims: tuple[str, ...], clients: int, requests: int) -> Run:
-    """All clients, and the kills."""
+    """All clients, and the kill."""
     run = Run()
 
     async def client(index: int) -> None:
@@ -94,7 +94,7 @@ async def drive(server: Server, victims: tuple[str, ...], clients: int, requests
     async def killer() -> None:
         while run.ended < clients * requests // 3:
             await asyncio.sleep(0.01)
-        if ALL_LINKS in victims:
+        if victims == ALL_LINKS:
             run.killed_s = time.monotonic()
             assert all([await asyncio.to_thread(cut_link, server, link) for link in LINKS])
             return
@@ -124,7 +124,9 @@ def recovery_s(run: Run) -> float:
 @click.command()
 @click.option("--clients", default=8)
 @click.option("--requests", default=100)
-@click.option("--only", default="", help="Cases with this in their name, and the one without.")
+@click.option(
+    "--only", default="", help="Cases whose name contains this, and the one without a kill."
+)
 @click.option("--rows", type=click.Path(path_type=Path), help="Append a line of JSON per case.")
 def main(clients: int, requests: int, only: str, rows: Path | None) -> None:
     """See the head of this file."""

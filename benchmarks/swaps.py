@@ -162,7 +162,7 @@ def report(row: SwapsRow, refused: Counter[str]) -> None:
     print(
         "ms: gaps between two chunks without swaps; longest gap of each swap; handover, yield to ready"
     )
-    spreads = {"without": row.without, "over a swap": row.over_a_swap, "handover": row.handover}
+    spreads = {"without": row.without, "of a swap": row.over_a_swap, "handover": row.handover}
     for name, ms in spreads.items():
         print(
             f"  {name:12s}p50 {ms.p50:7.1f}  p90 {ms.p90:7.1f}  p99 {ms.p99:7.1f}  max {ms.longest:7.1f}"

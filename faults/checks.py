@@ -109,23 +109,24 @@ def check_not_killed(events: Events, name: str, times: Times) -> Verdict:
     return Verdict(True, f"{name} was slow and lives")
 
 
-def check_truth(looks: Sequence[Look]) -> Verdict:
-    """C10: /ready follows the Directory, and the Directory the processes."""
+def check_truth(looks: Sequence[Look], slack: float = 1.0) -> Verdict:
+    """C10: /ready follows the Directory, and the Directory the processes. `slack` as in Times."""
+    ghost_s, stale_s, cautious_limit_s = GHOST_S * slack, STALE_S * slack, CAUTIOUS_S * slack
     for earlier, later in pairwise(looks):
         ghosts = earlier.ghosts & later.ghosts
-        if ghosts and later.at_s - earlier.at_s >= GHOST_S:
+        if ghosts and later.at_s - earlier.at_s >= ghost_s:
             name, pid = min(ghosts)
             return Verdict(
-                False, f"{name} (pid {pid}) was called alive {GHOST_S} s after its death"
+                False, f"{name} (pid {pid}) was called alive {ghost_s:g} s after its death"
             )
     since_s, said = 0.0, None
     for one in looks:
         if one.ready != said:
             since_s, said = one.at_s, one.ready
-        if one.ready_status == 200 and said is False and one.at_s - since_s >= STALE_S:
+        if one.ready_status == 200 and said is False and one.at_s - since_s >= stale_s:
             return Verdict(False, "/ready said 200 of a server that was not ready")
     cautious_s = longest_s(looks, lambda one: bool(one.ready) and one.ready_status == 503)
-    if cautious_s > CAUTIOUS_S:
+    if cautious_s > cautious_limit_s:
         return Verdict(False, f"/ready said 503 of a ready server for {cautious_s:.1f} s")
     if not any(one.ready_status for one in looks):
         return NOT_AT_STAKE

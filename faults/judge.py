@@ -111,7 +111,7 @@ class Judge:
             "C7": outcomes if roles & {"worker", "kvmanager"} and not ended else NOT_AT_STAKE,
             "C8": self._remains(),
             "C9": checks.check_exit(self.trial.server.exit_status, self._expected_status()),
-            "C10": checks.check_truth(looks) if not ended else NOT_AT_STAKE,
+            "C10": checks.check_truth(looks, self.trial.pace.slack) if not ended else NOT_AT_STAKE,
             "C11": check_blocks(self.gauges) if self.gauges else NOT_AT_STAKE,
             "C12": check_refusals(self.histories),
             "C13": checks.check_metrics(looks, self.gauges),

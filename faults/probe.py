@@ -59,6 +59,7 @@ def look(server: Server) -> Look:
     at_s, directory = now_s(), None
     with suppress(StartError, OSError):
         directory = server.see(timeout_s=1.0)
+    ghosts = _ghosts(directory)  # at once: the routes may take their time
     live, _ = get(server.url, "/live")
     ready, _ = get(server.url, "/ready")
     return Look(
@@ -66,7 +67,7 @@ def look(server: Server) -> Look:
         directory.ready if directory else None,
         live,
         ready,
-        _ghosts(directory),
+        ghosts,
         read_metrics(server.url),
     )
 

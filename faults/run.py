@@ -221,20 +221,13 @@ class Trial:
         if self.case.ends_server:
             self._await_end(until_s)
             return
-        while not self._serves():
+        while not self.server.is_whole():
             if now_s() > until_s or self.server.exit_status is not None:
                 self.seen.note = f"the server does not serve again: {self.server.last_words()}"
                 return
             time.sleep(0.02)
         self.seen.back_s = now_s() - self.seen.struck_s
         time.sleep(self.pace.after_s)
-
-    def _serves(self) -> bool:
-        with suppress(StartError, OSError):
-            directory = self.server.see(timeout_s=1.0)
-            alive = all(not is_gone(member.pid) for member in directory.members)
-            return directory.ready and alive
-        return False
 
     def _await_end(self, until_s: float) -> None:
         if not self.server.wait_end(until_s - now_s()):

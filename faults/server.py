@@ -20,6 +20,7 @@ from typing import Any
 import psutil
 
 from accelgen.faults.orders import Orders
+from accelgen.faults.processes import is_gone
 from accelgen.proto.clocks import now_s
 from accelgen.proto.messages import Directory, Member, Role
 from accelgen.supervisor.client import ask_directory
@@ -155,6 +156,16 @@ class Server:
             time.sleep(0.01)
         raise ServerGone(f"there is no {name} after {timeout_s:g} s")
 
+    def is_whole(self) -> bool:
+        """Everybody serves or stands by: with several replicas a server is ready even while one of them is away."""
+        with suppress(StartError, OSError):
+            directory = self.see(timeout_s=1.0)
+            return directory.ready and all(
+                member.phase in ("ready", "standby") and not is_gone(member.pid)
+                for member in directory.members
+            )
+        return False
+
     def wait_ready(self, timeout_s: float = READY_S) -> Directory:
         """Until all serve. Raises ServerGone with the last words if they do not."""
         until_s = now_s() + timeout_s
@@ -171,7 +182,8 @@ class Server:
 
     def socket_path(self, name: str) -> Path:
         """Where the process of a seat binds its socket."""
-        return self.run_dir / f"{name}.sock"
+        own = "supervisor" if name == "supervisor-0" else name
+        return self.run_dir / f"{own}.sock"
 
     def last_words(self) -> str:
         """The last line that `accelgen up` printed."""

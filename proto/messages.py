@@ -421,8 +421,8 @@ class Replayed(Body, frozen=True):
 
 
 class Yield(Body, frozen=True):
-    """supervisor -> scheduler: another one takes over. Plan nothing more, let what is in flight come back, then say so
-    with the phase "yielded"."""
+    """supervisor -> scheduler: another one takes over. Plan nothing more, let what is in flight come back, then send
+    Handoff and say "yielded"; stand by when the other one serves."""
 
 
 class Prepare(Body, frozen=True):
@@ -433,7 +433,8 @@ class Prepare(Body, frozen=True):
 
 
 class Assume(Body, frozen=True):
-    """supervisor -> scheduler that is prepared: take over now, in this term, with what the one before has learnt."""
+    """supervisor -> scheduler that is prepared, or has yielded: take over now, in this term, with what the one before
+    has learnt."""
 
     term: Id
     snapshot: bytes = b""

@@ -19,9 +19,8 @@ from accelgen.proto.logs import warn_seldom
 from accelgen.proto.messages import Body
 from accelgen.proto.recorder import RECV, SEND, fact, note
 
-ROUND_LIMIT = (
-    256  # messages taken at a time: whoever sends without end must not keep a process from all else
-)
+# Messages taken at a time: whoever sends without end must not keep a process from all else.
+ROUND_LIMIT = 256
 HIGH_WATER_MARK = 20_000  # a bound, not flow control: credits keep links far below it
 LINGER_MS = 1000  # long enough for a last word to leave
 IPC_PATH_LIMIT = 107

@@ -17,8 +17,8 @@ def check(decision: Decision, table: RequestTable, policy: str) -> None:
     """Raises BadDecision unless every entry can be processed and everyone preempted runs."""
     slots = np.array(decision.slots, dtype=np.int64)
     counts = np.array(decision.counts, dtype=np.int64)
-    taken = {*decision.slots, *decision.preempt}
-    if len(slots) != len(counts) or len(taken) != len(slots) + len(decision.preempt):
+    named = [*decision.slots, *decision.preempt, *decision.requeue]
+    if len(slots) != len(counts) or len(set(named)) != len(named):
         raise BadDecision(f"{policy}: a request is named twice, or counts are missing")
     if len(slots) and not (
         slots.min() >= 0
@@ -30,6 +30,8 @@ def check(decision: Decision, table: RequestTable, policy: str) -> None:
         raise BadDecision(f"{policy}: an entry that is not there to be processed")
     if any(table.state[slot] != RUNNING for slot in decision.preempt):
         raise BadDecision(f"{policy}: preempts a request that does not run")
+    if any(table.state[slot] != WAITING for slot in decision.requeue):
+        raise BadDecision(f"{policy}: requeues a request that does not wait")
 
 
 def clip(decision: Decision, table: RequestTable, limits: Limits, cost: CostModel) -> None:

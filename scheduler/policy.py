@@ -8,7 +8,7 @@ simulated.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Protocol
@@ -48,11 +48,15 @@ class View:
 
 @dataclass(slots=True)
 class Decision:
-    """Which request (by slot) processes how many tokens; whose KV is dropped before. Slots are unique."""
+    """Which request (by slot) processes how many tokens; whose KV is dropped before. Slots are unique.
+
+    `requeue`: waiting requests, none of the others, whose place in the waiting order has changed: `order_key` is asked
+    for them again, with the new state."""
 
     slots: list[int]
     counts: list[int]
     preempt: list[int]
+    requeue: list[int] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,12 +68,15 @@ class Verdict:
 
 
 class StepStats(Struct, frozen=True):
-    """What a policy may learn from an executed iteration: its seconds, and the prompt chunks in it (tokens)."""
+    """What a policy may learn from an executed iteration: its seconds, the prompt chunks in it (tokens), the ids of the
+    requests that ran in it, in the order of the plan, and its features."""
 
     run_s: float
     chunks: list[int]
     preempted: int
     finished: int
+    ids: list[int] = []  # msgspec copies it
+    work: Work = Work()
 
 
 class Policy(Protocol):
@@ -81,7 +88,7 @@ class Policy(Protocol):
         """The state of a policy that has seen nothing: a msgspec-serialisable value."""
 
     def order_key(self, view: View, slot: int, state: Any) -> float:
-        """Place in the waiting order (ascending), asked on arrival, on preemption and when a chunk joins a batch."""
+        """Place in the waiting order (ascending), asked on arrival, on preemption, and when a decision says so."""
 
     def admit(self, request: Request, views: Sequence[View]) -> Verdict:
         """The replica for a request that arrives."""

@@ -178,6 +178,8 @@ class Replica:
         decision, self.state = self.policy.plan(self.view(), self.state, start_s)
         check(decision, self.table, self.policy.name)
         clip(decision, self.table, self.limits, self.cost)
+        for slot in decision.requeue:
+            self.table.move(slot, self.policy.order_key(self.view(), slot, self.state))
         self._note_starving(bool(decision.slots), now_s)
         idle_words = forks or (self._release and not self.flights) or decision.preempt
         if not decision.slots and not idle_words:
@@ -323,7 +325,8 @@ class Replica:
         for outcome in self._outcomes(flight, result, now_s):
             finished += outcome.reason is not None
             yield outcome
-        stats = StepStats(result.run_s, flight.chunks, flight.preempted, finished)
+        ids = [id for id in flight.ids if id not in flight.dropped]
+        stats = StepStats(result.run_s, flight.chunks, flight.preempted, finished, ids, flight.work)
         self.state = self.policy.observe(stats, self.state)
 
     def _outcomes(self, flight: Flight, result: StepResult, now_s: float) -> Iterator[Outcome]:

@@ -124,6 +124,13 @@ class RequestTable:
         self.waiting.add((key, slot))
         self.waiting_tokens += int(self.length[slot] - self.computed[slot])
 
+    def move(self, slot: int, key: float) -> None:
+        """Gives a waiting request another place in the waiting order."""
+        assert self.state[slot] == WAITING
+        self.waiting.remove((float(self.key[slot]), slot))
+        self.key[slot] = key
+        self.waiting.add((key, slot))
+
     def start(self, slot: int) -> None:
         """The request leaves the queue and runs."""
         self._leave(slot)

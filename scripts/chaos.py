@@ -6,7 +6,9 @@ import secrets
 import signal
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from itertools import islice
+from math import inf
 from pathlib import Path
 
 import click
@@ -57,7 +59,7 @@ SEED_LIMIT = 2**31
 @click.option(
     "--rows",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="Append a line of JSON per case to this file; what clients saw of a failed one goes beside it.",
+    help="Append a line of JSON per case to this file; what clients saw of a failed one goes into a folder beside it.",
 )
 def command(
     seed: int | None,
@@ -83,13 +85,10 @@ def command(
     if rows is not None and not rows.parent.is_dir():
         raise click.BadParameter(f"{rows.parent} is not a folder", param_hint="--rows")
     drawn = secrets.randbelow(SEED_LIMIT) if seed is None else seed
-    steps: Iterable[Step] = draw(drawn, cases)
-    steps = islice(steps, len(cases)) if once else steps
-    extent = "each once" if once else f"for {minutes:g} minutes"
+    extent = Extent(len(cases), inf) if once else Extent(None, 60 * minutes)
     console.print(f"seed {drawn}: {len(cases)} cases in random order, {extent}")
-    campaign = Campaign(Pace(slack=slack))
-    limit_s = float("inf") if once else 60 * minutes
-    done, interrupted = run(console, campaign, steps, limit_s, rows)
+    steps = islice(draw(drawn, cases), extent.cases)
+    done, interrupted = run(console, Campaign(Pace(slack=slack)), steps, extent, rows)
     summarise(console, done)
     console.print(f"repeat it with --seed {drawn}")
     if interrupted:
@@ -97,8 +96,19 @@ def command(
     return int(not all(row.passed for row in done))
 
 
+@dataclass(frozen=True)
+class Extent:
+    """How far it goes: so many cases (None: no limit), and none begun after so many seconds."""
+
+    cases: int | None
+    seconds: float
+
+    def __str__(self) -> str:
+        return f"for {self.seconds / 60:g} minutes" if self.cases is None else "each once"
+
+
 def run(
-    console: Console, campaign: Campaign, steps: Iterable[Step], limit_s: float, path: Path | None
+    console: Console, campaign: Campaign, steps: Iterable[Step], extent: Extent, path: Path | None
 ) -> tuple[list[Row], bool]:
     """Runs the steps and shows each row as it comes; all rows, and whether Ctrl-C ended it."""
     done: list[Row] = []
@@ -109,18 +119,16 @@ def run(
         BarColumn(30),
         TimeRemainingColumn(),
     )
-    total = None if limit_s == float("inf") else limit_s
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # the server is taken down, too
     with Progress(*columns, console=console, transient=True) as progress, campaign:
-        task = progress.add_task("starting a server", total=total)
+        task = progress.add_task("starting a server", total=extent.cases or extent.seconds)
         try:
             for step in steps:
-                if now_s() - begun_s >= limit_s:
-                    break
-                progress.update(
-                    task, description=escape(step.case.name), completed=now_s() - begun_s
-                )
                 before_s = now_s()
+                if before_s - begun_s >= extent.seconds:
+                    break
+                far = len(done) if extent.cases else before_s - begun_s
+                progress.update(task, description=escape(step.case.name), completed=far)
                 row = campaign.run(step)
                 done.append(row)
                 show(console, step.number, row, now_s() - before_s)
@@ -136,8 +144,10 @@ def save(path: Path, row: Row, campaign: Campaign) -> None:
     """The row, and the histories of a case that has failed."""
     append(path, row)
     if not row.passed:
-        name = row.case.replace("/", "-").replace("@", "-")
-        path.with_name(f"{path.stem}.{name}.{row.seed}.json").write_bytes(dump(campaign.histories))
+        folder = path.with_suffix(".failed")
+        folder.mkdir(exist_ok=True)
+        name = f"{row.case.replace('/', '-')}.{row.seed}.json"
+        (folder / name).write_bytes(dump(campaign.histories))
 
 
 def show(console: Console, number: int, row: Row, took_s: float) -> None:

@@ -168,8 +168,8 @@ class Office:
         actions = [] if prepared else [prepare(one, self.assignment)]
         self.holder, self.vacated, self.term = one.seat, None, self.term + 1
         self._changed = True
-        self.spare.wait()
         log.info("takes office", child=one.seat.name, pid=one.pid, epoch=self.term)
+        self.spare.wait()
         return [*actions, assume(one, self.term, snapshot)]
 
     # --- swaps -------------------------------------------------------------------------------------------------

@@ -27,11 +27,12 @@ from msgspec import Struct, structs
 
 from accelgen.scheduler.cost_model import Work
 from accelgen.scheduler.policies.distance import Contest, take_nearest
-from accelgen.scheduler.policies.shared import Batch, least_load
-from accelgen.scheduler.policies.slack import Pace, slack
+from accelgen.scheduler.policies.shared import Batch, at_least, least_load
+from accelgen.scheduler.policies.slack import Pace, Slack, slack
+from accelgen.scheduler.policies.urgent import Candidates, make_room, take_urgent
 from accelgen.scheduler.policy import Decision, StepStats, Verdict, View, is_decode
 from accelgen.scheduler.request import Request
-from accelgen.scheduler.table import WAITING, Bools, Floats, Ints
+from accelgen.scheduler.table import Bools, Floats, Ints
 
 WINDOW = 200  # iterations over which the longest one is taken
 MOST_SEATS = 2  # waiting requests looked at, in multiples of max_num_seqs
@@ -47,24 +48,14 @@ class Memory(Struct, frozen=True):
     preempted: float = 0.0  # preemptions per finished request
 
 
-class Candidates(Struct, frozen=True):
-    """Requests that may be in the batch, [n] each: running ones first, then the waiting ones near the head."""
-
-    slots: Ints
-    remaining_s: Floats
-    decode: Bools
-    running: Bools
-    pending: Ints
-
-
 class AccelGen:
     name = "accelgen"
 
     def __init__(
         self, gamma_s: float = 0.75, pivot_tokens: int = 0, raw_units: bool = False
     ) -> None:
-        if gamma_s < 0 or pivot_tokens < 0:
-            raise ValueError("gamma_s and pivot_tokens must not be negative")
+        at_least("gamma_s", gamma_s, 0, "s")
+        at_least("pivot_tokens", pivot_tokens, 0, "tokens")
         self.gamma_s, self.pivot_tokens, self.raw_units = gamma_s, pivot_tokens, raw_units
 
     def initial(self) -> Memory:
@@ -81,12 +72,14 @@ class AccelGen:
 
     def plan(self, view: View, state: Memory, start_s: float) -> tuple[Decision, Memory]:
         pace = self._pace(view, state)
-        found, budget = self._candidates(view, pace, start_s)
+        found, tightest_s = self._candidates(view, pace, start_s)
+        budget = self._budget(view, state, found, tightest_s)
         batch = Batch(view, budget)
         if len(found.slots):
-            _take_urgent(batch, found, pace.longest_s)
-            self._take_similar(batch, found, budget)
-            _make_room(batch, found)
+            spare_s = self._spare_s(view, state, found)
+            take_urgent(batch, found, pace.longest_s, spare_s)
+            self._take_similar(batch, found, budget, pace, spare_s)
+            make_room(batch, found, spare_s)
         return batch.decision(), state
 
     def observe(self, step: StepStats, state: Memory) -> Memory:
@@ -103,13 +96,37 @@ class AccelGen:
             + SMOOTH * (min(1, step.preempted) - state.preempted * min(1, step.finished)),
         )
 
-    def _pivot(self, view: View) -> tuple[int, float]:
+    # --- what the variants change ----------------------------------------------------------------------------------
+
+    def _pivot(self, view: View, state: Memory) -> tuple[int, float]:
+        """S_pf in tokens and T_pf in seconds."""
         if self.pivot_tokens:
             return self.pivot_tokens, view.cost.predict(Work(prefill_tokens=self.pivot_tokens))
         return view.cost.pivot(view.limits.max_num_batched_tokens)
 
+    def _budget(self, view: View, state: Memory, found: Candidates, tightest_s: float) -> int:
+        """S_b in tokens (papers.md 1.2)."""
+        size, seconds = self._pivot(view, state)
+        most = view.limits.max_num_batched_tokens
+        return bounded(view, found, int(size * min(tightest_s / seconds, most)))
+
+    def _rank_s(self, view: View, slots: Ints, times: Slack, pace: Pace) -> Floats:
+        """What the order goes by, smallest first: T_r, [n]."""
+        return times.remaining_s
+
+    def _spare_s(self, view: View, state: Memory, found: Candidates) -> Floats:
+        """What victims are chosen by, largest first: T_r, [n]."""
+        return found.remaining_s
+
+    def _fill(self, batch: Batch, contest: Contest) -> bool:
+        """Takes candidates of similar T_r until nothing more fits. Whether new ones may start after them."""
+        take_nearest(batch, contest)
+        return True
+
+    # --- inside ------------------------------------------------------------------------------------------------------
+
     def _pace(self, view: View, state: Memory) -> Pace:
-        size, seconds = self._pivot(view)
+        size, seconds = self._pivot(view, state)
         return Pace(
             chunk=state.chunk or size,
             longest_s=max(state.runs_s, default=seconds),
@@ -117,8 +134,8 @@ class AccelGen:
             preempted=state.preempted,
         )
 
-    def _candidates(self, view: View, pace: Pace, start_s: float) -> tuple[Candidates, int]:
-        """Every running request with work, the first ones of the queue, and the token budget S_b."""
+    def _candidates(self, view: View, pace: Pace, start_s: float) -> tuple[Candidates, float]:
+        """Every running request with work, the first ones of the queue; and SLO_min in seconds."""
         table = view.table
         running = table.running[table.remaining(table.running) > 0]
         most = MOST_SEATS * view.limits.max_num_seqs  # more cannot be taken anyway
@@ -128,26 +145,16 @@ class AccelGen:
         times = slack(table, slots, start_s, pace)
         is_running = np.arange(len(slots)) < len(running)
         decode = is_decode(table, slots) & is_running
-        found = Candidates(
-            slots,
-            times.remaining_s,
-            decode,
-            is_running,
-            table.length[slots] - table.computed[slots],
-        )
-        near = times.remaining_s <= times.remaining_s.min(initial=np.inf) + self.gamma_s
+        rank_s = self._rank_s(view, slots, times, pace)
+        pending = table.length[slots] - table.computed[slots]
+        found = Candidates(slots, rank_s, decode, is_running, pending)
+        near = rank_s <= rank_s.min(initial=np.inf) + self.gamma_s
         which = near & decode if (near & decode).any() else near
-        tightest_s = float(times.iteration_s[which].min(initial=np.inf))
-        return found, self._budget(view, tightest_s, int(decode.sum()))
+        return found, float(times.iteration_s[which].min(initial=np.inf))
 
-    def _budget(self, view: View, tightest_s: float, decodes: int) -> int:
-        """S_b in tokens (papers.md 1.2)."""
-        size, seconds = self._pivot(view)
-        most = view.limits.max_num_batched_tokens
-        literal = size * min(tightest_s / seconds, most)
-        return int(min(max(literal, decodes, view.table.block_size), max(most, decodes)))
-
-    def _take_similar(self, batch: Batch, found: Candidates, budget: int) -> None:
+    def _take_similar(
+        self, batch: Batch, found: Candidates, budget: int, pace: Pace, spare_s: Floats
+    ) -> None:
         """Fills the batch from the requests whose T_r is within gamma of the head's, then from those near the next
         head, and so on."""
         left = ~np.isin(found.slots, batch.slots + batch.preempted)
@@ -159,14 +166,17 @@ class AccelGen:
         order = order[np.argsort(found.remaining_s[order], kind="stable")]
         times_s, long_slots = found.remaining_s[order], set(found.slots[long].tolist())
         exclusive = bool(begun.any()) or not long_slots.isdisjoint(batch.slots)
-        lo = 0
+        lo, is_open = 0, True
         while lo < len(order) and batch.tokens > 0:
             hi = int(np.searchsorted(times_s, times_s[lo] + self.gamma_s, side="right"))
             chosen = order[lo:hi]
             if exclusive:  # finish the long prompt first
                 chosen = chosen[~long[chosen] | begun[chosen]]
+            if not is_open:
+                chosen = chosen[found.running[chosen]]
             before = len(batch.slots)
-            take_nearest(batch, self._contest(batch, found, chosen, long | begun, budget))
+            contest = self._contest(batch, found, chosen, long | begun, budget)
+            is_open = self._fill(batch, contest) and is_open
             exclusive = exclusive or not long_slots.isdisjoint(batch.slots[before:])
             lo = hi
 
@@ -179,50 +189,7 @@ class AccelGen:
         return Contest(slots, pending, blocks, cut[chosen], found.running[chosen], *units)
 
 
-def _take_urgent(batch: Batch, found: Candidates, longest_s: float) -> None:
-    """Requests that miss their objective unless they are in this iteration, ascending T_r, decodes first."""
-    is_urgent = found.remaining_s < longest_s
-    others = np.flatnonzero(found.running & ~is_urgent)
-    victims = found.slots[
-        others[np.argsort(found.remaining_s[others])]
-    ].tolist()  # largest T_r last
-    for part in (is_urgent & found.decode, is_urgent & ~found.decode):
-        which = np.flatnonzero(part)
-        slots = found.slots[which[np.argsort(found.remaining_s[which], kind="stable")]]
-        if not _take_together(batch, slots, found.decode[which]):
-            _take_singly(batch, slots.tolist(), victims)
-
-
-def _take_together(batch: Batch, slots: Ints, decode: Bools) -> bool:
-    """Takes decodes that all fit; False, and nothing taken, if they do not or are none."""
-    ones = np.ones(len(slots), dtype=np.int64)
-    demands = batch.view.table.block_demand(slots, ones)
-    if not decode.all() or len(slots) > batch.tokens or int(demands.sum()) > batch.blocks:
-        return False
-    batch.take_all(slots, ones, demands)
-    return True
-
-
-def _take_singly(batch: Batch, slots: list[int], victims: list[int]) -> None:
-    """Takes as much of each as fits; where one lacks blocks or a seat, the last of `victims` is preempted."""
-    table = batch.view.table
-    for slot in slots:
-        if batch.tokens < 1:
-            return
-        newcomer = table.state[slot] == WAITING
-        wanted = min(batch.pending(slot), batch.tokens)
-        while victims and (
-            not batch.admits(slot) if newcomer else batch.block_demand(slot, wanted) > batch.blocks
-        ):
-            batch.preempt(victims.pop())
-        chunk = batch.largest_chunk(slot, wanted)
-        if chunk and (not newcomer or batch.admits(slot)):
-            batch.take(slot, chunk)
-
-
-def _make_room(batch: Batch, found: Candidates) -> None:
-    """Nothing fitted although somebody runs: the largest T_r makes room for the next iteration."""
-    if batch.slots or batch.preempted or not found.running.any():
-        return
-    running = np.flatnonzero(found.running)
-    batch.preempt(int(found.slots[running[found.remaining_s[running].argmax()]]))
+def bounded(view: View, found: Candidates, tokens: int) -> int:
+    """A budget that all decodes, or else a block of prompt, fit in, and that the engine takes."""
+    most, decodes = view.limits.max_num_batched_tokens, int(found.decode.sum())
+    return min(max(tokens, decodes, view.table.block_size), max(most, decodes))

@@ -95,3 +95,20 @@ def _take_alike(batch: Batch, contest: Contest, alive: Bools, nearest: int) -> I
     alike = alike[:most]
     batch.take_all(contest.slots[alike], contest.pending[alike], contest.blocks[alike])
     return alike
+
+
+def take_in_order(batch: Batch, contest: Contest) -> bool:
+    """Takes candidates as they come; after the first new one that does not fit no other starts, and it is False. That
+    is what is left of batching without this part."""
+    is_open, exclusive = True, False
+    for i, slot in enumerate(contest.slots.tolist()):
+        new, cut = not contest.running[i], bool(contest.cut[i])
+        if new and (not is_open or (exclusive and cut)):
+            continue
+        count = batch.largest_chunk(slot, int(contest.pending[i]))
+        if count >= (1 if cut else contest.pending[i]) and (not new or batch.admits(slot)):
+            batch.take(slot, count)
+            exclusive = exclusive or (new and cut)  # a second long prompt does not begin
+        else:
+            is_open = is_open and not new
+    return is_open

@@ -12,8 +12,10 @@ from collections.abc import Sequence
 
 from accelgen.scheduler.policies.shared import (
     Batch,
+    at_least,
     latest_first,
     least_load,
+    make_room,
     take_decodes,
     waiting_slots,
 )
@@ -25,8 +27,7 @@ class Sarathi:
     name = "sarathi"
 
     def __init__(self, chunk_size: int = 512) -> None:
-        if chunk_size < 1:
-            raise ValueError(f"chunk_size: {chunk_size} tokens, must be at least 1")
+        at_least("chunk_size", chunk_size, 1, "tokens")
         self.chunk_size = chunk_size
 
     def initial(self) -> None:
@@ -51,10 +52,7 @@ class Sarathi:
             if chunk and slot not in batch.preempted:
                 batch.take(slot, chunk)
         self._take_new(batch)
-        if (
-            not batch.slots and not batch.preempted and len(ready)
-        ):  # nothing fits: the latest arrival makes room
-            batch.preempt(int(latest_first(view)[0]))
+        make_room(batch, ready, latest_first(view))
         return batch.decision(), None
 
     def observe(self, step: StepStats, state: None) -> None:

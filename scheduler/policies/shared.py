@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from math import inf
 
 import numpy as np
 
@@ -116,6 +117,18 @@ def take_decodes(batch: Batch, slots: Ints, latest_first: Ints) -> None:
         if slot not in gone:
             batch.take(slot, 1)
             taken.add(slot)
+
+
+def make_room(batch: Batch, ready: Ints, victims: Ints) -> None:
+    """Nothing of what is ready fitted, and nobody was preempted: the first victim makes room for the next iteration."""
+    if not batch.slots and not batch.preempted and len(ready):
+        batch.preempt(int(victims[0]))
+
+
+def at_least(name: str, value: float, least: float, unit: str = "") -> None:
+    """Raises ValueError unless the parameter `name` is a finite number, at least `least`."""
+    if not least <= value < inf:
+        raise ValueError(f"{name}: {value}{unit and ' ' + unit}, must be at least {least}")
 
 
 def promised_blocks(view: View) -> int:

@@ -58,6 +58,35 @@ def slack(table: RequestTable, slots: Ints, start_s: float, pace: Pace) -> Slack
     return Slack(remaining_s, iterations, each_s)
 
 
+def first_token_due_s(table: RequestTable, slots: Ints, offline_tpot_s: float) -> Floats:
+    """When the first token must be there, [n]: arrival + TTFT objective. A request with an end-to-end objective must
+    have it so early that its predicted output can follow at `offline_tpot_s` per token (QoServe's code)."""
+    due_s: Floats = table.first_due_s[slots]
+    end_s = table.end_due_s[slots]
+    started_s = end_s - table.predicted_output[slots] * offline_tpot_s
+    return np.where(end_s < NEAR_S, np.minimum(due_s, started_s), due_s)
+
+
+def next_token_due_s(table: RequestTable, slots: Ints, offline_tpot_s: float) -> Floats:
+    """Deadline of the next token of decodes, [n], as in QoServe's code: cumulative, arrival + max(time the prompt took,
+    TTFT deadline) + (generated + 1) * TBT."""
+    first_s = [table.request(slot).first_token_s for slot in slots.tolist()]
+    last_s = table.last_s[slots]
+    came_s = np.array([last_s[i] if at_s is None else at_s for i, at_s in enumerate(first_s)])
+    due_s = first_token_due_s(table, slots, offline_tpot_s)
+    first_due_s = np.where(due_s < NEAR_S, np.maximum(due_s, came_s), came_s)
+    generated = table.length[slots] - table.prompt_len[slots]
+    due: Floats = first_due_s + (generated + 1) * tbt_s(table, slots, offline_tpot_s)
+    return due
+
+
+def tbt_s(table: RequestTable, slots: Ints, offline_tpot_s: float) -> Floats:
+    """Time from token to token, [n]: the TPOT objective, or `offline_tpot_s` if only an end-to-end one is stated."""
+    stated_s = table.tpot_s[slots]
+    offline = (table.end_due_s[slots] < NEAR_S) & (stated_s > NEAR_S)
+    return np.where(offline, offline_tpot_s, stated_s)
+
+
 def _spread(
     table: RequestTable, slots: Ints, start_s: float, pace: Pace, iterations: Floats
 ) -> NDArray[np.float64]:

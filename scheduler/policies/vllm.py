@@ -17,6 +17,7 @@ from accelgen.scheduler.policies.shared import (
     Batch,
     latest_first,
     least_load,
+    make_room,
     take_decodes,
     waiting_slots,
 )
@@ -45,10 +46,7 @@ class Vllm:
             running = view.table.running
             ready = running[view.table.remaining(running) > 0]
             take_decodes(batch, ready[is_decode(view.table, ready)], latest_first(view))
-            if (
-                not batch.slots and not batch.preempted and len(ready)
-            ):  # only cut prompts, and no block for them
-                batch.preempt(int(latest_first(view)[0]))
+            make_room(batch, ready, latest_first(view))  # only cut prompts, and no block for them
         return batch.decision(), None
 
     def observe(self, step: StepStats, state: None) -> None:

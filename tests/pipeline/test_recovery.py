@@ -267,6 +267,20 @@ def test_policies_are_swapped_under_streams(server: Any, packages: Path) -> None
     assert "* vllm   active" in listed and "  another" in listed
 
 
+def test_a_package_that_has_been_upgraded(server: Any, packages: Path) -> None:
+    """The process that stands by has run the old version, and would not see the new one."""
+    install(packages)
+    assert swap(server, "another").returncode == 0
+    assert swap(server, "vllm").returncode == 0
+    newer = "\nclass Another(Vllm):\n    def __init__(self, version: int = 2): super().__init__()\n"
+    (packages / "somebodys.py").write_text(BROKEN + newer)
+    done = swap(server, "another", "--param", "version=2")
+    assert done.returncode == 0, done
+    assert server.directory().config["policy_params"] == {"version": 2}
+    install(packages)
+    assert swap(server, "vllm").returncode == 0
+
+
 def test_what_has_been_learnt_is_handed_over(server: Any) -> None:
     """The cost model's correction is the same in the next process, as long as nothing has run there."""
     asyncio.run(streams(server, []))

@@ -6,70 +6,23 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scene import LINEAR, Scene, request
 
-from accelgen.proto.messages import Objective, Sampling
+from accelgen.proto.messages import Objective
 from accelgen.scheduler.cost_model import Coefficients, CostModel, Work, evaluate, fit
-from accelgen.scheduler.policies.accelgen import AccelGen, Memory
+from accelgen.scheduler.policies.accelgen import AccelGen
 from accelgen.scheduler.policies.distance import Contest, take_nearest
 from accelgen.scheduler.policies.shared import Batch
 from accelgen.scheduler.policies.slack import Pace, slack
-from accelgen.scheduler.policy import Limits, View
-from accelgen.scheduler.request import Request
-from accelgen.scheduler.table import RequestTable
-
-LINEAR = Coefficients(a=0.01, b=0.0001, b2=0.0, c=0.0, d=0.0, e=0.0, knee=1.0)
-
-
-def request(id: int, prompt: int, slo: Objective, max_tokens: int = 100) -> Request:
-    return Request(id, 0, [1] * prompt, Sampling(), max_tokens, frozenset(), slo, "standard")
-
-
-class Scene:
-    """A replica with requests in chosen states."""
-
-    def __init__(self, blocks: int = 100, seats: int = 64, tokens: int = 8192) -> None:
-        self.table = RequestTable(16)
-        self.view = View(
-            self.table, blocks, 0, blocks, Limits(seats, tokens, 100.0), CostModel(LINEAR)
-        )
-        self._ids = 0
-
-    def waiting(
-        self, prompt: int, ttft_s: float = 5.0, tpot_s: float = 0.2, at_s: float = 0.0
-    ) -> int:
-        self._ids += 1
-        slot = self.table.add(request(self._ids, prompt, Objective(ttft_s, tpot_s)), at_s)
-        policy = AccelGen()
-        self.table.enqueue(slot, policy.order_key(self.view, slot, Memory()))
-        return slot
-
-    def running(
-        self,
-        prompt: int,
-        computed: int,
-        tpot_s: float = 0.2,
-        last_s: float = 0.0,
-        ttft_s: float = 5.0,
-    ) -> int:
-        """A decode if computed == prompt, else a prompt that has begun."""
-        slot = self.waiting(prompt, ttft_s, tpot_s)
-        self.table.start(slot)
-        self.table.plan(np.array([slot]), np.array([computed]), last_s)
-        return slot
-
-    def plan(self, policy: AccelGen, state: Memory, at_s: float = 0.0) -> dict[int, int]:
-        decision, _ = policy.plan(self.view, state, at_s)
-        self.preempted = decision.preempt
-        return dict(zip(decision.slots, decision.counts, strict=True))
 
 
 def test_budget_is_pivot_times_tightest_objective() -> None:
     """S_b = S_pf * SLO_min / T_pf: pivot 100 tokens take 0.01 + 100 * 0.0001 = 0.02 s; a decode with TPOT 0.05 s in the
     batch gives 100 * 0.05 / 0.02 = 250 tokens: 1 for the decode, 249 for the long prompt."""
-    scene = Scene()
+    scene = Scene(AccelGen(pivot_tokens=100))
     decode = scene.running(32, 32, tpot_s=0.05)
     long = scene.waiting(1000)
-    taken = scene.plan(AccelGen(pivot_tokens=100), Memory())
+    taken = scene.plan()
     assert taken == {decode: 1, long: 249}
 
 
@@ -83,7 +36,7 @@ def test_pivot_of_the_published_model() -> None:
 
 def test_remaining_time_of_a_prompt_and_of_a_decode() -> None:
     """T_r = objective - waited - iterations * longest iteration."""
-    scene = Scene()
+    scene = Scene(AccelGen(pivot_tokens=100))
     prompt = scene.waiting(1000, ttft_s=5.0)
     decode = scene.running(32, 32, tpot_s=0.2, last_s=1.0)
     pace = Pace(chunk=300, longest_s=0.1, mean_s=0.05, preempted=0.0)
@@ -94,7 +47,7 @@ def test_remaining_time_of_a_prompt_and_of_a_decode() -> None:
 
 def test_remaining_time_with_a_completion_objective() -> None:
     """Waiting time left = deadline - predicted execution, spread over the iterations to come."""
-    scene = Scene()
+    scene = Scene(AccelGen(pivot_tokens=100))
     slot = scene.table.add(request(9, 600, Objective(e2e_s=20.0)), 0.0)
     scene.table.predicted_output[slot] = 50
     pace = Pace(chunk=300, longest_s=0.1, mean_s=0.05, preempted=0.5)
@@ -104,30 +57,30 @@ def test_remaining_time_with_a_completion_objective() -> None:
 
 
 def test_exclusive_allocation_finishes_the_long_prompt_first() -> None:
-    scene = Scene(blocks=1000)
+    scene = Scene(AccelGen(pivot_tokens=100), blocks=1000)
     begun = scene.running(4000, 400)
     scene.waiting(4000)
     decode = scene.running(32, 32, tpot_s=0.05)
-    taken = scene.plan(AccelGen(pivot_tokens=100), Memory())
+    taken = scene.plan()
     assert taken == {begun: 249, decode: 1}
 
 
 def test_urgent_first_and_the_largest_remaining_time_is_preempted() -> None:
     """Six blocks: a decode with much time holds four. The waiting prompt of 80 tokens must start now or be late."""
-    scene = Scene(blocks=2, seats=8)
+    scene = Scene(AccelGen(pivot_tokens=100), blocks=2, seats=8)
     relaxed = scene.running(64, 64, tpot_s=60.0)
     urgent = scene.waiting(80, ttft_s=0.03)
-    taken = scene.plan(AccelGen(pivot_tokens=100), Memory())
+    taken = scene.plan()
     assert scene.preempted == [relaxed]
     assert taken == {urgent: 80}
 
 
 def test_resources_do_not_idle_beyond_the_window() -> None:
     """A prompt whose T_r is far from the head's is still taken when there is room."""
-    scene = Scene()
+    scene = Scene(AccelGen(pivot_tokens=100))
     decode = scene.running(32, 32, tpot_s=0.2)
     far = scene.waiting(64, ttft_s=60.0)
-    assert scene.plan(AccelGen(pivot_tokens=100), Memory()) == {decode: 1, far: 64}
+    assert scene.plan() == {decode: 1, far: 64}
 
 
 def naive(batch: Batch, contest: Contest) -> list[tuple[int, int]]:
@@ -171,7 +124,7 @@ def naive(batch: Batch, contest: Contest) -> list[tuple[int, int]]:
 def test_batching_is_the_literal_rule(
     blocks: int, tokens: int, seats: int, decodes: list[int], prompts: list[int], begun: int
 ) -> None:
-    scene = Scene(blocks=blocks, seats=seats)
+    scene = Scene(AccelGen(pivot_tokens=100), blocks=blocks, seats=seats)
     running = [scene.running(n, n) for n in decodes] + [scene.running(150, 20)] * begun
     slots = np.array(running + [scene.waiting(n) for n in prompts], dtype=np.int64)
     table = scene.table

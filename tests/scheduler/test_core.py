@@ -8,11 +8,9 @@ import random
 import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
-from world import World, expected
+from world import POLICIES, World, expected
 
 from accelgen.proto.messages import Objective, Reason
-
-POLICIES = ["accelgen", "sarathi", "vllm"]
 
 
 def prompt_of(length: int, seed: int = 0, shared: int = 0) -> list[int]:
@@ -122,7 +120,7 @@ def test_memory_pressure_preempts_and_recomputes(policy: str) -> None:
     world.run()
     for id in range(1, 7):
         assert world.delivered[id] == expected(prompt_of(8, id), 30)
-    assert world.core.replicas[0].preemptions > 0
+    assert (world.core.replicas[0].preemptions > 0) == (policy != "orca")  # it reserves
     world.check_idle()
 
 

@@ -7,11 +7,9 @@ import random
 import pytest
 from hypothesis import Phase, example, given, settings
 from hypothesis import strategies as st
-from world import World, expected
+from world import POLICIES, World, expected
 
 from accelgen.proto.messages import Reason
-
-POLICIES = ["accelgen", "sarathi", "vllm"]
 
 
 def prompt_of(length: int, seed: int) -> list[int]:

@@ -17,7 +17,23 @@ from accelgen.simulator.workload import Arrival, Workload, session
 SECOND_PER_TOKEN = Coefficients(a=1.0, b=0.01, b2=0.0, c=0.0, d=0.0, e=0.0, knee=1.0)
 DEVICE = Device("toy", "paper", SECOND_PER_TOKEN, kv_token_bytes=1, kv_bytes=64 * 16)
 PATIENT = SloClass(max_queue_ms=86_400_000)
-POLICIES = ["accelgen", "sarathi", "vllm"]
+POLICIES = [
+    "accelgen",
+    "accelgen-adaptive",
+    "accelgen-calibrated",
+    "accelgen-no-batching",
+    "accelgen-no-chunking",
+    "accelgen-no-ordering",
+    "edf",
+    "fastgen",
+    "fastserve",
+    "orca",
+    "qoserve",
+    "sarathi",
+    "slidingserve",
+    "srpf",
+    "vllm",
+]
 
 
 def simulate(
