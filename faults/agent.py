@@ -34,6 +34,7 @@ STEPS = {  # what each component does once per iteration: module, class, method
 }
 PROOF_BYTES = 1 << 20
 HOG_BYTES = 1 << 30
+LOGGED_STEPS = 5
 PROBE_LOG = "a line on a full disk"
 
 
@@ -80,7 +81,7 @@ class Agent:
             case "open":
                 self._open(number)
             case "log":
-                self._log(number)
+                self._log(number, order)
             case "clock":
                 self._step_clock(number, seconds)
             case _:
@@ -140,13 +141,26 @@ class Agent:
         except OSError as error:
             self.prove(number, errno.errorcode[error.errno or 0])
 
-    def _log(self, number: int) -> None:
-        """Writes a line where the process writes its log: standard error, which is a file."""
+    def _log(self, number: int, order: dict[str, Any]) -> None:
+        """Writes a line to standard error, which is a file; and lets the next steps write with the process's own
+        logger, which may fail in another way."""
         try:
             os.write(2, (json.dumps({"event": PROBE_LOG}) + "\n").encode())
             self.prove(number, "could write")
         except OSError as error:
             self.prove(number, errno.errorcode[error.errno or 0])
+        structlog = sys.modules.get("structlog")
+        if structlog is None:
+            return
+        left = list(range(LOGGED_STEPS))
+
+        def logging(step: Callable[..., Any], *args: Any) -> Any:
+            if left:
+                left.pop()
+                structlog.get_logger().warning(PROBE_LOG)
+            return step(*args)
+
+        self._wrap(order, logging)
 
     def _step_clock(self, number: int, seconds: float) -> None:
         """The wall clock, as this process sees it, jumps."""

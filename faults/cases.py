@@ -30,7 +30,7 @@ from accelgen.faults.process_faults import (
     StaleSocket,
 )
 from accelgen.faults.tamper import Effect
-from accelgen.faults.wire_faults import DuplicateIdentity, Garbage, OldEpoch, WrongVersion
+from accelgen.faults.wire_faults import DuplicateIdentity, Garbage, OldEpoch, Usurper, WrongVersion
 
 Make = Callable[[Site], Fault]
 
@@ -59,6 +59,7 @@ FAULTS: dict[str, Make] = {
     "duplicate-identity": DuplicateIdentity,
     "wrong-version": WrongVersion,
     "old-epoch": OldEpoch,
+    "usurper": Usurper,
     "garbage": Garbage,
     "link-cut": LinkCut,
     **{f"link-{effect}": partial(LinkFault, effect=effect) for effect in Effect},
@@ -122,7 +123,7 @@ def _matrix() -> list[Case]:
     done_to_supervisor = [
         "sigstop-0.5", "sigstop-3", "hang-2", "slow", "out-of-files", "disk-full", "clock-back", "clock-forward",
     ]  # fmt: skip
-    wire = ["duplicate-identity", "wrong-version", "old-epoch", "garbage"]
+    wire = ["duplicate-identity", "wrong-version", "old-epoch", "usurper", "garbage"]
     link = ["link-cut", *(f"link-{effect}" for effect in Effect)]
     client = ["leaves-at-once", "leaves-midway", "reads-slowly", "half-closes", "idle-connections"]
     return [
@@ -133,6 +134,7 @@ def _matrix() -> list[Case]:
         Case("model-raises", "worker-0"),
         Case("device-out-of-memory", "worker-0"),
         *(Case(fault, target) for fault in wire for target in BOUND),
+        *(Case(fault, SUPERVISOR) for fault in ("wrong-version", "garbage")),
         *(Case(fault, target) for fault in link for target in LINKS),
         *(Case(fault, "clients") for fault in client),
         *(Case("sigkill", target, Moment.START) for target in COMPONENTS),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Sequence
-from contextlib import suppress
 from random import Random
 
 from accelgen.faults.client import Manner, send
@@ -67,8 +66,7 @@ class Load:
         return [history for history in list(self.histories) if history.outcome is None]
 
     def _run(self) -> None:
-        with suppress(RuntimeError):
-            self._loop.run_until_complete(self._drive())
+        self._loop.run_until_complete(self._drive())
         self._loop.close()
 
     async def _drive(self) -> None:
@@ -79,6 +77,7 @@ class Load:
                 await asyncio.sleep(min(wait_s, 0.05))
             if self._sending:
                 self._launch(self._enter(self._chance.choice(self.pool)), Manner.GOOD)
+        await asyncio.sleep(0)  # what other threads have sent until now has become tasks
         while self._tasks and (left_s := self._deadline_s - now_s()) > 0:
             await asyncio.wait(self._tasks, timeout=left_s)
         for task in self._tasks:

@@ -182,7 +182,8 @@ class Server:
 
     def socket_path(self, name: str) -> Path:
         """Where the process of a seat binds its socket."""
-        return self.run_dir / f"{name}.sock"
+        own = "supervisor" if name == "supervisor-0" else name
+        return self.run_dir / f"{own}.sock"
 
     def last_words(self) -> str:
         """The last line that `accelgen up` printed."""

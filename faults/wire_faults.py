@@ -102,6 +102,17 @@ class OldEpoch(WireFault):
         return counter(member, "stale")
 
 
+class Usurper(WireFault):
+    """A process that the supervisor has not started wants to be the scheduler, in an epoch above all others."""
+
+    def messages(self) -> list[list[bytes]]:
+        header = Header(PROTOCOL_VERSION, TAG_OF[Activate], 2**60, INTRUDER, 0)
+        return [encode(header, Activate(1))]
+
+    def counters(self, member: Member) -> float:
+        return counter(member, "stranger")
+
+
 class Garbage(WireFault):
     """Random frames in random number, spoilt messages, and one that would run a command if anybody unpickled it."""
 

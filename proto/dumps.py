@@ -51,13 +51,13 @@ class Dumps:
 
     def __init__(self, folder: Path, process: str, incarnation: int) -> None:
         self._folder, self._process, self._incarnation = folder, process, incarnation
-        self._clients: list[bytes] = []  # wait for the dump that is being written
+        self._clients: dict[bytes, None] = {}  # wait for the dump that is being written
         self._thread: threading.Thread | None = None
         self._result = Dumped(b"", process, fault="not written")
 
     def ask(self, client: bytes) -> None:
         """`client` wants a dump: one begins, unless one is on its way."""
-        self._clients.append(client)
+        self._clients[client] = None
         if self._thread is None:
             arguments = (*self._snapshot(), PAUSE_S)
             self._thread = threading.Thread(target=self._write, args=arguments, daemon=True)
@@ -73,7 +73,7 @@ class Dumps:
         if self._thread is None or self._thread.is_alive():
             return []
         self._thread = None
-        clients, self._clients = self._clients, []
+        clients, self._clients = self._clients, {}
         return [replace(self._result, client=client) for client in clients]
 
     def write_last(self) -> None:

@@ -74,12 +74,12 @@ def run_all(crew: Crew, settings: Sequence[Setting], shown: Bars) -> list[Result
         with shown.one(what) as progress:
             return crew.run(setting, progress)
 
-    return side_by_side(crew, one, settings)
+    return side_by_side(crew, one, settings, crew.size)
 
 
-def side_by_side(crew: Crew, do: Callable[[A], B], items: Sequence[A]) -> list[B]:
-    """`do` for all items in threads, as many as the crew has seats; the first error ends all."""
-    with ThreadPoolExecutor(max_workers=max(1, min(len(items), 4 * crew.size))) as pool:
+def side_by_side(crew: Crew, do: Callable[[A], B], items: Sequence[A], threads: int) -> list[B]:
+    """`do` for all items in up to so many threads; the first error ends all."""
+    with ThreadPoolExecutor(max_workers=max(1, min(len(items), threads))) as pool:
         futures = [pool.submit(do, item) for item in items]
         try:
             return [future.result() for future in futures]

@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 import msgspec
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -56,7 +57,7 @@ def search(
         first, most = middle_rate(scenario), MOST * scenario.rates[-1]
         return find_capacity(attained, wanted, first, most, tolerance), runs
 
-    found = side_by_side(crew, one, policies)
+    found = side_by_side(crew, one, policies, 4 * crew.size)
     return {label(policy): one for policy, one in zip(policies, found, strict=True)}
 
 
@@ -64,15 +65,14 @@ def report_capacities(
     found: Found, scenario: Scenario, wanted: float, title: str, path: Path
 ) -> None:
     """Table on stdout; CSV, JSON and figure under `path`."""
-    table = Table(title=title, title_justify="left", pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for head in ("policy", f"capacity at {wanted:.0%} (req/s)", "first bad rate", "rates tried"):
         table.add_column(head, justify="left" if head == "policy" else "right")
     for policy, (capacity, _) in found.items():
         above = "-" if capacity.above is None else f"{capacity.above:.3f}"
         table.add_row(policy, f"{capacity.rate:.3f}", above, str(len(capacity.tried)))
     console = Console()
-    if not console.is_terminal:
-        console.width = 1000
+    console.print(title, markup=False, highlight=False, soft_wrap=True)
     console.print(table)
     for policy, (_, results) in found.items():
         for fault in dict.fromkeys(result.fault for result in results if result.fault):

@@ -55,7 +55,10 @@ class PolicyParam(click.ParamType):
             if not (key and equals):
                 self.fail(f"{word!r} is not of the form key=value", param, ctx)
             params[key] = _value(text)
-        kind = Rules if name == DISTSERVE else _installed(name)
+        try:
+            kind = Rules if name == DISTSERVE else _installed(name)
+        except ImportError as error:
+            self.fail(f"{name} is installed and cannot be imported: {error}", param, ctx)
         if fault := fault_in(name, kind, params):
             self.fail(fault, param, ctx)
         return name, params

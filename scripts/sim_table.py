@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import msgspec
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -21,6 +22,7 @@ from accelgen.simulator.run import Fate
 
 RULES = {Rule.EVERY_GAP: "gap", Rule.CUMULATIVE: "cumul.", Rule.MEAN: "mean"}
 NO_DATA = "-"
+SPACE = 3  # between two columns
 
 
 @dataclass(frozen=True)
@@ -99,9 +101,9 @@ def columns(rule: Rule) -> list[Column]:
         Column("req/s", figure_of("request_throughput")),
         Column("tok/s", figure_of("token_throughput"), "{:.0f}"),
         Column("TTFT s mean", figure_of("latency.ttft_s.mean")),
-        Column("p99", figure_of("latency.ttft_s.p99")),
+        Column("TTFT s p99", figure_of("latency.ttft_s.p99")),
         Column("TPOT ms mean", in_ms("latency.tpot_s.mean"), "{:.1f}"),
-        Column("p99", in_ms("latency.tpot_s.p99"), "{:.1f}"),
+        Column("TPOT ms p99", in_ms("latency.tpot_s.p99"), "{:.1f}"),
         Column("JCT s mean", figure_of("latency.jct_s.mean")),
         Column("s/token", figure_of("latency.normalised_s.mean"), "{:.3f}"),
         Column("KV %", percent("machine.kv_utilisation"), "{:.0f}"),
@@ -112,32 +114,50 @@ def columns(rule: Rule) -> list[Column]:
 
 
 def print_groups(groups: Sequence[Group], rule: Rule, title: str, with_rate: bool) -> None:
-    """The table on stdout. A figure without data is a dash; a policy that failed has a line of its own below."""
+    """The table on stdout, in as many parts as the terminal is too narrow. A figure without data is a dash; a policy
+    that failed has a line of its own below."""
     console = Console()
-    shown = columns(rule)
-    table = Table(title=title, title_justify="left", pad_edge=False)
-    table.add_column("policy", no_wrap=True)
-    if with_rate:
-        table.add_column("rate", justify="right")
-    for column in shown:
-        table.add_column(column.head, justify="right")
-    for group in groups:
-        cells = [group.policy, *([f"{group.rate:g}"] if with_rate else [])]
-        for column in shown:
-            value = group.mean(column.read)
-            cells.append(NO_DATA if value is None else column.form.format(value))
-        table.add_row(*cells)
-    _print_wide(console, table)
+    width = console.width if console.is_terminal else 1000
+    names = [[group.policy, *([f"{group.rate:g}"] if with_rate else [])] for group in groups]
+    shown = [(column.head, [_cell(group, column) for group in groups]) for column in columns(rule)]
+    console.print(title, markup=False, highlight=False, soft_wrap=True)
+    heads = ["policy", "rate"][: 1 + with_rate]
+    first = sum(max(map(len, cells)) + SPACE for cells in zip(heads, *names, strict=True))
+    for part in _fitting(shown, width - first):
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+        table.add_column("policy", no_wrap=True)
+        if with_rate:
+            table.add_column("rate", justify="right", no_wrap=True)
+        for head, _ in part:
+            longest = max(map(len, head.split()))
+            table.add_column(head, justify="right", min_width=longest)
+        for row, name in enumerate(names):
+            table.add_row(*name, *(cells[row] for _, cells in part))
+        Console(width=width).print(table)
     for group in groups:
         if group.fault:
             console.print(f"{group.policy} at {group.rate:g}/s failed: {group.fault}", markup=False)
 
 
-def _print_wide(console: Console, table: Table) -> None:
-    """In full width where nobody looks at a terminal; a terminal narrower than the table wraps its heads."""
-    if not console.is_terminal:
-        console.width = 1000
-    console.print(table)
+def _cell(group: Group, column: Column) -> str:
+    value = group.mean(column.read)
+    return NO_DATA if value is None else column.form.format(value)
+
+
+def _fitting(
+    shown: Sequence[tuple[str, list[str]]], width: int
+) -> Iterator[list[tuple[str, list[str]]]]:
+    """Columns in groups that fit `width`, heads broken between words."""
+    part: list[tuple[str, list[str]]] = []
+    used = 0
+    for head, cells in shown:
+        needed = SPACE + max(map(len, (*head.split(), *cells)))
+        if part and used + needed > width:
+            yield part
+            part, used = [], 0
+        part.append((head, cells))
+        used += needed
+    yield part
 
 
 def print_summary(result: Result) -> None:

@@ -4,8 +4,8 @@ same result, so that results are kept in files named after all three, and nothin
 
 from __future__ import annotations
 
-import ast
 import os
+import re
 from collections.abc import Callable
 from functools import cache
 from hashlib import sha256
@@ -32,6 +32,7 @@ from accelgen.simulator.stages import Rules
 from accelgen.simulator.traces import find_trace
 from accelgen.simulator.workload import Workload
 
+_IMPORT = re.compile(rb"^\s*from (accelgen\.[\w.]+) import", re.MULTILINE)
 Progress = Callable[[int, int], None]
 """Told now and then how many requests of how many have ended."""
 
@@ -146,30 +147,30 @@ def _file_digest(path: Path) -> bytes:
 
 @cache
 def _code_digest(policy: str) -> bytes:
-    """Of every module of the package that this one and the policy import, directly or not."""
-    modules = [__name__]
-    modules += [entry.module for entry in entry_points(group=GROUP) if entry.name == policy]
     digest = sha256()
-    seen: dict[str, bytes] = {}
-    while modules:
-        name = modules.pop()
-        if name in seen:
-            continue
-        spec = find_spec(name)
-        seen[name] = b"" if spec is None or not spec.origin else Path(spec.origin).read_bytes()
-        modules += _imports(seen[name])
-    for name in sorted(seen):
-        digest.update(sha256(seen[name]).digest())
+    for path in modules_read(policy):
+        digest.update(sha256(path.read_bytes()).digest())
     return digest.digest()
+
+
+def modules_read(policy: str) -> list[Path]:
+    """The file of every module of the package that this one and the policy import, directly or not, sorted."""
+    names = [__name__]
+    names += [entry.module for entry in entry_points(group=GROUP) if entry.name == policy]
+    found: dict[str, Path] = {}
+    while names:
+        name = names.pop()
+        spec = None if name in found else find_spec(name)
+        if spec is not None and spec.origin:
+            found[name] = Path(spec.origin)
+            names += _imports(found[name].read_bytes())
+    return sorted(found.values())
 
 
 def _imports(source: bytes) -> list[str]:
     """Modules of the package that a source file names in `from ... import`, the only way used here."""
-    found = []
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("accelgen."):
-            found.append(str(node.module))
-    return found
+    # Not by `ast`: its parser fails when two threads of CPython 3.11 are in it.
+    return [name.decode() for name in _IMPORT.findall(source)]
 
 
 class Store:

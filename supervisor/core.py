@@ -21,7 +21,6 @@ from accelgen.proto.messages import (
     Handoff,
     Heartbeat,
     Hello,
-    Member,
     Query,
     Role,
     Stop,
@@ -30,7 +29,7 @@ from accelgen.proto.messages import (
 )
 from accelgen.supervisor import shutdown
 from accelgen.supervisor.actions import Action, Drain, Record, Send, Signal, Spawn
-from accelgen.supervisor.members import Assignment, Occupant, Seat
+from accelgen.supervisor.members import Assignment, Occupant, Seat, own_member
 from accelgen.supervisor.office import Office
 from accelgen.supervisor.readiness import can_serve, has_started
 from accelgen.supervisor.restarts import Restarts, dependents
@@ -191,20 +190,10 @@ class SupervisorCore:
 
     def directory(self, now_s: float) -> Directory:
         """The supervisor and everybody in a seat."""
-        own = Member(
-            role=Role.SUPERVISOR,
-            index=0,
-            pid=self.pid,
-            endpoint="",
-            incarnation=0,
-            epoch=self.office.term,
-            phase=self.phase,
-            progress=self._rounds,
-            uptime_s=max(0.0, now_s - self.started_s),
-            heard_s=0.0,
-            rss_bytes=self.rss_bytes,
-            facts=None,
-            gauges={_MESSAGES.format(kind): float(n) for kind, n in self.wire.items()},
+        uptime_s = max(0.0, now_s - self.started_s)
+        gauges = {_MESSAGES.format(kind): float(n) for kind, n in self.wire.items()}
+        own = own_member(
+            self.pid, self.office.term, self.phase, self._rounds, uptime_s, self.rss_bytes, gauges
         )
         seated = sorted(self.occupants.values(), key=lambda o: (-o.seat.role, o.seat.index))
         members = [own, *(occupant.member(now_s) for occupant in seated)]

@@ -94,6 +94,33 @@ class Occupant:
         )
 
 
+def own_member(
+    pid: int,
+    epoch: int,
+    phase: str,
+    progress: int,
+    uptime_s: float,
+    rss_bytes: int,
+    gauges: dict[str, float],
+) -> Member:
+    """The supervisor itself: it has no supervisor, and is heard at once."""
+    return Member(
+        role=Role.SUPERVISOR,
+        index=0,
+        pid=pid,
+        endpoint="",
+        incarnation=0,
+        epoch=epoch,
+        phase=phase,
+        progress=progress,
+        uptime_s=uptime_s,
+        heard_s=0.0,
+        rss_bytes=rss_bytes,
+        facts=None,
+        gauges=gauges,
+    )
+
+
 def all_seats(frontends: int, replicas: int) -> list[Seat]:
     """Every seat of a server, in the order in which they get ready."""
     assert frontends >= 1 and replicas >= 1

@@ -38,6 +38,9 @@ from accelgen.proto.messages import (
 )
 from accelgen.proto.sockets import Dealer, Router
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "proto"))
+from hostile_frames import HOSTILE
+
 DEADLINE_S = 30.0
 Kind = TypeVar("Kind", bound=Body)
 FACTS = Facts("fake", "FakeForCausalLM", "cpu", "float32", "none", 128, 1000, 4, 16, 2**20, 2**21)
@@ -71,7 +74,7 @@ class Surroundings:
         self.worker = Router(endpoint_of(run_dir, Role.WORKER), 2)
         self.schedulers: list[Dealer] = []
         self.ran = -1  # step that the worker says it has run
-        self.peer = b""
+        self.peer = self.manager = b""  # how it calls itself towards supervisor and worker
         self.process = subprocess.Popen(
             [sys.executable, "-P", "-m", "accelgen.kvmanager", "--run-dir", str(run_dir)]
             + ["--index", "0", "--epoch", "1", "--parent", str(os.getpid())],
@@ -123,6 +126,7 @@ class Surroundings:
 
         peer, header, _ = until(receive, lambda message: isinstance(message[2], Resync))
         assert header.epoch == epoch
+        self.manager = peer
         self.worker.send(peer, inventory or Inventory(self.ran, []), epoch)
 
     def gauge(self, name: str) -> Callable[[Heartbeat], bool]:
@@ -310,6 +314,23 @@ def test_who_is_not_listed_is_not_obeyed_until_it_is(around: Surroundings) -> No
     assert stranger.recv() is None
     while (message := around.worker.recv()) is not None:
         assert isinstance(message[2], Pulse)
+
+
+def test_hostile_words_of_those_it_is_connected_to(around: Surroundings) -> None:
+    around.make_ready()
+    scheduler = around.connect_scheduler(epoch=1)
+    for frames in HOSTILE.values():
+        around.supervisor.socket.send_multipart([around.peer, *frames])
+        around.worker.socket.send_multipart([around.manager, *frames])
+    for body in (make_plan(0), Resync("made up"), Inventory(7, [])):  # sound, but not theirs to say
+        around.supervisor.send(around.peer, body, 1)
+        around.worker.send(around.manager, body, 1)
+    scheduler.send(make_lookup(make_prompt(1, range(9))), 1)
+    scheduler.send(make_plan(0, [(1, 0, 9)]), 1)
+    assert next_batch(around.worker)[1].ids == [1]
+    assert next_of(scheduler, KvReport)[1].hit_ids == [1]
+    around.supervisor.send(around.peer, Stop(5.0))
+    assert around.process.wait(10) == 0
 
 
 def test_before_an_activation_nothing_is_obeyed(around: Surroundings) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import select
 import signal
 import subprocess
@@ -13,13 +14,16 @@ from typing import Any
 
 import psutil
 import pytest
+from hostile_frames import HOSTILE
 
 from accelgen.proto.child import endpoint_of
 from accelgen.proto.clocks import now_s
 from accelgen.proto.config import Config, save_config
-from accelgen.proto.messages import Directory, Failure, Heartbeat, Hello, Role, Stop
-from accelgen.proto.sockets import IPC_PATH_LIMIT, Dealer, Router, check_endpoint
+from accelgen.proto.messages import Abort, Directory, Failure, Heartbeat, Hello, Role, Stop
+from accelgen.proto.sockets import IPC_PATH_LIMIT, MAX_OPEN_FILES, Dealer, Router, check_endpoint
 
+FEW_FILES = 200
+MOST_FILES = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
 DEADLINE_S = 20.0
 
 CHILD = """
@@ -67,6 +71,7 @@ class Launched:
             + ["--epoch", "7", "--parent", str(os.getpid())],
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
+            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (FEW_FILES, MOST_FILES)),
         )
 
     def hear(self, good: Callable[[Any], bool]) -> tuple[Any, Any]:
@@ -102,6 +107,24 @@ def test_it_goes_on_beating_without_a_file_descriptor_left(launched: Launched) -
         assert beat.progress > before.progress
         assert beat.rss_bytes == pytest.approx(psutil.Process(pid).memory_info().rss, rel=0.1)
         before = beat
+
+
+def test_it_takes_the_descriptors_that_it_may_have(launched: Launched) -> None:
+    """libzmq aborts a process that cannot accept a connection for want of one."""
+    launched.hear(lambda body: isinstance(body, Heartbeat))
+    soft, hard = psutil.Process(launched.process.pid).rlimit(psutil.RLIMIT_NOFILE)
+    assert (soft, hard) == (min(MOST_FILES, MAX_OPEN_FILES), MOST_FILES) and soft > FEW_FILES
+
+
+def test_hostile_words_in_the_name_of_the_supervisor(launched: Launched) -> None:
+    launched.hear(lambda body: isinstance(body, Heartbeat) and body.phase == "working")
+    for frames in HOSTILE.values():
+        launched.supervisor.socket.send_multipart([launched.peer, *frames])
+    launched.supervisor.send(launched.peer, Abort([1]))  # sound, but nothing for a child
+    _, before = launched.hear(lambda body: isinstance(body, Heartbeat))
+    launched.hear(lambda body: isinstance(body, Heartbeat) and body.progress > before.progress)
+    launched.supervisor.send(launched.peer, Stop(2.5))
+    assert launched.process.communicate(timeout=DEADLINE_S)[0] == b"2.5\n"
 
 
 def test_hello_heartbeats_and_stop(launched: Launched, run_dir: Path) -> None:

@@ -77,6 +77,16 @@ def test_keys_follow_setting_trace_and_code(
     assert key_of(setting(scenario=trace)) != before
 
 
+def test_keys_of_a_policy_do_not_depend_on_others() -> None:
+    from accelgen.simulator.experiment import _imports, modules_read
+
+    source = b"import os\nfrom accelgen.a.b import c\nif True:\n    from accelgen.d import (\n        e\n    )\n"
+    assert _imports(source) == ["accelgen.a.b", "accelgen.d"]
+    read = {path.name for path in modules_read("sarathi")}
+    assert {"sarathi.py", "shared.py", "core.py", "run.py", "worker.py", "messages.py"} <= read
+    assert not {"vllm.py", "accelgen.py", "slack.py"} & read
+
+
 def test_results_are_kept_whole_or_not_at_all(tmp_path: Path) -> None:
     store = Store(tmp_path / "runs")
     result = run_setting(setting())
