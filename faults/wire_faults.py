@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import time
-from contextlib import suppress
 from random import Random
 
 import zmq
+from zmq.utils.monitor import recv_monitor_message
 
-from accelgen.faults.connections import connections_to, listener_of
 from accelgen.faults.fault import Decoy, Fault, Site
 from accelgen.proto.frame import PROTOCOL_VERSION, TAG_OF, Header, encode
 from accelgen.proto.messages import Activate, Member, Plan
@@ -40,9 +38,13 @@ class WireFault(Fault):
         dealer = self._context.socket(zmq.DEALER)
         dealer.setsockopt(zmq.IDENTITY, self.identity)
         dealer.setsockopt(zmq.LINGER, int(1000 * SENT_S))
+        self.watch_link(dealer)
         dealer.connect(f"ipc://{path}")
         for frames in self.messages():
             dealer.send_multipart(frames)
+
+    def watch_link(self, dealer: zmq.Socket[bytes]) -> None:
+        """Called before the intruder connects."""
 
     def messages(self) -> list[list[bytes]]:
         """What is sent, as frames."""
@@ -140,7 +142,7 @@ class Garbage(WireFault):
 
 class DuplicateIdentity(WireFault):
     """The intruder calls itself like the peer that is in office, and says what that would never say. Fenced out, its
-    messages are not even seen; so the evidence is that the kernel has connected it to the target."""
+    messages are not even seen; so the evidence is that ZeroMQ has shaken hands with the target."""
 
     def __init__(self, site: Site) -> None:
         scheduler = site.server.member("scheduler")
@@ -151,7 +153,18 @@ class DuplicateIdentity(WireFault):
             manager = site.server.member(site.target.replace("worker", "kvmanager"))
             assert manager is not None
             self.identity = f"kvmanager-{manager.index}:{manager.incarnation}".encode()
+        self._monitor: zmq.Socket[bytes] | None = None
+        self._shaken = False
         super().__init__(site)
+
+    def watch_link(self, dealer: zmq.Socket[bytes]) -> None:
+        self._monitor, self._shaken = dealer.get_monitor_socket(), False
+
+    def lift(self) -> None:
+        if self._monitor is not None:
+            self._monitor.close(linger=0)
+            self._monitor = None
+        super().lift()
 
     def messages(self) -> list[list[bytes]]:
         plan = Plan(2**40, [7], [0], [5], [], [], [], [], [], [], [], 0.0, 0.0)
@@ -165,9 +178,9 @@ class DuplicateIdentity(WireFault):
         return 0.0
 
     def proof(self) -> str:
-        path, pid = self.site.server.socket_path(self.site.target), os.getpid()
-        target_pid = self.site.server.pid(self.site.target)
-        with suppress(OSError):  # a connection that goes while we look
-            if any(listener_of(pid, fd) == target_pid for fd in connections_to(pid, path)):
-                return f"process {target_pid} has taken a connection of {self.identity.decode()}"
-        return ""
+        endpoint = f"ipc://{self.site.server.socket_path(self.site.target)}"
+        while self._monitor is not None and self._monitor.poll(0):
+            event = recv_monitor_message(self._monitor)
+            shaken = event["event"] == zmq.Event.HANDSHAKE_SUCCEEDED
+            self._shaken |= shaken and event["endpoint"].decode() == endpoint
+        return f"shook hands as {self.identity.decode()}" if self._shaken else ""
