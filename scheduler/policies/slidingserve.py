@@ -74,7 +74,8 @@ class SlidingServe:
         due_s = first_token_due_s(table, table.running, self.offline_tpot_s)
         victims = table.running[np.lexsort((-due_s, is_decode(table, table.running)))]
         take_decodes(batch, decodes, victims)
-        waiting = [slot for _, slot in table.waiting.islice(0, view.limits.max_num_seqs)]
+        most = view.limits.max_num_seqs if batch.seats > 0 else 0
+        waiting = [slot for _, slot in table.waiting.islice(0, most)]
         slots = np.concatenate([ready[~decode], np.array(waiting, dtype=np.int64)])
         order, lost = self._sort(view, slots, start_s)
         order = order[~np.isin(order, batch.preempted)]
