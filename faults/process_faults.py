@@ -21,7 +21,7 @@ from accelgen.supervisor.errors import StartError
 MIB = 1 << 20
 TERM_S = 8.0  # a frontend finishes what it has before it obeys SIGTERM
 ENDING = Allowance(any_port=True, refusals=frozenset({0, 503}), errors=frozenset({"draining"}))
-UNSEEN_S = 0.2  # between two looks at the connections of a process
+UNSEEN_S = 0.5  # between two looks at the connections of a process
 HUNG_S = 600.0  # a hang that only a kill ends
 
 
@@ -303,7 +303,7 @@ class StaleSocket(Kill):
         path = self.site.server.socket_path(self.site.target)
         self._decoy_path = path.with_name("decoy.sock")
         place = path if pid == self.target_pid else self._decoy_path
-        self._laid = lay_stale_socket(place, limit_s=1.0)
+        self._laid = lay_stale_socket(place, limit_s=5.0)
 
     def lift(self) -> None:
         self._decoy_path.unlink(missing_ok=True)

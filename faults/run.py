@@ -264,6 +264,7 @@ class StartTrial(Trial):
             time.sleep(self.pace.after_s)
             if later:
                 self._control(fault)
+                fault.inject()
             self.seen.verified = fault.proof() or self.seen.verified
 
     def _recover(self, fault: Fault) -> None:
