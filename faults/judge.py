@@ -24,6 +24,7 @@ from accelgen.faults.contract import (
     check_texts,
     text_fault,
 )
+from accelgen.faults.fault import Fault
 from accelgen.faults.history import History, Kind
 from accelgen.faults.process_faults import ENDING, Freeze, Hang, Slow, SlowStart
 from accelgen.faults.rows import Attainment, Row
@@ -81,6 +82,11 @@ class Judge:
     def histories(self) -> list[History]:
         return self.trial.load.histories
 
+    @property
+    def _fault(self) -> Fault | None:
+        """The one that the case is about; None if it did not come to that."""
+        return self.trial.faults[-1] if self.trial.faults else None
+
     @cached_property
     def allowance(self) -> Allowance:
         """What all that was done may cost."""
@@ -128,7 +134,7 @@ class Judge:
         return at_s >= self.trial.seen.struck_at
 
     def _death(self) -> Verdict:
-        seen, fault = self.trial.seen, self.trial.faults[-1]
+        seen, fault = self.trial.seen, self._fault
         ended_by_it = isinstance(fault, Hang | Freeze)
         ended = self.trial.server.exit_status is not None
         if not seen.gone_at or ended_by_it or ended or self.trial.case.target == "spare":
@@ -137,10 +143,8 @@ class Judge:
         return checks.check_death(self._events, seen.pid, times)
 
     def _hang(self) -> Verdict:
-        fault, times = (
-            self.trial.faults[-1],
-            checks.Times(self.trial.seen.struck_at, self.trial.pace.slack),
-        )
+        fault = self._fault
+        times = checks.Times(self.trial.seen.struck_at, self.trial.pace.slack)
         if not isinstance(fault, Hang | Freeze | Slow | SlowStart) or self.trial.case.ends_server:
             return NOT_AT_STAKE
         if self.trial.case.target.startswith("supervisor"):

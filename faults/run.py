@@ -33,9 +33,7 @@ from accelgen.supervisor.restarts import INTENSITY, PERIOD_S
 
 DEATHS_PER_CASE = 2
 BACK_S = 60.0  # a worker has to load its model again
-REST_S = (
-    6.0  # after the last request: what is held must be given back, and gauges come with heartbeats
-)
+REST_S = 20.0  # after the last request, for all that is held to be given back: a replica left aside gets its turn
 OPEN_S = 45.0  # what is open at the end of the load gets that long
 POLICIES = ("accelgen", "sarathi", "vllm")
 """Those that a case swaps among."""
