@@ -215,18 +215,18 @@ def report(
         bare = figures(simulate(profile, arrivals, policy, 0.0))
         for name, real in live_by[policy].items():
             found = simulated_by[policy][name]
-            error = found / real - 1 if real else float("nan")
+            error = found / real - 1 if real else None
             if name in FIGURES:
-                kept = kept and abs(error) <= LIMIT
+                kept = kept and error is not None and abs(error) <= LIMIT
             each = [one[name] for one in rounds]
             rows.append(
                 {"policy": policy, "figure": name, "live": real, "rounds": each, "simulated": found,
                  "error": error, "without_host": bare[name]}
             )  # fmt: skip
             shown = ", ".join(f"{one:.3f}" for one in each)
-            print(
-                f"| {policy} | {name} | {real:.3f} | {shown} | {found:.3f} | {error:+.1%} | {bare[name]:.3f} |"
-            )
+            off = "-" if error is None else f"{error:+.1%}"
+            cells = [policy, name, f"{real:.3f}", shown, f"{found:.3f}", off, f"{bare[name]:.3f}"]
+            print("|", " | ".join(cells), "|")
     orders = {
         figure: [sorted(names, key=lambda policy: by[policy][figure]) for by in (live_by, simulated_by)]
         for figure in (*FIGURES, "attainment")

@@ -78,6 +78,7 @@ def list_names(file: Path | None) -> None:
             f"  {name}: {scenario.about}; {scenario.model} on {scenario.hardware}, rates {rates}"
         )
     click.echo(f"Policies (--policy): {', '.join(known_policies())}")
+    click.echo("  distserve: with --replicas 2 or more, not among the installed ones")
     devices = ", ".join(f"{model} on {hardware}" for model, hardware in known_devices())
     click.echo(f"Devices (--model, --hardware): {devices}")
     click.echo(f"Stand-ins (--trace {SYNTHETIC}NAME): {', '.join(STAND_INS)}")

@@ -12,6 +12,7 @@ import msgspec
 
 from accelgen.proto.policies import POLICY_GROUP, fault_in, known_policies, unknown_policy
 from accelgen.scripts.chat_objective import ObjectiveError, parse_objective
+from accelgen.simulator.distserve import NAME as DISTSERVE
 from accelgen.simulator.experiment import Setting
 from accelgen.simulator.mix import own_rate
 from accelgen.simulator.scenarios import (
@@ -23,6 +24,7 @@ from accelgen.simulator.scenarios import (
     find_scenario,
     make_scenario,
 )
+from accelgen.simulator.stages import Rules
 from accelgen.simulator.synthetic import STAND_INS
 from accelgen.simulator.traces import find_trace, read_trace
 
@@ -35,7 +37,7 @@ _OVERRIDES = (
 
 
 class PolicyParam(click.ParamType):
-    """`NAME` or `NAME:KEY=VALUE:KEY=VALUE`."""
+    """`NAME` or `NAME:KEY=VALUE:KEY=VALUE`: an installed policy, or distserve, which runs here only."""
 
     name = "policy"
 
@@ -45,7 +47,7 @@ class PolicyParam(click.ParamType):
         if not isinstance(value, str):
             return value  # type: ignore[no-any-return]
         name, *words = value.strip().split(":")
-        if fault := unknown_policy(name):
+        if name != DISTSERVE and (fault := unknown_policy(name)):
             self.fail(fault, param, ctx)
         params: dict[str, Any] = {}
         for word in words:
@@ -53,8 +55,11 @@ class PolicyParam(click.ParamType):
             if not (key and equals):
                 self.fail(f"{word!r} is not of the form key=value", param, ctx)
             params[key] = _value(text)
-        [point] = entry_points(group=POLICY_GROUP, name=name)
-        if fault := fault_in(name, point.load(), params):
+        try:
+            kind = Rules if name == DISTSERVE else _installed(name)
+        except ImportError as error:
+            self.fail(f"{name} is installed and cannot be imported: {error}", param, ctx)
+        if fault := fault_in(name, kind, params):
             self.fail(fault, param, ctx)
         return name, params
 
@@ -90,6 +95,13 @@ class SloParam(click.ParamType):
             self.fail(f"{stated.slo_class!r}: state numbers, like ttft=1000,tpot=100", param, ctx)
         limits = {"ttft": stated.ttft_ms, "tpot": stated.tpot_ms, "e2e": stated.e2e_ms}
         return {name: Goal(base_s=ms / 1000) for name, ms in limits.items() if ms is not None}
+
+
+def _installed(name: str) -> Callable[..., Any]:
+    """What makes the policy."""
+    [point] = entry_points(group=POLICY_GROUP, name=name)
+    kind: Callable[..., Any] = point.load()
+    return kind
 
 
 def _value(text: str) -> Any:

@@ -20,12 +20,17 @@ import msgspec
 from msgspec import Struct, field
 
 from accelgen.scheduler.decision import BadDecision
-from accelgen.scheduler.policy import GROUP, load_policy
+from accelgen.scheduler.policy import GROUP, UnknownPolicy, load_policy
+from accelgen.simulator.device import Device
+from accelgen.simulator.distserve import NAME as DISTSERVE
+from accelgen.simulator.distserve import DistServe
 from accelgen.simulator.metrics import Summary, hopeless, summarise
 from accelgen.simulator.mix import Asked, Half, load_sources, make_workload
 from accelgen.simulator.run import Run, Simulation, Stuck
 from accelgen.simulator.scenarios import SYNTHETIC, Scenario
+from accelgen.simulator.stages import Rules
 from accelgen.simulator.traces import find_trace
+from accelgen.simulator.workload import Workload
 
 _IMPORT = re.compile(rb"^\s*from (accelgen\.[\w.]+) import", re.MULTILINE)
 Progress = Callable[[int, int], None]
@@ -80,15 +85,12 @@ def simulate(setting: Setting, progress: Progress | None = None) -> tuple[Result
     asked = Asked(setting.rate, setting.requests, setting.seed, setting.half)
     sources = load_sources(scenario, asked, setting.stand_ins)
     workload = make_workload(setting.name, scenario, device, asked, sources)
-    policy = load_policy(
-        setting.policy, {**scenario.policies.get(setting.policy, {}), **setting.params}
-    )
-    simulation = Simulation(policy, workload, device, scenario.config(setting.policy))
+    simulation = _make_simulation(setting, workload, device)
     requests = workload.requests
 
     def watch(run: Run, now_s: float) -> bool:
         if progress is not None:
-            progress(simulation.core.finished + simulation.core.refused, requests)
+            progress(simulation.ended, requests)
         return setting.enough > 0 and hopeless(run, now_s, setting.enough, requests)
 
     summary, fault = None, ""
@@ -107,6 +109,21 @@ def simulate(setting: Setting, progress: Progress | None = None) -> tuple[Result
         wall_s=perf_counter() - begin_s,
     )
     return result, simulation.run
+
+
+def _make_simulation(
+    setting: Setting, workload: Workload, device: Device
+) -> Simulation | DistServe:
+    """What runs the policy. Raises UnknownPolicy or ScenarioError."""
+    name, config = setting.policy, setting.scenario.config(setting.policy)
+    params = {**setting.scenario.policies.get(name, {}), **setting.params}
+    if name != DISTSERVE:
+        return Simulation(load_policy(name, params), workload, device, config)
+    try:
+        rules = Rules(**params)
+    except (TypeError, ValueError) as error:
+        raise UnknownPolicy(f"policy_params: {name}: {error}") from error
+    return DistServe(rules, workload, device, config)
 
 
 # --- names of results --------------------------------------------------------------------------------------------

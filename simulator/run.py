@@ -105,6 +105,11 @@ class Simulation:
         self._next = 0  # arrival
         self._seen_s = [0.0] * len(specs)
 
+    @property
+    def ended(self) -> int:
+        """Requests that have ended, the refused ones included."""
+        return self.core.finished + self.core.refused
+
     def go(self, until_s: float = inf, watch: Watcher | None = None) -> Run:
         """Until every request has ended, or `until_s`, or until `watch` says so. Raises Stuck."""
         core = self.core

@@ -76,10 +76,9 @@ class AccelGen:
         budget = self._budget(view, state, found, tightest_s)
         batch = Batch(view, budget)
         if len(found.slots):
-            spare_s = self._spare_s(view, state, found)
-            take_urgent(batch, found, pace.longest_s, spare_s)
-            self._take_similar(batch, found, budget, pace, spare_s)
-            make_room(batch, found, spare_s)
+            take_urgent(batch, found, pace.longest_s)
+            self._take_similar(batch, state, found, budget, pace)
+            make_room(batch, found)
         return batch.decision(), state
 
     def observe(self, step: StepStats, state: Memory) -> Memory:
@@ -113,10 +112,6 @@ class AccelGen:
     def _rank_s(self, view: View, slots: Ints, times: Slack, pace: Pace) -> Floats:
         """What the order goes by, smallest first: T_r, [n]."""
         return times.remaining_s
-
-    def _spare_s(self, view: View, state: Memory, found: Candidates) -> Floats:
-        """What victims are chosen by, largest first: T_r, [n]."""
-        return found.remaining_s
 
     def _fill(self, batch: Batch, contest: Contest) -> bool:
         """Takes candidates of similar T_r until nothing more fits. Whether new ones may start after them."""
@@ -153,7 +148,7 @@ class AccelGen:
         return found, float(times.iteration_s[which].min(initial=np.inf))
 
     def _take_similar(
-        self, batch: Batch, found: Candidates, budget: int, pace: Pace, spare_s: Floats
+        self, batch: Batch, state: Memory, found: Candidates, budget: int, pace: Pace
     ) -> None:
         """Fills the batch from the requests whose T_r is within gamma of the head's, then from those near the next
         head, and so on."""

@@ -8,7 +8,6 @@ follows the device, and long prompts that give way. Nothing of this is published
 2. A long prompt can be preempted at the end of a chunk by one that would be late if it waited for its end, if the one
    in progress can afford it. Its KV is kept if the other one fits in besides; else dropped, if it can afford the
    recomputation, too; else it goes on.
-3. Who has to give way to the urgent set is chosen by T_r less the time of its recomputation.
 
 Everything else is `accelgen`. (Swapping does not exist yet; it would be a third price besides keeping and dropping.)
 """
@@ -81,25 +80,20 @@ class AccelGenAdaptive(AccelGen):
         )
         return max(1, round(pivot.tokens)), pivot.seconds
 
-    def _recompute_s(self, view: View, state: Memory, found: Candidates) -> Floats:
-        """What the KV of each would cost to compute again, at the pivot's throughput, [n]."""
-        size, seconds = self._pivot(view, state)
-        return view.table.computed[found.slots].astype(np.float64) * (seconds / size)
-
-    def _spare_s(self, view: View, state: Memory, found: Candidates) -> Floats:
-        return found.remaining_s - self._recompute_s(view, state, found)
-
     def _take_similar(
-        self, batch: Batch, found: Candidates, budget: int, pace: Pace, spare_s: Floats
+        self, batch: Batch, state: Memory, found: Candidates, budget: int, pace: Pace
     ) -> None:
-        overtaker = _overtaker(batch, found, budget, pace.mean_s, spare_s)
+        size, seconds = self._pivot(batch.view, state)
+        again_s = batch.view.table.computed[found.slots].astype(np.float64) * (seconds / size)
+        overtaker = _overtaker(batch, found, budget, pace.mean_s, again_s)
         if overtaker >= 0:
             batch.take(overtaker, batch.largest_chunk(overtaker, batch.pending(overtaker)))
-        super()._take_similar(batch, found, budget, pace, spare_s)
+        super()._take_similar(batch, state, found, budget, pace)
 
 
-def _overtaker(batch: Batch, found: Candidates, budget: int, mean_s: float, spare_s: Floats) -> int:
-    """Slot of the long prompt that now begins although another one is in progress, or -1; room has been made for it."""
+def _overtaker(batch: Batch, found: Candidates, budget: int, mean_s: float, again_s: Floats) -> int:
+    """Slot of the long prompt that now begins although another one is in progress, or -1; room has been made for it.
+    `again_s` is what the KV of each candidate would take to compute again, [n]."""
     prompts = ~found.decode & (found.pending > 0)
     begun = np.flatnonzero(prompts & found.running)
     new = np.flatnonzero(prompts & ~found.running & (found.pending > budget))
@@ -118,7 +112,7 @@ def _overtaker(batch: Batch, found: Candidates, budget: int, mean_s: float, spar
     blocks = int(batch.view.table.blocks[victim])
     promised = batch.block_demand(victim, batch.pending(victim))
     fits = batch.block_demand(slot, batch.pending(slot)) <= batch.room + blocks + promised
-    if not fits or spare_s[now] < needs_s[1] or victim in batch.slots:
+    if not fits or found.remaining_s[now] < needs_s[1] + again_s[now] or victim in batch.slots:
         return -1
     batch.preempt(victim)
     return slot

@@ -19,12 +19,12 @@ class Candidates(Struct, frozen=True):
     pending: Ints
 
 
-def take_urgent(batch: Batch, found: Candidates, longest_s: float, spare_s: Floats) -> None:
+def take_urgent(batch: Batch, found: Candidates, longest_s: float) -> None:
     """Requests that miss their objective unless they are in this iteration, ascending T_r, decodes first. Where there
-    is no room, the running request with the largest `spare_s` that is not urgent is preempted."""
+    is no room, the running request with the largest T_r that is not urgent is preempted."""
     is_urgent = found.remaining_s < longest_s
     others = np.flatnonzero(found.running & ~is_urgent)
-    victims = found.slots[others[np.argsort(spare_s[others])]].tolist()
+    victims = found.slots[others[np.argsort(found.remaining_s[others])]].tolist()
     for part in (is_urgent & found.decode, is_urgent & ~found.decode):
         which = np.flatnonzero(part)
         slots = found.slots[which[np.argsort(found.remaining_s[which], kind="stable")]]
@@ -59,9 +59,9 @@ def _take_singly(batch: Batch, slots: list[int], victims: list[int]) -> None:
             batch.take(slot, chunk)
 
 
-def make_room(batch: Batch, found: Candidates, spare_s: Floats) -> None:
-    """Nothing fitted although somebody runs: the largest `spare_s` makes room for the next iteration."""
+def make_room(batch: Batch, found: Candidates) -> None:
+    """Nothing fitted although somebody runs: the largest T_r makes room for the next iteration."""
     if batch.slots or batch.preempted or not found.running.any():
         return
     running = np.flatnonzero(found.running)
-    batch.preempt(int(found.slots[running[spare_s[running].argmax()]]))
+    batch.preempt(int(found.slots[running[found.remaining_s[running].argmax()]]))

@@ -15,7 +15,7 @@ import pytest
 
 from accelgen.proto.messages import Role
 
-LONG, SHORT = 3000, 300  # tokens
+LONG, SHORT = 3000, 150  # tokens
 
 
 @pytest.fixture(scope="module")

@@ -178,13 +178,3 @@ def test_its_kv_is_dropped_if_it_can_afford_the_recomputation() -> None:
     scene, begun, new = overtaking(190, 1.1, 0.9)
     assert scene.plan()[begun] == 249
     assert scene.preempted == []
-
-
-def test_victims_are_chosen_by_time_left_after_their_recomputation() -> None:
-    """T_r 5 s and 5.1 s; to compute 1600 tokens again takes 0.32 s, 320 tokens 0.064 s."""
-    for kind, victim in ((AccelGen, 1), (AccelGenAdaptive, 0)):
-        scene = Scene(kind(pivot_tokens=100), blocks=1)
-        running = [scene.running(320, 320, tpot_s=5.0), scene.running(1600, 1600, tpot_s=5.1)]
-        scene.waiting(80, ttft_s=0.03)
-        scene.plan()
-        assert scene.preempted == [running[victim]]

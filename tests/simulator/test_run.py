@@ -174,7 +174,7 @@ arrivals_drawn = st.lists(
 )
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=40)
 @given(
     arrivals=arrivals_drawn, policy=st.sampled_from(POLICIES), depth=st.sampled_from([0, 1]),
     replicas=st.sampled_from([1, 2]), seqs=st.sampled_from([2, 64]),
