@@ -212,6 +212,8 @@ def check_blocks(gauges: Mapping[str, float]) -> Verdict:
 
     used, running = total("kv_blocks_used"), total("num_requests_running")
     parts = total("kv_blocks_free") + total("kv_blocks_cached") + used
+    if not gauges:
+        return Verdict(False, "the server does not say how many blocks are used")
     if used or running:
         return Verdict(False, f"{used:g} blocks used and {running:g} requests running at rest")
     if parts != total("kv_blocks"):

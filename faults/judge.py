@@ -40,10 +40,11 @@ DRAINING = Allowance(unanswered=True, refusals=frozenset({0, 503}), errors=froze
 
 @dataclass
 class Judge:
-    """`gauges`: the metrics of the server at rest; none if it has ended."""
+    """`gauges` of its processes and `metrics` of the server at rest; none if it has ended."""
 
     trial: Trial
     gauges: Mapping[str, float]
+    metrics: Mapping[str, float]
     _orphans: Sequence[object] = field(default=())
 
     def row(self) -> Row:
@@ -118,9 +119,9 @@ class Judge:
             "C8": self._remains(),
             "C9": checks.check_exit(self.trial.server.exit_status, self._expected_status()),
             "C10": checks.check_truth(looks, self.trial.pace.slack) if not ended else NOT_AT_STAKE,
-            "C11": check_blocks(self.gauges) if self.gauges else NOT_AT_STAKE,
+            "C11": check_blocks(self.gauges) if self.metrics else NOT_AT_STAKE,
             "C12": check_refusals(self.histories),
-            "C13": checks.check_metrics(looks, self.gauges),
+            "C13": checks.check_metrics(looks, self.metrics),
         }
 
     @cached_property

@@ -34,6 +34,7 @@ from accelgen.supervisor.restarts import INTENSITY, PERIOD_S
 DEATHS_PER_CASE = 2
 BACK_S = 60.0  # a worker has to load its model again
 REST_S = 20.0  # after the last request, for all that is held to be given back: a replica left aside gets its turn
+LAST_WORDS_S = 0.3  # for what the last request has ended to show in gauges
 OPEN_S = 45.0  # what is open at the end of the load gets that long
 POLICIES = ("accelgen", "sarathi", "vllm")
 """Those that a case swaps among."""
@@ -108,8 +109,8 @@ class Trial:
                 self._play(stack)
         except (ServerGone, ProxyError, NotArmed, StartError) as error:
             self.seen.note = f"{type(error).__name__}: {error}"
-        rested = self._rest() if self.server.exit_status is None and self.server.url else {}
-        return Judge(self, rested).row()
+        serves = self.server.exit_status is None and bool(self.server.url)
+        return Judge(self, *(self._rest() if serves else ({}, {}))).row()
 
     def _play(self, stack: ExitStack) -> None:
         """From the first request to the last; what was set up is taken down by `stack`."""
@@ -231,14 +232,17 @@ class Trial:
         if not self.server.wait_end(until_s - now_s()):
             self.seen.note = "the server does not end"
 
-    def _rest(self) -> dict[str, float]:
-        """The metrics of the server once it holds nothing any more, or has been given time enough."""
-        until_s = now_s() + REST_S
+    def _rest(self) -> tuple[dict[str, float], dict[str, float]]:
+        """Gauges and metrics of the server once it holds nothing any more, or has been given time enough."""
+        since_s = now_s() + LAST_WORDS_S
+        until_s = since_s + REST_S
+        while not check_blocks(gauges := self.server.gauges(since_s)).ok and now_s() < until_s:
+            time.sleep(0.05)
         while True:
-            gauges = read_metrics(self.server.url)
-            whole = checks.check_metrics(self.probe.looks, gauges).ok is not False
-            if now_s() > until_s or (check_blocks(gauges).ok and whole):
-                return gauges
+            metrics = read_metrics(self.server.url)
+            whole = checks.check_metrics(self.probe.looks, metrics).ok is not False
+            if whole or now_s() > until_s:
+                return gauges, metrics
             time.sleep(0.1)
 
 
