@@ -63,6 +63,7 @@ class Judge:
             shape=str(trial.server.shape),
             verified=seen.verified,
             control=seen.control,
+            slack=trial.pace.slack,
             requests=len(self.histories),
             failed=len(faulty),
             allowed=sum(h.outcome is not None and self.allowance.covers(h) for h in faulty),

@@ -263,6 +263,9 @@ def _method(cases: Sequence[Row]) -> list[str]:
     machines = sorted({row.machine for row in cases})
     days = sorted({row.when[:10] for row in cases})
     where = f"These rows are from {', '.join(machines)}, {', '.join(days)}." if cases else ""
+    slack = max((row.slack for row in cases), default=1.0)
+    if slack > 1:
+        where += f" The bounds of detection were multiplied by up to {slack:g}: the machine had other work."
     return [
         "",
         "## How it is tested",
