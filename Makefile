@@ -18,7 +18,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check $(QUIET)
 LOCK_PIP := $(VENV)/lock/bin/python -m pip --disable-pip-version-check $(QUIET)
 TORCH := $(shell sed -n '/^torch==/p' constraints.txt)
 
-.PHONY: up test check bench chaos reliability lock install install-dev clean
+.PHONY: up test test-slow check bench chaos reliability lock install install-dev clean
 .DEFAULT_GOAL := up
 
 up: install
@@ -26,6 +26,10 @@ up: install
 
 test: check
 	@$(BIN)/pytest
+
+# What takes long for what it shows beyond the others.
+test-slow: install-dev
+	@$(BIN)/pytest -m slow
 
 # import-linter follows neither links nor setuptools' mapping: it gets the packages as one real folder
 # and runs there, because it looks in the current folder first.

@@ -354,7 +354,10 @@ def test_a_policy_that_cannot_start_is_refused(server: Any, packages: Path) -> N
     assert active(server) == before and server.directory().ready
 
 
-@pytest.mark.parametrize("policy", ["atfirstplan", "toomuch", "idle"])
+@pytest.mark.parametrize(
+    "policy",
+    ["atfirstplan", *(pytest.param(name, marks=pytest.mark.slow) for name in ("toomuch", "idle"))],
+)
 def test_a_policy_that_fails_at_work_is_rolled_back(
     server: Any, packages: Path, policy: str
 ) -> None:
