@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from accelgen.faults import checks
+from accelgen.faults.agent_faults import Hang, Slow, SlowStart
 from accelgen.faults.cases import Moment
 from accelgen.faults.contract import (
     NOT_AT_STAKE,
@@ -26,7 +27,7 @@ from accelgen.faults.contract import (
 )
 from accelgen.faults.fault import Fault
 from accelgen.faults.history import History, Kind
-from accelgen.faults.process_faults import ENDING, Freeze, Hang, Slow, SlowStart
+from accelgen.faults.process_faults import ENDING, Freeze
 from accelgen.faults.rows import Attainment, Row
 from accelgen.faults.server import GONE_S, name_of
 from accelgen.supervisor.errors import StartError

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from random import Random
-from typing import Any
 
 from accelgen.faults import checks
 from accelgen.faults.cases import FAULTS, Case, Moment
@@ -60,26 +58,12 @@ class Seen:
     verified: str = ""
     control: str = "not run"
     note: str = ""
-    struck_s: float = 0.0  # now_s(), when the evidence was there
+    struck_s: float = 0.0  # now_s() when the fault was injected
     struck_at: float = 0.0  # the same as time.time(), for logs
     pid: int = 0  # the process that was struck
     gone_at: float = 0.0  # when the target was gone, as time.time()
     back_s: float | None = None
     began_at: float = field(default_factory=time.time)
-
-
-def own_deaths(events: Sequence[Mapping[str, Any]]) -> Counter[str]:
-    """How often each seat has died by itself, that is: not because the supervisor took it along."""
-    deaths: Counter[str] = Counter()
-    ended: set[str] = set()
-    for event in events:
-        if event["event"] == "kill":
-            ended.add(event["child"])
-        elif event["event"] == "exit":
-            seat = "scheduler" if event["child"].startswith("scheduler") else event["child"]
-            deaths[seat] += event["child"] not in ended
-            ended.discard(event["child"])
-    return deaths
 
 
 class Trial:
@@ -139,7 +123,7 @@ class Trial:
     def _spare_restarts(self) -> None:
         """Waits until no seat has died so often lately that this case would exhaust the supervisor's patience."""
         while not self.case.ends_server:
-            deaths = own_deaths(self.server.events(time.time() - PERIOD_S))
+            deaths = checks.own_deaths(self.server.events(time.time() - PERIOD_S))
             if max(deaths.values(), default=0) <= INTENSITY - DEATHS_PER_CASE:
                 return
             time.sleep(0.5)
