@@ -9,12 +9,11 @@ from accelgen.faults import processes
 from accelgen.faults.contract import Allowance
 from accelgen.faults.fault import Decoy, Site
 from accelgen.faults.process_faults import ProcessFault
-from accelgen.faults.server import find
+from accelgen.faults.server import SUPERVISOR, find
 from accelgen.supervisor.errors import StartError
 
 MIB = 1 << 20
 SILENT_S = 0.8  # a heartbeat is due every 0.5 s; the supervisor answers at once
-SUPERVISOR = "supervisor-0"
 HUNG_S = 600.0  # a hang that only a kill ends
 
 

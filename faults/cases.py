@@ -10,7 +10,6 @@ from functools import partial
 from signal import SIGKILL, SIGTERM
 
 from accelgen.faults.agent_faults import (
-    SUPERVISOR,
     ClockStep,
     DiskFull,
     Exit,
@@ -26,6 +25,7 @@ from accelgen.faults.client_faults import ClientFault, IdleConnections
 from accelgen.faults.fault import Fault, Site
 from accelgen.faults.link_faults import LINKS, LinkCut, LinkFault
 from accelgen.faults.process_faults import CrashLoop, Freeze, Kill, Leftovers, StaleSocket
+from accelgen.faults.server import SUPERVISOR
 from accelgen.faults.tamper import Effect
 from accelgen.faults.wire_faults import DuplicateIdentity, Garbage, OldEpoch, Usurper, WrongVersion
 

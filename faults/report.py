@@ -9,10 +9,11 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from accelgen.faults.cases import COMPONENTS, MATRIX, SUPERVISOR, Case, Moment
+from accelgen.faults.cases import COMPONENTS, MATRIX, Case, Moment
 from accelgen.faults.contract import PROMISES
 from accelgen.faults.link_faults import LINKS
 from accelgen.faults.rows import KilledRow, Row, SwapsRow, read
+from accelgen.faults.server import SUPERVISOR
 
 Cells = Sequence[object]
 

@@ -29,6 +29,7 @@ from accelgen.supervisor.errors import StartError
 UP = [sys.executable, "-P", "-m", "accelgen.scripts.cli", "up"]
 OPTIONS = ("--port", "0", "--dtype", "float32", "--kv-blocks", "2048")  # texts can be compared
 READY_S = 120.0
+SUPERVISOR = "supervisor-0"
 GONE_S = 2.0  # contract C8: after so long nothing is left
 _PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None)
@@ -194,7 +195,7 @@ class Server:
 
     def socket_path(self, name: str) -> Path:
         """Where the process of a seat binds its socket."""
-        own = "supervisor" if name == "supervisor-0" else name
+        own = "supervisor" if name == SUPERVISOR else name
         return self.run_dir / f"{own}.sock"
 
     def last_words(self) -> str:
