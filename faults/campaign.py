@@ -12,7 +12,6 @@ from accelgen.faults.cases import Moment
 from accelgen.faults.contract import Reference, check_blocks
 from accelgen.faults.history import History, Request
 from accelgen.faults.load import ask_all, pool_of
-from accelgen.faults.probe import read_metrics
 from accelgen.faults.rows import Row
 from accelgen.faults.run import Pace, StartTrial, Trial
 from accelgen.faults.schedule import Step
@@ -89,7 +88,7 @@ class Campaign:
             if now_s() > until_s:
                 return False
             time.sleep(0.05)
-        return check_blocks(read_metrics(self._server.url)).ok is True
+        return check_blocks(self._server.gauges()).ok is True
 
     def _take_down(self) -> None:
         self._server = None

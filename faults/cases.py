@@ -9,26 +9,23 @@ from fnmatch import fnmatch
 from functools import partial
 from signal import SIGKILL, SIGTERM
 
-from accelgen.faults.client import Manner
-from accelgen.faults.client_faults import ClientFault, IdleConnections
-from accelgen.faults.fault import Fault, Site
-from accelgen.faults.link_faults import LINKS, LinkCut, LinkFault
-from accelgen.faults.process_faults import (
+from accelgen.faults.agent_faults import (
     ClockStep,
-    CrashLoop,
     DiskFull,
     Exit,
-    Freeze,
     Hang,
-    Kill,
-    Leftovers,
     OutOfFiles,
     OutOfMemory,
     Raise,
     Slow,
     SlowStart,
-    StaleSocket,
 )
+from accelgen.faults.client import Manner
+from accelgen.faults.client_faults import ClientFault, IdleConnections
+from accelgen.faults.fault import Fault, Site
+from accelgen.faults.link_faults import LINKS, LinkCut, LinkFault
+from accelgen.faults.process_faults import CrashLoop, Freeze, Kill, Leftovers, StaleSocket
+from accelgen.faults.server import SUPERVISOR
 from accelgen.faults.tamper import Effect
 from accelgen.faults.wire_faults import DuplicateIdentity, Garbage, OldEpoch, Usurper, WrongVersion
 
@@ -73,7 +70,6 @@ FAULTS: dict[str, Make] = {
 
 LONG = {"sigstop-60"}  # takes a minute: the long lane's
 COMPONENTS = ("frontend-0", "scheduler", "kvmanager-0", "worker-0")
-SUPERVISOR = "supervisor-0"
 BOUND = ("frontend-0", "kvmanager-0", "worker-0")  # have a socket that others connect to
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -74,6 +75,19 @@ def _post(event: Mapping[str, Any]) -> str:
     """A seat, but both seats of schedulers are one: they stand in for each other."""
     child = str(event["child"])
     return "scheduler" if child.startswith("scheduler") else child
+
+
+def own_deaths(events: Events) -> Counter[str]:
+    """How often each seat has died by itself, that is: not because the supervisor took it along."""
+    deaths: Counter[str] = Counter()
+    ended: set[str] = set()
+    for event in events:
+        if event["event"] == "kill":
+            ended.add(event["child"])
+        elif event["event"] == "exit":
+            deaths[_post(event)] += event["child"] not in ended
+            ended.discard(event["child"])
+    return deaths
 
 
 def _back_off_s(events: Events, seen: Mapping[str, Any]) -> float:

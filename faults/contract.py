@@ -11,7 +11,9 @@ from dataclasses import dataclass, field
 
 from msgspec import Struct
 
+from accelgen.faults.client import SLO_CLASS
 from accelgen.faults.history import OUTCOMES, History, Kind
+from accelgen.proto.config import default_classes
 
 PROMISES = {
     "C1": "every accepted request has exactly one outcome; none is lost, none is stuck",
@@ -28,6 +30,9 @@ PROMISES = {
     "C12": "what is refused is told why, and when to come back",
     "C13": "metrics are never negative and never missing after a restart",
 }
+
+
+QUEUE_LIMIT_S = default_classes()[SLO_CLASS].max_queue_ms / 1000
 
 
 class Verdict(Struct, frozen=True):
@@ -70,6 +75,9 @@ class Allowance:
         ended = outcome.kind in (Kind.CUT, Kind.ERROR) or outcome.count == 500
         if history.port in self.ports and ended:
             return True
+        expired = outcome.detail in ("ttl_expired", "no_workers")
+        if expired and outcome.at_s - history.sent_s >= QUEUE_LIMIT_S:
+            return True  # it has waited as long as its class allows, and was told so
         match outcome.kind:
             case Kind.CUT:
                 unanswered = self.unanswered and history.first(Kind.ADMIT) is None
@@ -204,6 +212,8 @@ def check_blocks(gauges: Mapping[str, float]) -> Verdict:
 
     used, running = total("kv_blocks_used"), total("num_requests_running")
     parts = total("kv_blocks_free") + total("kv_blocks_cached") + used
+    if not gauges:
+        return Verdict(False, "the server does not say how many blocks are used")
     if used or running:
         return Verdict(False, f"{used:g} blocks used and {running:g} requests running at rest")
     if parts != total("kv_blocks"):

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from accelgen.faults import checks
+from accelgen.faults.agent_faults import Hang, Slow, SlowStart
 from accelgen.faults.cases import Moment
 from accelgen.faults.contract import (
     NOT_AT_STAKE,
@@ -24,8 +25,9 @@ from accelgen.faults.contract import (
     check_texts,
     text_fault,
 )
+from accelgen.faults.fault import Fault
 from accelgen.faults.history import History, Kind
-from accelgen.faults.process_faults import ENDING, Freeze, Hang, Slow, SlowStart
+from accelgen.faults.process_faults import ENDING, Freeze
 from accelgen.faults.rows import Attainment, Row
 from accelgen.faults.server import GONE_S, name_of
 from accelgen.supervisor.errors import StartError
@@ -39,10 +41,11 @@ DRAINING = Allowance(unanswered=True, refusals=frozenset({0, 503}), errors=froze
 
 @dataclass
 class Judge:
-    """`gauges`: the metrics of the server at rest; none if it has ended."""
+    """`gauges` of its processes and `metrics` of the server at rest; none if it has ended."""
 
     trial: Trial
     gauges: Mapping[str, float]
+    metrics: Mapping[str, float]
     _orphans: Sequence[object] = field(default=())
 
     def row(self) -> Row:
@@ -61,6 +64,7 @@ class Judge:
             shape=str(trial.server.shape),
             verified=seen.verified,
             control=seen.control,
+            slack=trial.pace.slack,
             requests=len(self.histories),
             failed=len(faulty),
             allowed=sum(h.outcome is not None and self.allowance.covers(h) for h in faulty),
@@ -80,6 +84,11 @@ class Judge:
     @property
     def histories(self) -> list[History]:
         return self.trial.load.histories
+
+    @property
+    def _fault(self) -> Fault | None:
+        """The one that the case is about; None if it did not come to that."""
+        return self.trial.faults[-1] if self.trial.faults else None
 
     @cached_property
     def allowance(self) -> Allowance:
@@ -112,9 +121,9 @@ class Judge:
             "C8": self._remains(),
             "C9": checks.check_exit(self.trial.server.exit_status, self._expected_status()),
             "C10": checks.check_truth(looks, self.trial.pace.slack) if not ended else NOT_AT_STAKE,
-            "C11": check_blocks(self.gauges) if self.gauges else NOT_AT_STAKE,
+            "C11": check_blocks(self.gauges) if self.metrics else NOT_AT_STAKE,
             "C12": check_refusals(self.histories),
-            "C13": checks.check_metrics(looks, self.gauges),
+            "C13": checks.check_metrics(looks, self.metrics),
         }
 
     @cached_property
@@ -128,7 +137,7 @@ class Judge:
         return at_s >= self.trial.seen.struck_at
 
     def _death(self) -> Verdict:
-        seen, fault = self.trial.seen, self.trial.faults[-1]
+        seen, fault = self.trial.seen, self._fault
         ended_by_it = isinstance(fault, Hang | Freeze)
         ended = self.trial.server.exit_status is not None
         if not seen.gone_at or ended_by_it or ended or self.trial.case.target == "spare":
@@ -137,10 +146,8 @@ class Judge:
         return checks.check_death(self._events, seen.pid, times)
 
     def _hang(self) -> Verdict:
-        fault, times = (
-            self.trial.faults[-1],
-            checks.Times(self.trial.seen.struck_at, self.trial.pace.slack),
-        )
+        fault = self._fault
+        times = checks.Times(self.trial.seen.struck_at, self.trial.pace.slack)
         if not isinstance(fault, Hang | Freeze | Slow | SlowStart) or self.trial.case.ends_server:
             return NOT_AT_STAKE
         if self.trial.case.target.startswith("supervisor"):

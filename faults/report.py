@@ -9,10 +9,11 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from accelgen.faults.cases import COMPONENTS, MATRIX, SUPERVISOR, Case, Moment
+from accelgen.faults.cases import COMPONENTS, MATRIX, Case, Moment
 from accelgen.faults.contract import PROMISES
 from accelgen.faults.link_faults import LINKS
 from accelgen.faults.rows import KilledRow, Row, SwapsRow, read
+from accelgen.faults.server import SUPERVISOR
 
 Cells = Sequence[object]
 
@@ -263,6 +264,9 @@ def _method(cases: Sequence[Row]) -> list[str]:
     machines = sorted({row.machine for row in cases})
     days = sorted({row.when[:10] for row in cases})
     where = f"These rows are from {', '.join(machines)}, {', '.join(days)}." if cases else ""
+    slack = max((row.slack for row in cases), default=1.0)
+    if slack > 1:
+        where += f" The bounds of detection were multiplied by up to {slack:g}: the machine had other work."
     return [
         "",
         "## How it is tested",

@@ -25,7 +25,8 @@ class Row(Struct, frozen=True, kw_only=True, tag_field="kind", tag="case"):
     `verified`: the evidence that the fault took effect, "" if there is none. `control`: "caught", or what the negative
     control took for evidence. `failed`: requests that did not get all their tokens, those that the fault may cost
     (`allowed`) among them. `recovery_s`: the longest time after the fault in which requests were open and no client
-    heard anything. `max_gap_ms`: the longest gap between two chunks of one stream after it."""
+    heard anything. `max_gap_ms`: the longest gap between two chunks of one stream after it. `slack`: the bounds of
+    detection (C3, C4, C10) were multiplied by it."""
 
     case: str
     fault: str
@@ -37,6 +38,7 @@ class Row(Struct, frozen=True, kw_only=True, tag_field="kind", tag="case"):
     shape: str
     verified: str
     control: str
+    slack: float = 1.0
     requests: int = 0
     failed: int = 0
     allowed: int = 0

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from random import Random
-from typing import Any
 
 from accelgen.faults import checks
 from accelgen.faults.cases import FAULTS, Case, Moment
@@ -33,9 +31,8 @@ from accelgen.supervisor.restarts import INTENSITY, PERIOD_S
 
 DEATHS_PER_CASE = 2
 BACK_S = 60.0  # a worker has to load its model again
-REST_S = (
-    6.0  # after the last request: what is held must be given back, and gauges come with heartbeats
-)
+REST_S = 20.0  # after the last request, for all that is held to be given back: a replica left aside gets its turn
+LAST_WORDS_S = 0.3  # for what the last request has ended to show in gauges
 OPEN_S = 45.0  # what is open at the end of the load gets that long
 POLICIES = ("accelgen", "sarathi", "vllm")
 """Those that a case swaps among."""
@@ -61,26 +58,12 @@ class Seen:
     verified: str = ""
     control: str = "not run"
     note: str = ""
-    struck_s: float = 0.0  # now_s(), when the evidence was there
+    struck_s: float = 0.0  # now_s() when the fault was injected
     struck_at: float = 0.0  # the same as time.time(), for logs
     pid: int = 0  # the process that was struck
     gone_at: float = 0.0  # when the target was gone, as time.time()
     back_s: float | None = None
     began_at: float = field(default_factory=time.time)
-
-
-def own_deaths(events: Sequence[Mapping[str, Any]]) -> Counter[str]:
-    """How often each seat has died by itself, that is: not because the supervisor took it along."""
-    deaths: Counter[str] = Counter()
-    ended: set[str] = set()
-    for event in events:
-        if event["event"] == "kill":
-            ended.add(event["child"])
-        elif event["event"] == "exit":
-            seat = "scheduler" if event["child"].startswith("scheduler") else event["child"]
-            deaths[seat] += event["child"] not in ended
-            ended.discard(event["child"])
-    return deaths
 
 
 class Trial:
@@ -110,8 +93,8 @@ class Trial:
                 self._play(stack)
         except (ServerGone, ProxyError, NotArmed, StartError) as error:
             self.seen.note = f"{type(error).__name__}: {error}"
-        rested = self._rest() if self.server.exit_status is None and self.server.url else {}
-        return Judge(self, rested).row()
+        serves = self.server.exit_status is None and bool(self.server.url)
+        return Judge(self, *(self._rest() if serves else ({}, {}))).row()
 
     def _play(self, stack: ExitStack) -> None:
         """From the first request to the last; what was set up is taken down by `stack`."""
@@ -140,7 +123,7 @@ class Trial:
     def _spare_restarts(self) -> None:
         """Waits until no seat has died so often lately that this case would exhaust the supervisor's patience."""
         while not self.case.ends_server:
-            deaths = own_deaths(self.server.events(time.time() - PERIOD_S))
+            deaths = checks.own_deaths(self.server.events(time.time() - PERIOD_S))
             if max(deaths.values(), default=0) <= INTENSITY - DEATHS_PER_CASE:
                 return
             time.sleep(0.5)
@@ -233,14 +216,17 @@ class Trial:
         if not self.server.wait_end(until_s - now_s()):
             self.seen.note = "the server does not end"
 
-    def _rest(self) -> dict[str, float]:
-        """The metrics of the server once it holds nothing any more, or has been given time enough."""
-        until_s = now_s() + REST_S
+    def _rest(self) -> tuple[dict[str, float], dict[str, float]]:
+        """Gauges and metrics of the server once it holds nothing any more, or has been given time enough."""
+        since_s = now_s() + LAST_WORDS_S
+        until_s = since_s + REST_S
+        while not check_blocks(gauges := self.server.gauges(since_s)).ok and now_s() < until_s:
+            time.sleep(0.05)
         while True:
-            gauges = read_metrics(self.server.url)
-            whole = checks.check_metrics(self.probe.looks, gauges).ok is not False
-            if now_s() > until_s or (check_blocks(gauges).ok and whole):
-                return gauges
+            metrics = read_metrics(self.server.url)
+            whole = checks.check_metrics(self.probe.looks, metrics).ok is not False
+            if whole or now_s() > until_s:
+                return gauges, metrics
             time.sleep(0.1)
 
 
@@ -264,6 +250,7 @@ class StartTrial(Trial):
             time.sleep(self.pace.after_s)
             if later:
                 self._control(fault)
+                fault.inject()
             self.seen.verified = fault.proof() or self.seen.verified
 
     def _recover(self, fault: Fault) -> None:

@@ -15,11 +15,11 @@ from accelgen.faults.checks import (
     check_not_killed,
     check_remains,
     check_truth,
+    own_deaths,
 )
 from accelgen.faults.history import History, Kind, Request
 from accelgen.faults.judge import longest_silence_s
 from accelgen.faults.probe import Look
-from accelgen.faults.run import own_deaths
 
 
 def event(at_s: float, name: str, child: str = "worker-0", pid: int = 7) -> dict[str, Any]:

@@ -108,6 +108,13 @@ def test_every_fault_that_is_allowed_only_to_some_is_allowed_to_them() -> None:
     assert faults(failed, Allowance(errors=frozenset({"draining"}))) == []
 
 
+def test_who_has_waited_as_long_as_its_class_allows_may_be_refused() -> None:
+    late = forged(Event(32.0, Kind.REFUSED, 429, detail="ttl_expired"), keep=1)
+    assert faults(late) == []
+    assert faults(forged(Event(30.0, Kind.REFUSED, 429, detail="ttl_expired"), keep=1)) != []
+    assert faults(forged(Event(32.0, Kind.REFUSED, 429, detail="saturated"), keep=1)) != []
+
+
 def test_allowance_never_covers_a_spliced_or_silent_stream() -> None:
     everything = Allowance(any_port=True, refusals=frozenset({503}), errors=frozenset({"x"}))
     spliced = forged(token(4, "t "), Event(1.9, Kind.CUT), keep=4)
