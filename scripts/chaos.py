@@ -169,7 +169,8 @@ def show_matrix(console: Console, cases: Sequence[Case]) -> None:
     table.add_column("cases")
     by_fault: dict[str, list[str]] = defaultdict(list)
     for case in cases:
-        by_fault[case.fault].append(case.name.replace(f"{case.fault}/", "", 1))
+        name = case.name if case.first else case.name.removeprefix(f"{case.fault}/")
+        by_fault[case.fault].append(name)
     for fault, names in by_fault.items():
         table.add_row(fault, escape("  ".join(names)))
     console.print(table)
