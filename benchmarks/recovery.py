@@ -2,11 +2,11 @@
 
     python benchmarks/recovery.py [--clients 8] [--requests 100] [--only scheduler] [--rows FILE]
 
-Each client sends its requests one after another (64 in, 32 out, streamed, seeded), without retries. When a third of all
-have ended, the named process gets SIGKILL ("scheduler": the one in office; "spare": the one that stands by), or all
-links between processes are cut. Failed: requests that did not get all their tokens. Different: those whose text is not
-that of the same request in the run without a kill. Recovery: the longest time in which no client received anything,
-from the kill on. Every kill is checked to have taken effect.
+Each client sends its requests one after another (64 in, 32 out, streamed, seeded), without retries. When a third of
+all have ended, the named process gets SIGKILL ("scheduler": the one in office; "spare": the one that stands by;
+"frontend": the one with the most connections), or all links between processes are cut. Failed: requests that did not
+get all their tokens. Different: those whose text is not that of the same request in the run without a kill. Recovery:
+the longest time in which no client received anything, from the kill on. Every kill is checked to have taken effect.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from pathlib import Path
 
 import click
 import httpx
+import psutil
 
 from accelgen.faults.connections import cut
 from accelgen.faults.judge import machine
@@ -31,10 +32,11 @@ from accelgen.faults.rows import KilledRow, append
 from accelgen.faults.server import Server, Shape
 
 ALL_LINKS = ("links",)
+FRONTEND = ("frontend",)
 CASES = [
     ("none", (), Shape(frontends=1)),
-    ("frontend", ("frontend-0",), Shape(frontends=1)),
-    ("frontend, 2 of them", ("frontend-0",), Shape(frontends=2)),
+    ("frontend", FRONTEND, Shape(frontends=1)),
+    ("frontend, 2 of them", FRONTEND, Shape(frontends=2)),
     ("scheduler", ("scheduler",), Shape(frontends=1)),
     ("scheduler and its spare", ("spare", "scheduler"), Shape(frontends=1)),
     ("KV manager", ("kvmanager-0",), Shape(frontends=1)),
@@ -54,6 +56,7 @@ class Run:
     arrivals: list[float] = field(default_factory=list)
     ended: int = 0
     killed_s: float = 0.0
+    connections: int = 0  # of the frontend that was killed
 
 
 async def ask(http: httpx.AsyncClient, url: str, client: int, i: int, run: Run) -> None:
@@ -98,15 +101,31 @@ async def drive(server: Server, victims: tuple[str, ...], clients: int, requests
             run.killed_s = time.monotonic()
             assert all([await asyncio.to_thread(cut_link, server, link) for link in LINKS])
             return
-        pids = [await asyncio.to_thread(server.await_pid, victim) for victim in victims]
+        names = victims
+        if victims == FRONTEND:
+            names, run.connections = busiest_frontend(server)
+        pids = [await asyncio.to_thread(server.await_pid, name) for name in names]
         run.killed_s = time.monotonic()
         for pid in pids:
             os.kill(pid, signal.SIGKILL)
-        while await asyncio.to_thread(server.await_pid, victims[-1]) in pids:
+        while await asyncio.to_thread(server.await_pid, names[-1]) in pids:
             await asyncio.sleep(0.05)
 
     await asyncio.gather(*(client(i) for i in range(clients)), *([killer()] if victims else []))
     return run
+
+
+def busiest_frontend(server: Server) -> tuple[tuple[str], int]:
+    """Whoever of them has the most clients connected, and how many."""
+    count = {
+        name: sum(
+            connection.status == psutil.CONN_ESTABLISHED
+            for connection in psutil.Process(server.pid(name)).net_connections("tcp")
+        )
+        for name in (f"frontend-{i}" for i in range(server.shape.frontends))
+    }
+    name = max(count, key=lambda name: count[name])
+    return (name,), count[name]
 
 
 def cut_link(server: Server, link: str) -> int:
@@ -146,12 +165,15 @@ def main(clients: int, requests: int, only: str, rows: Path | None) -> None:
             requests=clients * requests,
             clients=clients,
             failed=run.failures.total(),
+            connections=run.connections,
             causes=dict(run.failures),
             different=sum(expected[key] != text for key, text in run.texts.items()),
             recovery_s=recovery_s(run) if victims else None,
         )
         took = "-" if row.recovery_s is None else f"{row.recovery_s:.2f}"
         causes = row.causes or ""
+        if row.connections:
+            name += f" (with {row.connections} connections)"
         print(f"| {name} | {row.failed} {causes} | {row.different} | {took} |", flush=True)
         if rows is not None:
             append(rows, row)

@@ -3,11 +3,11 @@
     python benchmarks/swaps.py [--swaps 1000] [--streams 32] [--tokens 120] [--pause 0] [--rows FILE]
 
 Streams of seeded, sampled completions run all the time against an `accelgen up` with the bundled model in float32,
-while one swap after another goes through all policies. Each finished text is compared with that of the same request
-before the first swap, and the number of tokens with what was asked for. Of the gaps between two chunks of a stream,
-those from a swap on are set beside those of the time before: the longest of each swap, until the next one begins. With
-a pause of more than the probation (10 s) the start of a fresh spare falls into that time; without one the two processes
-take turns.
+while one swap after another goes to another of the installed policies, drawn with a fixed seed. Each finished text is
+compared with that of the same request before the first swap, and the number of tokens with what was asked for. Of the
+gaps between two chunks of a stream, those from a swap on are set beside those of the time before: the longest of each
+swap, until the next one begins. With a pause of more than the probation (10 s) the start of a fresh spare falls into
+that time; without one the two processes take turns.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import random
 import re
 import statistics
 import subprocess
@@ -25,7 +26,6 @@ from bisect import bisect_right
 from collections import Counter
 from dataclasses import dataclass, field
 from datetime import date
-from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +35,10 @@ import httpx
 from accelgen.faults.judge import machine
 from accelgen.faults.rows import Spread, SwapsRow, append
 from accelgen.proto.messages import Swap
+from accelgen.proto.policies import known_policies
 from accelgen.supervisor.client import ask_to_swap
 
 CLI = [sys.executable, "-P", "-m", "accelgen.scripts.cli"]
-POLICIES = ("sarathi", "vllm", "accelgen")
 QUIET_S = 10.0  # without swaps, to compare with
 
 
@@ -112,7 +112,9 @@ async def drive(
         quiet = [gap for _, gap in seen.gaps]
         seen.gaps.clear()
         begins_s, refused, handovers = [], Counter[str](), []
-        for _, policy in zip(range(swaps), cycle(POLICIES), strict=False):
+        draw, policy = random.Random(0), ""
+        for _ in range(swaps):
+            policy = draw.choice([name for name in known_policies() if name != policy])
             begin_s, fault, words = await swap(run_dir, policy)
             if found := re.search(r"(\d+) ms after", words):
                 handovers.append(int(found[1]) / 1000)

@@ -136,7 +136,7 @@ def _killed(rows: Sequence[KilledRow]) -> list[str]:
     body = [
         (
             row.killed,
-            row.failed,
+            f"{row.failed}, its {row.connections} connections" if row.connections else row.failed,
             row.different,
             "-" if row.recovery_s is None else f"{row.recovery_s:.2f}",
             DYNAMO.get(row.killed, "-"),

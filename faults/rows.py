@@ -75,7 +75,8 @@ class Row(Struct, frozen=True, kw_only=True, tag_field="kind", tag="case"):
 
 
 class KilledRow(Struct, frozen=True, kw_only=True, tag_field="kind", tag="killed"):
-    """One process killed under `clients` that ask one request after another (benchmarks/recovery.py)."""
+    """One process killed under `clients` that ask one request after another (benchmarks/recovery.py). `connections`:
+    those of a killed frontend, which end with it."""
 
     when: str
     machine: str
@@ -86,6 +87,7 @@ class KilledRow(Struct, frozen=True, kw_only=True, tag_field="kind", tag="killed
     causes: dict[str, int]
     different: int
     recovery_s: float | None
+    connections: int = 0
 
 
 class Spread(Struct, frozen=True):

@@ -144,9 +144,11 @@ class SupervisorCore:
         self._looked_s = now_s
         actions = self._judge_deaths(now_s)
         actions += self.office.proceed(now_s, self.shutdown is not None)
-        if self.shutdown is None:
-            actions += [Spawn(s, self.office.term) for s in self.restarts.take_due(now_s)]
-            actions += self.office.fill(now_s, wants_spare=self.ready_s is not None)
+        if self._replaces:
+            due = self.restarts.take_due(now_s)
+            actions += [Spawn(seat, self.office.term) for seat in due if self._is_wanted(seat)]
+            wants_spare = self.ready_s is not None and self.shutdown is None
+            actions += self.office.fill(now_s, wants_spare)
             actions += self._judge_silence(now_s)
         if self.ready and self.ready_s is None:
             self.ready_s, self._changed = now_s, True
@@ -161,7 +163,9 @@ class SupervisorCore:
         """When `tick` wants to be called again at the latest."""
         times = [self._broadcast_s + BROADCAST_S]
         if self.shutdown is not None:
-            return min(*times, self.shutdown.next_look_s())
+            times.append(self.shutdown.next_look_s())
+        if not self._replaces:
+            return min(times)
         times.append(self.office.next_look_s())
         for occupant in self.occupants.values():
             if self._is_missed(occupant):
@@ -180,6 +184,11 @@ class SupervisorCore:
         if self.ready_s is None:
             return has_started(self.seats, self.occupants)
         return self.office.serving and can_serve(self.seats, self.occupants)
+
+    @property
+    def _replaces(self) -> bool:
+        """Whoever dies is replaced, and whoever is silent for too long is killed: as long as there are requests."""
+        return self.shutdown is None or self.shutdown.finishing
 
     @property
     def phase(self) -> str:
@@ -225,8 +234,12 @@ class SupervisorCore:
         return [
             Send(occupant.peer, directory, self.office.term)
             for occupant in self._living()
-            if occupant.peer is not None and not occupant.told  # who is told hangs up when it likes
+            if occupant.peer is not None and (self._replaces or not occupant.told)
         ]
+
+    def _is_wanted(self, seat: Seat) -> bool:
+        """A frontend that begins while the others finish has nothing to do."""
+        return self.shutdown is None or seat.role is not Role.FRONTEND
 
     # --- judgements --------------------------------------------------------------------------------------------
 
@@ -263,7 +276,7 @@ class SupervisorCore:
     def _can_go_on(self, dead: Occupant, now_s: float) -> bool:
         """Whether the server goes on without it or with another in its place; sees to that."""
         is_scheduler = dead.seat.role is Role.SCHEDULER
-        can_be_replaced = self.shutdown is None and self.ready_s is not None
+        can_be_replaced = self._replaces and self.ready_s is not None
         if not can_be_replaced and not (is_scheduler and self.office.is_spare(dead.seat)):
             return False
         if is_scheduler:
@@ -308,6 +321,3 @@ class SupervisorCore:
 
     def _begin(self, plan: Shutdown) -> None:
         self.shutdown, self.draining, self._changed = plan, True, True
-        vacated = [self.office.vacated] if self.office.vacated else []
-        for seat in [*self.restarts.take_due(), *vacated]:
-            self.occupants[seat].judged = False  # nobody will take its place any more

@@ -60,8 +60,8 @@ class Restarts:
         self._sacrificed_s[seat] = self._due_s[cause]
         return True
 
-    def take_due(self, now_s: float = inf) -> list[Seat]:
-        """The seats whose time has come (by default all that wait), once."""
+    def take_due(self, now_s: float) -> list[Seat]:
+        """The seats whose time has come, once."""
         due = [seat for seat, at_s in self._due_s.items() if at_s <= now_s]
         for seat in due:
             del self._due_s[seat]

@@ -37,11 +37,15 @@ class Shutdown:
     killed: bool = False
     finished: bool = False
 
+    @property
+    def finishing(self) -> bool:
+        """Frontends finish their requests on the operator's wish. So long the others must live: who of them dies is
+        replaced, as ever."""
+        return self.orderly and bool(self.stages) and self.stages[0].roles == (Role.FRONTEND,)
+
     def covers(self, dead: Occupant) -> bool:
-        """Its end is part of this. While frontends finish their requests on the operator's wish, the others must live:
-        the death of one of them makes an orderly shutdown a fatal one."""
-        finishing = self.orderly and self.stages and self.stages[0].roles == (Role.FRONTEND,)
-        return not finishing or dead.seat.role is Role.FRONTEND
+        """Its end is part of this."""
+        return not self.finishing or dead.seat.role is Role.FRONTEND
 
     def proceed(self, living: list[Occupant], epoch: int, now_s: float) -> list[Action]:
         """One look at it: the next stage if this one is through, the next measure if it is late."""

@@ -101,6 +101,10 @@ class Bench:
         self.signals.clear()
         return [seat for seat in seats if self.core.occupants[seat].alive]
 
+    def alive(self) -> set[Seat]:
+        """Whose processes run."""
+        return {seat for seat, occupant in self.core.occupants.items() if occupant.alive}
+
     def use_up(self, seat: Seat) -> None:
         """It has died so often that the next time is the last."""
         for _ in range(INTENSITY):
@@ -368,11 +372,100 @@ def test_an_orderly_end_goes_stage_by_stage() -> None:
     assert bench.finish == Finish(0, "stopped (SIGINT)") and not bench.signals
 
 
+def drain_is_through(bench: Bench) -> None:
+    """The frontends have finished; everybody else ends when told, and the shutdown is still the operator's."""
+    bench.exit(FRONTEND, 0)
+    while bench.finish is None:
+        told = [seat for seat, o in bench.core.occupants.items() if o.alive and o.told]
+        assert told
+        for seat in told:
+            bench.exit(seat, 0)
+    assert bench.finish == Finish(0, "stopped (SIGINT)") and not bench.signals
+
+
+@pytest.mark.parametrize("has_spare", [True, False])
+def test_while_requests_are_finished_a_dead_scheduler_is_replaced(has_spare: bool) -> None:
+    bench = Bench()
+    bench.get_ready()
+    successor = Seat(Role.SCHEDULER, 1) if has_spare else SCHEDULER
+    if has_spare:
+        bench.stand_by(successor)
+    bench.do(bench.core.signalled("SIGINT", bench.now_s))
+    bench.tick()
+    bench.sent.clear()
+    bench.exit(SCHEDULER, -SIGKILL)
+    if not has_spare:
+        bench.take_office(successor)
+    assert bench.told(Assume) == [bench.peer(successor)]
+    bench.beat(successor)
+    bench.tick()
+    listed = [member for member in bench.last_directory().members if member.role is Role.SCHEDULER]
+    assert [member.phase for member in listed if member.index == successor.index] == ["ready"]
+    assert bench.peer(FRONTEND) in bench.told(Directory)  # or it would not believe the new one
+    assert bench.stops() == [] and bench.core.draining and not bench.core.ready
+    started = len(bench.started)
+    bench.tick(QUIET_S + 0.1)
+    assert len(bench.started) == started  # nobody stands by any more
+    drain_is_through(bench)
+
+
+def test_while_requests_are_finished_a_dead_worker_is_replaced() -> None:
+    bench = Bench()
+    bench.get_ready()
+    bench.do(bench.core.signalled("SIGINT", bench.now_s))
+    bench.tick()
+    bench.exit(WORKER, -SIGKILL)
+    assert bench.killed() == [KV]
+    bench.exit(KV, -SIGKILL)
+    for seat in (WORKER, KV):
+        assert bench.core.occupants[seat].alive
+        bench.come_up(seat)
+    drain_is_through(bench)
+
+
+def test_a_worker_that_was_to_start_again_does_so_though_the_server_stops() -> None:
+    bench = Bench()
+    bench.get_ready()
+    for _ in range(2):  # the second restart waits
+        bench.exit(WORKER, -SIGKILL)
+        for seat in bench.killed():
+            bench.exit(seat, -SIGKILL)
+    assert not bench.core.occupants[WORKER].alive
+    bench.do(bench.core.signalled("SIGINT", bench.now_s))
+    bench.tick(BACK_OFF_S)
+    assert bench.core.occupants[WORKER].alive and bench.finish is None
+
+
+def test_a_frontend_that_dies_while_others_finish_stays_dead() -> None:
+    bench = Bench(frontends=2)
+    bench.get_ready()
+    bench.exit(FRONTEND, -SIGKILL)
+    bench.exit(FRONTEND, -SIGKILL)  # to be started after a moment
+    started = len(bench.started)
+    bench.do(bench.core.signalled("SIGINT", bench.now_s))
+    bench.exit(Seat(Role.FRONTEND, 1), -SIGKILL)
+    bench.tick(BACK_OFF_S)
+    assert len(bench.started) == started and bench.stops() == [b"scheduler-0"]
+
+
+def test_who_dies_too_often_while_requests_are_finished_ends_the_server() -> None:
+    bench = Bench()
+    bench.get_ready()
+    bench.do(bench.core.signalled("SIGINT", bench.now_s))
+    bench.tick()
+    bench.use_up(WORKER)
+    bench.exit(WORKER, -SIGKILL)
+    assert bench.core.shutdown is not None and bench.core.shutdown.status == 1
+    assert not bench.core.shutdown.finishing
+
+
 def test_who_does_not_stop_is_made_to() -> None:
     bench = Bench()
     bench.get_ready()
     bench.do(bench.core.signalled("SIGTERM", bench.now_s))
     bench.tick()
+    for seat in (WORKER, KV, SCHEDULER):
+        bench.beat(seat, bound_s=60.0)
     while FRONTEND not in [seat for seat, _ in bench.signals]:
         bench.tick(0.25)
     assert bench.signals == [(FRONTEND, SIGTERM)] and 105 <= bench.now_s <= 106
@@ -434,8 +527,9 @@ def test_whatever_happens_it_ends_once_and_tells_the_truth(
     """Any order of events: ready only with everybody ready; one Finish; status 0 only if the operator asked; after
     a bounded time nobody is left who was not sent a SIGKILL or has not ended."""
     bench = Bench()
-    alive, asked = set(SEATS), False
+    asked = False
     for what, seat, status in events:
+        alive = bench.alive()
         if bench.finish is not None:
             break
         if what in ("signal", "down"):
@@ -446,7 +540,6 @@ def test_whatever_happens_it_ends_once_and_tells_the_truth(
             case "down":
                 bench.says(seat, Stop(2.0), peer=b"client")
             case "exit" if seat in alive:
-                alive.discard(seat)
                 bench.core.exited(seat, status, "", bench.now_s)
             case "hello" | "ready" if seat in alive:
                 bench.hello(seat, what)
@@ -459,7 +552,9 @@ def test_whatever_happens_it_ends_once_and_tells_the_truth(
             case "fail":
                 bench.says(seat, Failure("because"))
         bench.tick(0.05)
-        assert not bench.core.ready or alive == set(SEATS)
+        assert not bench.core.ready or {seat.role for seat in bench.alive()} >= set(Role) - {
+            Role.SUPERVISOR
+        }
         assert bench.core.next_look_s() < bench.now_s + 2
     if bench.finish is None and bench.core.shutdown is None:
         asked = True
@@ -468,8 +563,7 @@ def test_whatever_happens_it_ends_once_and_tells_the_truth(
         if bench.finish is not None:
             break
         bench.tick(0.1)
-        for seat in {s for s, signum in bench.signals if signum == SIGKILL and s in alive}:
-            alive.discard(seat)
+        for seat in set(bench.killed()):
             bench.exit(seat, -SIGKILL)
-    assert bench.finish is not None and not alive
+    assert bench.finish is not None and not bench.alive()
     assert bench.finish.status == 1 or asked
