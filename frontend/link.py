@@ -184,10 +184,11 @@ class Link:
     def tend(self) -> None:
         """Call at least twice a second: the pulse of the link."""
         now = now_s()
-        if not (self.active and self._metronome.due(now)):
+        if not (self.fence.peer and self._metronome.due(now)):
             return
-        self._send(Pulse())
-        if now > self._heard_s + SILENCE_S:
+        # Also to one that could not be reached: if only the link was cut, this shows what was lost.
+        self.router.send(self.fence.peer, Pulse(), self.fence.epoch)
+        if self.active and now > self._heard_s + SILENCE_S:
             self._ask_to_resync(f"scheduler was silent for {now - self._heard_s:.1f} s")
 
     def _look_for_gap(self) -> None:

@@ -150,8 +150,13 @@ class Codec:
         _forget_one(self._lossy)
 
     def take_back(self, peer: bytes) -> None:
-        """The message packed last for `peer` was not sent: its number is free again."""
+        """The message packed last for `peer` shall not be sent: its number is free again."""
         self._next_out[peer] -= 1
+        self.note_unsent()
+
+    def note_unsent(self) -> None:
+        """The message packed last could not be sent. Its number is used up: what comes next shows that it is missing,
+        if `peer` is only away for a moment."""
         self.counters["sent"] -= 1
         self.counters["unsent"] += 1
 

@@ -25,7 +25,6 @@ HIGH_WATER_MARK = 20_000  # a bound, not flow control: credits keep links far be
 LINGER_MS = 1000  # long enough for a last word to leave
 IPC_PATH_LIMIT = 107
 MAX_OPEN_FILES = 65_536
-TOO_LARGE = f"body exceeds {MAX_FRAME_BYTES} bytes, which would break the link"
 
 
 class EndpointError(ValueError):
@@ -62,8 +61,17 @@ def _log_malformed(cause: str, length: int, digest: str) -> None:
     warn_seldom("malformed message dropped", cause=cause, bytes=length, hash=digest)
 
 
-def _unsent(codec: Codec, peer: bytes, body: Body, cause: str) -> bool:
+def _refuse(codec: Codec, peer: bytes, body: Body) -> bool:
     codec.take_back(peer)
+    return _warn_unsent(body, f"body exceeds {MAX_FRAME_BYTES} bytes, which would break the link")
+
+
+def _lose(codec: Codec, body: Body, cause: str) -> bool:
+    codec.note_unsent()
+    return _warn_unsent(body, cause)
+
+
+def _warn_unsent(body: Body, cause: str) -> bool:
     warn_seldom("message not sent", kind=type(body).__name__, cause=cause)
     if not body.periodic:
         fact("not sent", kind=type(body).__name__, cause=cause)
@@ -78,7 +86,7 @@ def _prepare(socket: zmq.Socket[bytes]) -> None:
 
 
 class Router:
-    """A bound socket with many peers. `send` to a peer that is gone returns False."""
+    """A bound socket with many peers. `send` to a peer that is gone returns False; if it comes back, it sees a gap."""
 
     def __init__(self, endpoint: str, incarnation: int) -> None:
         self.endpoint = check_endpoint(endpoint)
@@ -95,12 +103,12 @@ class Router:
         """Queues `body` for `peer`; False if no such peer is connected, its queue is full or the body too large."""
         frames = self.codec.pack(peer, body, epoch)
         if len(frames[1]) > MAX_FRAME_BYTES:
-            return _unsent(self.codec, peer, body, TOO_LARGE)
+            return _refuse(self.codec, peer, body)
         note(SEND, peer, body, frames)  # before: the peer may run, and note it, before this returns
         try:
             self.socket.send_multipart([peer, *frames], flags=zmq.NOBLOCK)
         except zmq.ZMQError as error:
-            return _unsent(self.codec, peer, body, str(error))
+            return _lose(self.codec, body, str(error))
         return True
 
     def messages(self) -> Iterator[tuple[bytes, Header, Body]]:
@@ -153,12 +161,12 @@ class Dealer:
         """Queues `body`; False if the queue is full or the body too large."""
         frames = self.codec.pack(b"", body, epoch)
         if len(frames[1]) > MAX_FRAME_BYTES:
-            return _unsent(self.codec, b"", body, TOO_LARGE)
+            return _refuse(self.codec, b"", body)
         note(SEND, self._peer, body, frames)
         try:
             self.socket.send_multipart(frames, flags=zmq.NOBLOCK)
         except zmq.Again:
-            return _unsent(self.codec, b"", body, "queue full")
+            return _lose(self.codec, body, "queue full")
         return True
 
     def recv(self) -> tuple[Header, Body] | None:

@@ -131,6 +131,16 @@ def test_a_number_taken_back_leaves_no_gap() -> None:
     assert sender.counters == {"sent": 1, "unsent": 1}
 
 
+def test_what_could_not_be_sent_is_missing() -> None:
+    sender, receiver = Codec(7), Codec(8)
+    receiver.unpack(PEER, sender.pack(PEER, Abort([1]), 0))
+    sender.pack(PEER, Abort([2]), 0)
+    sender.note_unsent()
+    assert not receiver.lost(PEER)
+    receiver.unpack(PEER, sender.pack(PEER, Abort([3]), 0))
+    assert receiver.lost(PEER) and sender.counters == {"sent": 2, "unsent": 1}
+
+
 def test_the_longest_silent_peer_is_forgotten_first(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(frame, "MAX_PEERS", 3)
     receiver, steady = Codec(1), Codec(2)
