@@ -23,6 +23,7 @@ from accelgen.scripts.sim_options import (
     setting_of,
     workload_options,
 )
+from accelgen.scripts.sim_report import report
 from accelgen.simulator.crew import FAULTS, Crew, CrewError
 from accelgen.simulator.experiment import Result, Setting, Store, key_of, simulate
 from accelgen.simulator.metrics import Rule
@@ -55,6 +56,9 @@ class Sim(click.Group):
 @click.group(name="sim", cls=Sim)
 def command() -> None:
     """Simulate scheduling policies: the live scheduler and KV manager over a modelled device."""
+
+
+command.add_command(report)
 
 
 @command.command("list")
@@ -235,7 +239,8 @@ def _report(
     with_rate: bool,
 ) -> None:
     from accelgen.scripts.sim_figure import NO_MATPLOTLIB
-    from accelgen.scripts.sim_table import groups_of, print_groups, write_results
+    from accelgen.scripts.sim_table import print_groups, write_results
+    from accelgen.simulator.groups import groups_of
 
     groups, rule, title = groups_of(results), Rule(scenario.rule), _title(name, scenario)
     print_groups(groups, rule, title, with_rate)

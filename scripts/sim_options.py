@@ -14,6 +14,7 @@ from accelgen.proto.policies import POLICY_GROUP, fault_in, known_policies, unkn
 from accelgen.scripts.chat_objective import ObjectiveError, parse_objective
 from accelgen.simulator.distserve import NAME as DISTSERVE
 from accelgen.simulator.experiment import Setting
+from accelgen.simulator.groups import words_of
 from accelgen.simulator.mix import own_rate
 from accelgen.simulator.scenarios import (
     SYNTHETIC,
@@ -259,4 +260,4 @@ def middle_rate(scenario: Scenario) -> float:
 
 def label(policy: tuple[str, dict[str, Any]]) -> str:
     """As it is written on the command line."""
-    return ":".join([policy[0], *(f"{key}={value}" for key, value in policy[1].items())])
+    return words_of(*policy)

@@ -21,13 +21,15 @@ from msgspec import Struct, field
 
 from accelgen.scheduler.decision import BadDecision
 from accelgen.scheduler.policy import GROUP, UnknownPolicy, load_policy
+from accelgen.simulator.detail import Detail, Log
 from accelgen.simulator.device import Device
 from accelgen.simulator.distserve import NAME as DISTSERVE
 from accelgen.simulator.distserve import DistServe
-from accelgen.simulator.metrics import Summary, hopeless, summarise
+from accelgen.simulator.lengths import KnownLengths
+from accelgen.simulator.metrics import Rule, Summary, hopeless, summarise
 from accelgen.simulator.mix import Asked, Half, load_sources, make_workload
 from accelgen.simulator.run import Run, Simulation, Stuck
-from accelgen.simulator.scenarios import SYNTHETIC, Scenario
+from accelgen.simulator.scenarios import SYNTHETIC, Scenario, ScenarioError
 from accelgen.simulator.stages import Rules
 from accelgen.simulator.traces import find_trace
 from accelgen.simulator.workload import Workload
@@ -38,7 +40,9 @@ Progress = Callable[[int, int], None]
 
 
 class Setting(Struct, frozen=True, kw_only=True):
-    """What is simulated. `enough` ends a run early once its attainment cannot reach that share any more (0: never)."""
+    """What is simulated. `enough` ends a run early once its attainment cannot reach that share any more (0: never).
+    `length_error`: the policy is told the true output lengths, off by a log-normal factor of that sigma; None: those
+    that the scheduler learns. `detailed`: the Result says what happened in each iteration and to each request."""
 
     name: str  # of the scenario
     scenario: Scenario
@@ -50,6 +54,8 @@ class Setting(Struct, frozen=True, kw_only=True):
     half: Half = "all"
     stand_ins: bool = False
     enough: float = 0.0
+    length_error: float | None = None
+    detailed: bool = False
 
 
 class Result(Struct, frozen=True, kw_only=True):
@@ -62,6 +68,7 @@ class Result(Struct, frozen=True, kw_only=True):
     fault: str = ""
     given_up: bool = False
     wall_s: float = 0.0
+    detail: Detail | None = None
 
     def attainment(self, rule: str) -> float:
         """Share of the requests sent that met their objectives; 0 where the policy failed. Of a run that was given up
@@ -87,6 +94,7 @@ def simulate(setting: Setting, progress: Progress | None = None) -> tuple[Result
     workload = make_workload(setting.name, scenario, device, asked, sources)
     simulation = _make_simulation(setting, workload, device)
     requests = workload.requests
+    log = _observe(simulation) if setting.detailed else None
 
     def watch(run: Run, now_s: float) -> bool:
         if progress is not None:
@@ -107,8 +115,23 @@ def simulate(setting: Setting, progress: Progress | None = None) -> tuple[Result
         fault=fault,
         given_up=simulation.run.given_up,
         wall_s=perf_counter() - begin_s,
+        detail=log.detail(Rule(scenario.rule)) if log is not None and summary is not None else None,
     )
     return result, simulation.run
+
+
+def _observe(simulation: Simulation | DistServe) -> Log:
+    if isinstance(simulation, DistServe):
+        raise ScenarioError(f"detailed: {DISTSERVE} has no log of its iterations")
+    core = simulation.core
+
+    def relegated(index: int) -> frozenset[int]:
+        found: frozenset[int] = getattr(core.replicas[index].state, "relegated", frozenset())
+        return found
+
+    log = Log(simulation.fates, relegated)
+    simulation.observer = log.note
+    return log
 
 
 def _make_simulation(
@@ -117,8 +140,12 @@ def _make_simulation(
     """What runs the policy. Raises UnknownPolicy or ScenarioError."""
     name, config = setting.policy, setting.scenario.config(setting.policy)
     params = {**setting.scenario.policies.get(name, {}), **setting.params}
+    sigma = setting.length_error
     if name != DISTSERVE:
-        return Simulation(load_policy(name, params), workload, device, config)
+        predictor = None if sigma is None else KnownLengths(sigma, setting.seed)
+        return Simulation(load_policy(name, params), workload, device, config, predictor)
+    if sigma is not None:
+        raise ScenarioError(f"length_error: {DISTSERVE} does not go by lengths")
     try:
         rules = Rules(**params)
     except (TypeError, ValueError) as error:

@@ -16,6 +16,7 @@ from time import thread_time
 from accelgen.kvmanager.core import KvCore
 from accelgen.proto.config import Config
 from accelgen.proto.messages import (
+    Batch,
     Finished,
     Lookup,
     Plan,
@@ -30,6 +31,7 @@ from accelgen.scheduler.core import ReplicaSpec, SchedulerCore
 from accelgen.scheduler.policy import Policy
 from accelgen.scheduler.predictor import LengthPredictor
 from accelgen.simulator.device import Device
+from accelgen.simulator.lengths import KnownLengths
 from accelgen.simulator.worker import STOP, TOKEN, SimulatedWorker
 from accelgen.simulator.workload import Arrival, Workload
 
@@ -77,6 +79,8 @@ class Run:
 
 Watcher = Callable[[Run, float], bool]
 """Looks at a run under way, at a virtual time; True ends it."""
+Observer = Callable[[Batch, int, float, StepResult], None]
+"""Told of each Batch: its replica, when it is done, and its result."""
 
 
 class Simulation:
@@ -89,6 +93,8 @@ class Simulation:
         predictor: LengthPredictor | None = None,
     ) -> None:
         self.workload, self.config = workload, config
+        self.observer: Observer | None = None
+        self._known = predictor if isinstance(predictor, KnownLengths) else None
         blocks = config.kv_blocks or device.blocks(config.block_size)
         spec = ReplicaSpec(blocks, config.block_size, device.coefficients)
         specs = dict.fromkeys(range(config.replicas), spec)
@@ -170,6 +176,8 @@ class Simulation:
             self._next += 1
         self.fates.append(Fate(arrival))
         id = len(self.fates)
+        if self._known is not None:
+            self._known.expect(arrival)
         tokens = arrival.tokens(id, earlier)
         if arrival.follow_up is not None:
             self._said[id] = tokens
@@ -222,6 +230,8 @@ class Simulation:
         done_s, result = self.workers[index].run(batch, now_s)
         self.run.steps += bool(batch.ids)
         self.run.entries += len(batch.ids)
+        if self.observer is not None:
+            self.observer(batch, index, done_s, result)
         self._order += 1
         heapq.heappush(self._results, (done_s, self._order, index, result))
         self.core.on_report(report, index, now_s)

@@ -1,0 +1,20 @@
+"""The sections of the report, in their order. A new one is a `Section` here."""
+
+from __future__ import annotations
+
+from accelgen.simulator import study_setting
+from accelgen.simulator.study import Scale, Section
+
+SECTIONS: tuple[Section, ...] = (*study_setting.SECTIONS,)
+
+SCALES = ("small", "paper")
+SMALL = {"": 100, "accelgen_long": 40, "three_class": 400, "three_class_conv": 200}
+"""Requests per run, by scenario: the whole report in some minutes on two cores. Too few for figures to be quoted."""
+
+
+def scale_of(name: str, stand_ins: bool) -> Scale:
+    """`paper`: requests, rates and seeds as frozen."""
+    if name == "small":
+        return Scale(name, stand_ins, SMALL, seeds=1, rates=4, tolerance=0.15)
+    assert name == "paper", name
+    return Scale(name, stand_ins)
