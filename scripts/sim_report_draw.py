@@ -41,7 +41,7 @@ STYLES = {
 }
 _OTHERS = ("#364fc7", "#c2255c", "#087f5b", "#e67700", "#5f3dc4", "#0c8599", "#66a80f", "#862e9c")
 _SIGNS = (("o", "●"), ("s", "■"), ("^", "▲"), ("D", "◆"), ("v", "▼"), ("P", "✚"))
-_PANEL = (5.4, 3.5)  # inches
+_PANEL = (4.5, 3.1)  # inches
 
 
 def style_of(name: str) -> Style:

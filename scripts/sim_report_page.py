@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-from accelgen.scripts.sim_report_draw import draw_panel, styles_of
+from accelgen.scripts.sim_report_draw import Style, draw_panel, styles_of
 from accelgen.simulator.study import Cell, Figure, Panel, Published, Section, Table
 
 _STYLE = """
@@ -25,7 +25,8 @@ p { max-width: 46rem; margin: .5rem 0; }
 table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums; margin: .3rem 0; }
 th, td { padding: .25rem .6rem; border-bottom: 1px solid var(--line); text-align: right; vertical-align: top; }
 th { border-bottom: 2px solid var(--dim); vertical-align: bottom; line-height: 1.2; }
-th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: #fff; }
+th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: #fff;
+  white-space: nowrap; }
 td.words { text-align: left; min-width: 9rem; }
 tbody tr:hover td { background: var(--soft); }
 td.short { background: #fff3bf; } td.fault { background: #ffc9c9; } td.best { background: #d3f9d8; font-weight: 600; }
@@ -40,7 +41,7 @@ a { color: #1864ab; }
   th, td { padding: .2rem .4rem; } }
 @media print { body { max-width: none; font-size: 10pt; } h2 { break-before: page; } figure img, tr { break-inside: avoid; }
   .wide { overflow: visible; } table { font-size: 6.5pt; } th, td { padding: .1rem .25rem; } td.words { min-width: 0; }
-  .panels { grid-template-columns: 1fr 1fr; } th:first-child, td:first-child { position: static; } }
+  .panels { grid-template-columns: 1fr 1fr; } th:first-child, td:first-child { position: static; white-space: normal; } }
 """  # noqa: E501
 
 
@@ -137,7 +138,7 @@ def _rows(heads: Sequence[str], rows: Sequence[Sequence[Cell]]) -> list[str]:
 
 
 def _cell(cell: Cell) -> str:
-    kinds = [cell.mark] if cell.mark else []
+    kinds: list[str] = [cell.mark] if cell.mark else []
     kinds += ["words"] if isinstance(cell.value, str) and len(cell.text) > 12 else []
     shown = f' class="{escape(" ".join(kinds))}"' if kinds else ""
     return f"<td{shown}>{escape(cell.text)}</td>"
@@ -168,7 +169,7 @@ def _image(panel: Panel) -> str:
 
 def _legend(panels: Sequence[Panel]) -> list[str]:
     """Of all panels together. A panel of bars with one series has its names at the bars."""
-    named = {}
+    named: dict[str, Style] = {}
     for panel in panels:
         if panel.kind != "bars" or len(panel.series) > 1:
             named |= dict(styles_of(panel))

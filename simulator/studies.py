@@ -2,10 +2,32 @@
 
 from __future__ import annotations
 
-from accelgen.simulator import study_setting
+from accelgen.simulator import (
+    study_adaptive,
+    study_budget,
+    study_costs,
+    study_field,
+    study_lengths,
+    study_long,
+    study_relegation,
+    study_setting,
+    study_slack,
+    study_staircase,
+)
 from accelgen.simulator.study import Scale, Section
 
-SECTIONS: tuple[Section, ...] = (*study_setting.SECTIONS,)
+SECTIONS: tuple[Section, ...] = (
+    *study_setting.SECTIONS,
+    study_field.SECTION,
+    study_staircase.SECTION,
+    study_adaptive.SECTION,
+    study_budget.SECTION,
+    study_slack.SECTION,
+    study_long.SECTION,
+    study_relegation.SECTION,
+    study_lengths.SECTION,
+    study_costs.SECTION,
+)
 
 SCALES = ("small", "paper")
 SMALL = {"": 100, "accelgen_long": 40, "three_class": 400, "three_class_conv": 200}
