@@ -38,7 +38,18 @@ STYLES = {
     "qoserve": Style("#f08c00", "p", "⬟"),
     "slidingserve": Style("#a0763a", ">", "▶"),
     "distserve": Style("#212529", "*", "★"),
+    "here": Style("#b3001b", "o", "●"),
+    "paper": Style("#adb5bd", "s", "■"),
+    "the objective": Style("#868e96", "", "┄", "--"),
+    "short": Style("#4dabf7", "s", "■"),
+    "long": Style("#1864ab", "D", "◆"),
+    "learnt": Style("#495057", "o", "●"),
+    "true": Style("#2f9e44", "s", "■"),
+    "off by sigma 0.5": Style("#f59f00", "^", "▲"),
+    "off by sigma 1": Style("#e8590c", "D", "◆"),
 }
+"""Policies, and the few other names that series have."""
+
 _OTHERS = ("#364fc7", "#c2255c", "#087f5b", "#e67700", "#5f3dc4", "#0c8599", "#66a80f", "#862e9c")
 _SIGNS = (("o", "●"), ("s", "■"), ("^", "▲"), ("D", "◆"), ("v", "▼"), ("P", "✚"))
 _PANEL = (4.5, 3.1)  # inches
@@ -155,11 +166,9 @@ def _lines(axes: Any, panel: Panel) -> None:
         ]
         xs, ys = [series.x[i] for i in shown], [series.y[i] for i in shown]
         if panel.kind == "points":
-            axes.scatter(
-                xs, ys, s=5, alpha=0.35, color=style.colour, label=series.name, rasterized=False
-            )
+            axes.scatter(xs, ys, s=7, alpha=0.4, color=style.colour, label=series.name)
             continue
-        few = {"marker": style.marker, "markersize": 4} if len(xs) < 25 else {}
+        few = {"marker": style.marker or None, "markersize": 4} if len(xs) < 25 else {}
         axes.plot(
             xs,
             ys,
@@ -213,9 +222,12 @@ def _bars(axes: Any, panel: Panel) -> None:
     axes.set_yticks(range(len(names)), names)
     axes.invert_yaxis()
     axes.set_xlabel(panel.x_label)
-    axes.margins(x=0.12)
+    axes.margins(x=0.14)
     if panel.x_scale == "log" and all((y or 0) > 0 for series in panel.series for y in series.y):
         axes.set_xscale("log")
+    else:
+        most = max((y or 0.0 for series in panel.series for y in series.y), default=0.0)
+        axes.set_xlim(left=0, right=None if most > 0 else 1.0)
     axes.grid(axis="x", alpha=0.25)
 
 

@@ -27,7 +27,7 @@ th, td { padding: .25rem .6rem; border-bottom: 1px solid var(--line); text-align
 th { border-bottom: 2px solid var(--dim); vertical-align: bottom; line-height: 1.2; }
 th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: #fff;
   white-space: nowrap; }
-td.words { text-align: left; min-width: 9rem; }
+td.words { text-align: left; } td.long { min-width: 12rem; }
 tbody tr:hover td { background: var(--soft); }
 td.short { background: #fff3bf; } td.fault { background: #ffc9c9; } td.best { background: #d3f9d8; font-weight: 600; }
 .panels { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 21rem), 1fr)); gap: .6rem; }
@@ -40,7 +40,7 @@ a { color: #1864ab; }
 @media (max-width: 30rem) { body { padding: .6rem; font-size: 15px; } h1 { font-size: 1.35rem; } h2 { font-size: 1.15rem; }
   th, td { padding: .2rem .4rem; } }
 @media print { body { max-width: none; font-size: 10pt; } h2 { break-before: page; } figure img, tr { break-inside: avoid; }
-  .wide { overflow: visible; } table { font-size: 6.5pt; } th, td { padding: .1rem .25rem; } td.words { min-width: 0; }
+  .wide { overflow: visible; } table { font-size: 6.5pt; } th, td { padding: .1rem .25rem; } td.long { min-width: 0; }
   .panels { grid-template-columns: 1fr 1fr; } th:first-child, td:first-child { position: static; white-space: normal; } }
 """  # noqa: E501
 
@@ -139,7 +139,8 @@ def _rows(heads: Sequence[str], rows: Sequence[Sequence[Cell]]) -> list[str]:
 
 def _cell(cell: Cell) -> str:
     kinds: list[str] = [cell.mark] if cell.mark else []
-    kinds += ["words"] if isinstance(cell.value, str) and len(cell.text) > 12 else []
+    if isinstance(cell.value, str):
+        kinds.append("long words" if len(cell.text) > 24 else "words")
     shown = f' class="{escape(" ".join(kinds))}"' if kinds else ""
     return f"<td{shown}>{escape(cell.text)}</td>"
 

@@ -38,7 +38,7 @@ TRACE = "azure2023_conv"
 OBJECTIVES_MS = (15, 20, 30, 50, 80)
 RATE = 3.0  # requests/s: far from what the device can do, so that it is the rule that misses
 ARMS = (
-    Arm.of("accelgen"), Arm.of("accelgen-calibrated"), Arm.of("accelgen-adaptive"), Arm.of("qoserve")
+    Arm.of("accelgen"), Arm.of("accelgen-calibrated"), Arm.of("accelgen-adaptive"), Arm.of("sarathi")
 )  # fmt: skip
 
 
