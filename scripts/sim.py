@@ -239,8 +239,7 @@ def _report(
     with_rate: bool,
 ) -> None:
     from accelgen.scripts.sim_figure import NO_MATPLOTLIB
-    from accelgen.scripts.sim_table import print_groups, write_results
-    from accelgen.simulator.groups import groups_of
+    from accelgen.scripts.sim_table import groups_of, print_groups, write_results
 
     groups, rule, title = groups_of(results), Rule(scenario.rule), _title(name, scenario)
     print_groups(groups, rule, title, with_rate)

@@ -31,6 +31,7 @@ td.words { text-align: left; } td.long { min-width: 12rem; }
 tbody tr:hover td { background: var(--soft); }
 td.short { background: #fff3bf; } td.fault { background: #ffc9c9; } td.best { background: #d3f9d8; font-weight: 600; }
 .panels { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 21rem), 1fr)); gap: .6rem; }
+.even { grid-template-columns: repeat(auto-fit, minmax(min(100%, 27rem), 1fr)); }
 figure { margin: 1rem 0; } .panels img { width: 100%; max-width: 34rem; height: auto; display: block; }
 .legend { display: flex; flex-wrap: wrap; gap: .15rem .9rem; font-size: .85rem; padding: 0; margin: .2rem 0; list-style: none; }
 ul.contents { columns: 18rem; padding-left: 1.2rem; }
@@ -41,7 +42,7 @@ a { color: #1864ab; }
   th, td { padding: .2rem .4rem; } }
 @media print { body { max-width: none; font-size: 10pt; } h2 { break-before: page; } figure img, tr { break-inside: avoid; }
   .wide { overflow: visible; } table { font-size: 6.5pt; } th, td { padding: .1rem .25rem; } td.long { min-width: 0; }
-  .panels { grid-template-columns: 1fr 1fr; } th:first-child, td:first-child { position: static; white-space: normal; } }
+  .panels, .even { grid-template-columns: 1fr 1fr; } th:first-child, td:first-child { position: static; white-space: normal; } }
 """  # noqa: E501
 
 
@@ -151,7 +152,8 @@ def _figure(figure: Figure, data: str, drawn: bool) -> list[str]:
     if not panels:
         lines.append("<p>No results.</p>")
     elif drawn:
-        lines += [*_legend(panels), '<div class="panels">', *map(_image, panels), "</div>"]
+        kind = "panels even" if len(panels) in (2, 4) else "panels"
+        lines += [*_legend(panels), f'<div class="{kind}">', *map(_image, panels), "</div>"]
     else:
         lines.append("<p>Not drawn: matplotlib is missing.</p>")
     made = f"{escape(figure.made)}. " if figure.made else ""

@@ -109,7 +109,7 @@ def _say(found: Found) -> list[str]:
             worst, best = words[0], words[-1]
             said.append(
                 f"At {rate:g} req/s the policies that favour short prompts most and least, attainment of short and of"
-                f" long ones: {worst[1]}; {best[1]}. All: {'; '.join(one for _, one in words)}."
+                f" long ones: {worst[1]}; {best[1]}."
             )
     return [*said, *faults(found, LONG)]
 

@@ -258,8 +258,8 @@ def _ratio_figure(found: Found, workload: str, made: str) -> Figure:
             values = [compared(found, workload, rate, measure, arm) for rate in rates]
             values = [value if value is None or value > 0 else None for value in values]
             lines.append(Series(arm, rates, values))
-        band = Band(said.low, said.high, f"paper: {said.low:g} to {said.high:g}")
-        title = f"accelgen against each baseline: {measure.name}"
+        band = Band(said.low, said.high, "the paper's range")
+        title = f"accelgen against each: {measure.name} (paper: {said.low:g} to {said.high:g})"
         one = Line("y", 1.0, "the same")
         panels.append(
             Panel(
