@@ -188,13 +188,14 @@ class Loop:
         self.router.send(self.fence.peer, result, item.epoch)
         for id, cause in zip(result.failed, result.causes, strict=True):
             log.warning("request failed", id=id, step=result.step, cause=cause)
-        self._gauge(result.run_s)
+        self._gauge()
 
-    def _gauge(self, step_s: float) -> None:
+    def _gauge(self) -> None:
         label = f'{{replica="{self.child.index}"}}'
         core, gauges = self.core, self.child.gauges
         gauges[f"accelgen:worker_steps_total{label}"] = core.steps
-        gauges[f"accelgen:worker_step_seconds{label}"] = step_s
+        gauges[f"accelgen:worker_step_seconds{label}"] = core.last_s
+        gauges[f"accelgen:worker_step_max_seconds{label}"] = core.longest_s
         gauges[f"accelgen:worker_run_seconds_total{label}"] = core.run_s
         gauges[f"accelgen:worker_idle_seconds_total{label}"] = core.wait_s
         gauges[f"accelgen:worker_tokens_total{label}"] = core.tokens_processed
