@@ -169,14 +169,19 @@ class Loop:
 
     def _resync(self, given: Claim[Resync] | None) -> None:
         """A KV manager wants to know what there is, once what it has sent has been run."""
-        if given is not None:
-            self._gap, self._heard_s = False, now_s()
-            self.queue.append(Queued(given.body, given.epoch, given.peer))
+        if given is None:
+            return
+        self._gap, self._heard_s = False, now_s()
+        self.router.codec.lost(given.peer)  # what it has asked in vain is of no consequence
+        asked = Queued(given.body, given.epoch, given.peer)
+        if asked not in self.queue:
+            self.queue.append(asked)
 
     def _activate(self, given: Claim[Activate] | None) -> None:
         """A scheduler takes over (or repeats itself): results go to it from now on."""
         if given is not None:
-            log.info("activated", epoch=given.epoch, step=self.core.step)
+            if not given.repeated:
+                log.info("activated", epoch=given.epoch, step=self.core.step)
             self.router.send(given.peer, Inventory(self.core.step, []), given.epoch)
 
     def _do(self, item: Queued) -> None:
