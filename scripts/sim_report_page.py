@@ -41,7 +41,7 @@ a { color: #1864ab; }
 @media (max-width: 30rem) { body { padding: .6rem; font-size: 15px; } h1 { font-size: 1.35rem; } h2 { font-size: 1.15rem; }
   th, td { padding: .2rem .4rem; } }
 @media print { body { max-width: none; font-size: 10pt; } h2 { break-before: page; } figure img, tr { break-inside: avoid; }
-  .wide { overflow: visible; } table { font-size: 6.5pt; } th, td { padding: .1rem .25rem; } td.long { min-width: 0; }
+  .wide { overflow: visible; } details::details-content { content-visibility: visible; height: auto; } table { font-size: 6.5pt; } th, td { padding: .1rem .25rem; } td.long { min-width: 0; }
   .panels, .even { grid-template-columns: 1fr 1fr; } th:first-child, td:first-child { position: static; white-space: normal; } }
 """  # noqa: E501
 

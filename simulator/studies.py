@@ -30,7 +30,7 @@ SECTIONS: tuple[Section, ...] = (
 )
 
 SCALES = ("small", "paper")
-SMALL = {"": 100, "accelgen_long": 40, "three_class": 400, "three_class_conv": 200}
+SMALL = {"": 80, "accelgen_long": 25, "three_class": 300, "three_class_conv": 150}
 """Requests per run, by scenario: the whole report in some minutes on two cores. Too few for figures to be quoted."""
 
 

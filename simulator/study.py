@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import isfinite
 from typing import Any, Literal
 
 from msgspec import Struct, structs
@@ -345,6 +346,8 @@ def _sources(results: Sequence[Result]) -> str:
 
 def number(value: float | None, form: str = "{:.2f}", factor: float = 1.0, mark: Any = "") -> Cell:
     """A cell of a number; a dash without one."""
+    if value is not None and not isfinite(value):
+        return Cell("∞", None, mark)
     return NONE if value is None else Cell(form.format(value * factor), value * factor, mark)
 
 

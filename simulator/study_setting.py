@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import inf
 
 from accelgen.simulator.experiment import Result
 from accelgen.simulator.groups import Group, Read, figure_of
@@ -50,11 +51,12 @@ class Measure:
 
 
 def _times(ours: float, theirs: float) -> float | None:
-    return ours / theirs if theirs > 0 else None
+    """Infinite if they have nothing and we have something; None if neither has."""
+    return ours / theirs if theirs > 0 else inf if ours > 0 else None
 
 
 def _lower(ours: float, theirs: float) -> float | None:
-    return theirs / ours if ours > 0 else None
+    return _times(theirs, ours)
 
 
 def _points(ours: float, theirs: float) -> float:
@@ -256,7 +258,7 @@ def _ratio_figure(found: Found, workload: str, made: str) -> Figure:
         for arm in BASELINES:
             rates = found.rates(workload)
             values = [compared(found, workload, rate, measure, arm) for rate in rates]
-            values = [value if value is None or value > 0 else None for value in values]
+            values = [value if value is not None and 0 < value < inf else None for value in values]
             lines.append(Series(arm, rates, values))
         band = Band(said.low, said.high, "the paper's range")
         title = f"accelgen against each: {measure.name} (paper: {said.low:g} to {said.high:g})"

@@ -142,6 +142,11 @@ def test_ratios_are_marked_where_they_fall_short_of_the_paper() -> None:
     assert [cell.mark for cell in rows[0][2:7]] == ["", "", "short", "short", ""]
     assert rows[0][8].text == "short of it against fastgen, sarathi"
     assert rows[0][7].text == "1.43 to 13.71 [S]"
+    [one] = found.group("accelgen", "orca", top).results
+    found.runs["accelgen", "orca", top] = Group("orca", top, [result(one.setting, goodput=0.0)])
+    table = section("accelgen").tabulate(found)[-2]
+    rows = [row for row in table.rows if row[0].text == "goodput" and row[1].value == top]
+    assert (rows[0][2].text, rows[0][2].mark) == ("∞", "")
     jct = next(row for row in table.rows if row[0].text == "mean JCT")
     assert [cell.value for cell in jct[2:7]] == pytest.approx([1.0] * 5)
     assert "0.50 times that of sarathi" in " ".join(section("accelgen").say(found))
