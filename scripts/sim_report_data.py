@@ -7,7 +7,7 @@ from pathlib import Path
 
 import msgspec
 
-from accelgen.simulator.study import Figure, Table
+from accelgen.simulator.shown import Figure, Table
 
 
 def write_table(table: Table, folder: Path) -> None:

@@ -8,7 +8,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from accelgen.simulator.study import Figure, Panel, Series
+from accelgen.simulator.shown import Figure, Panel, Series
 
 
 @dataclass(frozen=True)

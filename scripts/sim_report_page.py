@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from html import escape
 
 from accelgen.scripts.sim_report_draw import Style, draw_panel, styles_of
-from accelgen.simulator.study import Cell, Figure, Panel, Published, Section, Table
+from accelgen.simulator.shown import Cell, Figure, Panel, Published, Table
+from accelgen.simulator.study import Section
 
 _STYLE = """
 :root { --ink: #212529; --dim: #5c636a; --line: #dee2e6; --soft: #f8f9fa; }

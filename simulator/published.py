@@ -3,7 +3,7 @@ source itself (abstract or text), N second-hand (a reader's note of the paper), 
 
 from __future__ import annotations
 
-from accelgen.simulator.study import Published
+from accelgen.simulator.shown import Published
 
 _ACCELGEN = "AccelGen, arXiv 2503.13737"
 _QOSERVE = "QoServe (Niyama), ASPLOS'26"

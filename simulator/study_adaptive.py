@@ -5,20 +5,8 @@ from __future__ import annotations
 from accelgen.scheduler.cost_model import CostModel
 from accelgen.simulator.groups import figure_of
 from accelgen.simulator.metrics import Rule
-from accelgen.simulator.study import (
-    Arm,
-    Ask,
-    Figure,
-    Found,
-    Panel,
-    Scale,
-    Section,
-    Table,
-    faults,
-    number,
-    sweep,
-    text,
-)
+from accelgen.simulator.shown import Figure, Panel, Table, number, text
+from accelgen.simulator.study import Arm, Ask, Found, Scale, Section, faults, sweep
 
 ARMS = (
     Arm.of("accelgen"),

@@ -13,21 +13,8 @@ from accelgen.simulator.device import Device, Iteration
 from accelgen.simulator.groups import figure_of
 from accelgen.simulator.metrics import Rule
 from accelgen.simulator.scenarios import Goal, Scenario
-from accelgen.simulator.study import (
-    Arm,
-    Ask,
-    Figure,
-    Found,
-    Line,
-    Panel,
-    Scale,
-    Section,
-    Series,
-    Table,
-    faults,
-    number,
-    text,
-)
+from accelgen.simulator.shown import Figure, Line, Panel, Series, Table, number, text
+from accelgen.simulator.study import Arm, Ask, Found, Scale, Section, faults
 from accelgen.simulator.study_details import details, percent
 
 GAP = Rule.EVERY_GAP

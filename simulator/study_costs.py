@@ -9,22 +9,9 @@ from typing import Any
 
 from accelgen.simulator.groups import figure_of
 from accelgen.simulator.published import ACCELGEN
-from accelgen.simulator.study import (
-    NONE,
-    Arm,
-    Ask,
-    Cell,
-    Figure,
-    Found,
-    Panel,
-    Scale,
-    Section,
-    Series,
-    Table,
-    number,
-    text,
-)
-from accelgen.simulator.study_setting import BASELINES, NEWER, OWN, WITHOUT
+from accelgen.simulator.shown import NONE, Cell, Figure, Panel, Series, Table, number, text
+from accelgen.simulator.study import Arm, Ask, Found, Scale, Section
+from accelgen.simulator.study_ratios import BASELINES, NEWER, OWN, WITHOUT
 
 WORKLOAD = "accelgen"
 BUDGETS_MS = {2_000: 1.0, 10_000: 5.0}
@@ -54,6 +41,12 @@ def _measured(found: Found) -> Iterator[tuple[str, str, dict[str, Any]]]:
             for name, figures in results.items():
                 if isinstance(figures, dict):
                     yield file, name, figures
+
+
+def _known(figures: dict[str, Any], name: str) -> float | None:
+    """A number of a file that anybody may have written."""
+    value = figures.get(name)
+    return value if isinstance(value, int | float) else None
 
 
 def _own(found: Found) -> Table:
@@ -98,13 +91,13 @@ def _decisions(found: Found) -> Table:
         match = _DECISION.search(name)
         if match is None:
             continue
-        waiting, p99 = int(match[2]), figures.get("cpu_p99_ms", figures.get("p99_ms"))
+        waiting, p99 = int(match[2]), _known(figures, "cpu_p99_ms") or _known(figures, "p99_ms")
         budget = BUDGETS_MS.get(waiting)
         kept: Cell = NONE
         if budget is not None and p99 is not None:
             kept = text("kept") if p99 <= budget else text("missed", "short")
         cells = [
-            number(figures.get(key), "{:.2f}")
+            number(_known(figures, key), "{:.2f}")
             for key in ("p50_ms", "p99_ms", "cpu_p50_ms", "cpu_p99_ms")
         ]
         rows.append(
@@ -136,7 +129,7 @@ def _speeds(found: Found) -> Table:
     rows = []
     for file, name, figures in _measured(found):
         match = _SIMULATOR.search(name)
-        rate = figures.get("entries_per_cpu_s")
+        rate = _known(figures, "entries_per_cpu_s")
         if match is None or rate is None:
             continue
         verdict = NONE
@@ -146,7 +139,7 @@ def _speeds(found: Found) -> Table:
             [
                 text(match[1]),
                 number(rate, "{:,.0f}"),
-                number(figures.get("entries_per_step"), "{:.1f}"),
+                number(_known(figures, "entries_per_step"), "{:.1f}"),
                 verdict,
                 text(file),
             ]
@@ -164,12 +157,14 @@ def _speeds(found: Found) -> Table:
 def _truth(found: Found) -> Table:
     rows = []
     for file, content in found.rows.items():
-        for row in content.get("rows", []) if isinstance(content, dict) else []:
+        rows_of = content.get("rows") if isinstance(content, dict) else None
+        for row in rows_of if isinstance(rows_of, list) else []:
             if isinstance(row, dict) and "figure" in row and "mean_error" in row:
                 cells = [
-                    number(row.get(key), "{:+.1f} %", 100) for key in ("mean_error", "p99_error")
+                    number(_known(row, key), "{:+.1f} %", 100)
+                    for key in ("mean_error", "p99_error")
                 ]
-                host = number(row.get("host_s"), "{:.2f}", 1000)
+                host = number(_known(row, "host_s"), "{:.2f}", 1000)
                 rows.append(
                     [
                         text(str(row["figure"])),

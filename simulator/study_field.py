@@ -9,23 +9,9 @@ from accelgen.simulator.published import (
     CONV_CAPACITY,
     FIELD,
 )
-from accelgen.simulator.study import (
-    NONE,
-    Arm,
-    Ask,
-    Cell,
-    Figure,
-    Found,
-    Panel,
-    Scale,
-    Section,
-    Series,
-    Table,
-    faults,
-    number,
-    text,
-)
-from accelgen.simulator.study_setting import BASELINES, NEWER, OWN, WITHOUT
+from accelgen.simulator.shown import NONE, Cell, Figure, Panel, Series, Table, number, text
+from accelgen.simulator.study import Arm, Ask, Found, Scale, Section, faults
+from accelgen.simulator.study_ratios import BASELINES, NEWER, OWN, WITHOUT
 
 WORKLOADS = (
     "azure2023_conv", "azure2023_code", "mooncake_conversation", "three_class", "three_class_conv"

@@ -2,20 +2,8 @@
 
 from __future__ import annotations
 
-from accelgen.simulator.study import (
-    Arm,
-    Ask,
-    Figure,
-    Found,
-    Panel,
-    Scale,
-    Section,
-    Series,
-    Table,
-    faults,
-    number,
-    text,
-)
+from accelgen.simulator.shown import Figure, Panel, Series, Table, number, text
+from accelgen.simulator.study import Arm, Ask, Found, Scale, Section, faults
 from accelgen.simulator.study_details import (
     attained,
     in_class,
@@ -24,7 +12,7 @@ from accelgen.simulator.study_details import (
     requests_of,
     share,
 )
-from accelgen.simulator.study_setting import BASELINES, NEWER, OWN
+from accelgen.simulator.study_ratios import BASELINES, NEWER, OWN
 
 LONG = "long prompts"
 LONG_RATES = (1.0, 2.0)

@@ -8,22 +8,8 @@ from math import inf
 import numpy as np
 
 from accelgen.simulator.detail import Requests
-from accelgen.simulator.study import (
-    NONE,
-    Arm,
-    Ask,
-    Cell,
-    Figure,
-    Found,
-    Panel,
-    Scale,
-    Section,
-    Series,
-    Table,
-    faults,
-    number,
-    text,
-)
+from accelgen.simulator.shown import NONE, Cell, Figure, Panel, Series, Table, number, text
+from accelgen.simulator.study import Arm, Ask, Found, Scale, Section, faults
 from accelgen.simulator.study_details import (
     Pick,
     attained,

@@ -8,22 +8,8 @@ from msgspec import structs
 from accelgen.simulator.detail import BIN, BINS
 from accelgen.simulator.groups import figure_of
 from accelgen.simulator.metrics import Rule
-from accelgen.simulator.study import (
-    Arm,
-    Ask,
-    Figure,
-    Found,
-    Line,
-    Panel,
-    Scale,
-    Section,
-    Series,
-    Table,
-    faults,
-    number,
-    sweep,
-    text,
-)
+from accelgen.simulator.shown import Figure, Line, Panel, Series, Table, number, text
+from accelgen.simulator.study import Arm, Ask, Found, Scale, Section, faults, sweep
 from accelgen.simulator.study_budget import ATTAINED, GAP, TRACE
 from accelgen.simulator.study_details import details, percent
 

@@ -7,20 +7,8 @@ from collections.abc import Sequence
 from accelgen.simulator.groups import figure_of, words_of
 from accelgen.simulator.metrics import Rule
 from accelgen.simulator.published import STAIRCASE, STAIRCASE_CAPACITY, STAIRCASE_VIOLATIONS
-from accelgen.simulator.study import (
-    Arm,
-    Ask,
-    Figure,
-    Found,
-    Panel,
-    Scale,
-    Section,
-    Series,
-    Table,
-    faults,
-    number,
-    text,
-)
+from accelgen.simulator.shown import Figure, Panel, Series, Table, number, text
+from accelgen.simulator.study import Arm, Ask, Found, Scale, Section, faults
 from accelgen.simulator.study_field import note_of
 
 WANTED = 0.99

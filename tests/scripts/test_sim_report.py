@@ -21,21 +21,9 @@ from accelgen.scripts.sim_report_page import Head, Part, make_page
 from accelgen.scripts.sim_report_run import find_all
 from accelgen.simulator.crew import Crew, CrewDied
 from accelgen.simulator.experiment import Setting, Store, run_setting
+from accelgen.simulator.shown import Band, Cell, Figure, Line, Panel, Series, Table
 from accelgen.simulator.studies import scale_of
-from accelgen.simulator.study import (
-    Arm,
-    Band,
-    Cell,
-    Figure,
-    Found,
-    Line,
-    Panel,
-    Scale,
-    Section,
-    Series,
-    Table,
-    faults,
-)
+from accelgen.simulator.study import Arm, Found, Scale, Section, faults
 from accelgen.simulator.traces import VARIABLE
 
 TINY = ["--synthetic", "--requests", "6", "--jobs", "1", "--quiet", "--sections", "relegation"]

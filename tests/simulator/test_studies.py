@@ -15,8 +15,9 @@ from accelgen.simulator.groups import Group
 from accelgen.simulator.metrics import Rule
 from accelgen.simulator.published import ABLATIONS, ACCELGEN, STAIRCASE_CAPACITY
 from accelgen.simulator.scenarios import find_scenario
+from accelgen.simulator.shown import Cell, Table
 from accelgen.simulator.studies import SECTIONS, scale_of
-from accelgen.simulator.study import Cell, Found, Run, Scale, Search, Section, Table, made_of
+from accelgen.simulator.study import Found, Run, Scale, Search, Section, made_of
 
 SMALL = scale_of("small", stand_ins=True)
 GAP = Rule.EVERY_GAP
@@ -258,13 +259,14 @@ def test_costs_read_the_results_of_benchmarks() -> None:
         "other": {"results": 3},
     }
     found = Found(SMALL, rows=rows)
-    own, decided, speed = one.tabulate(found)
+    own, decided, speed, truth = one.tabulate(found)
     assert own.rows == []
     assert (
         row_of(decided, "sarathi")[""].text == "kept"
         and row_of(decided, "accelgen")[""].mark == "short"
     )
     assert speed.rows[0][3].mark == "short"
+    assert [cell.text for cell in truth.rows[0][3:5]] == ["–", "+50.0 %"]
     assert one.say(found) == ["Measured results: components (today)."]
 
 
