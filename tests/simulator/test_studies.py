@@ -256,7 +256,8 @@ def test_costs_read_the_results_of_benchmarks() -> None:
     rows: dict[str, Any] = {
         "components": {"date": "today", "results": decisions},
         "odd": [1],
-        "other": {"results": 3},
+        "other": {"results": 3, "rows": 4},
+        "truth": {"rows": [3, {"figure": "TTFT", "mean_error": "much", "p99_error": 0.5}]},
     }
     found = Found(SMALL, rows=rows)
     own, decided, speed, truth = one.tabulate(found)
