@@ -80,9 +80,15 @@ def report(
         click.echo(NO_MATPLOTLIB, err=True)
     with Crew(jobs or os.cpu_count() or 1, Store(out / "runs"), anew) as crew, bars(quiet) as shown:
         found = find_all(crew, shown, chosen, asked, measured)
-    path = out / f"report-{scale}.html"
+    path = out / f"{_stem(scale, sections)}.html"
     count = _write(path, chosen, found, drawn)
     click.echo(f"Wrote {path} and {count} files under {path.with_suffix('')}", err=True)
+
+
+def _stem(scale: str, sections: Sequence[Section] | None) -> str:
+    """A page of some sections does not take the place of the whole."""
+    names = "".join(f"-{section.name}" for section in sections or ())
+    return f"report-{scale}{names}"
 
 
 def _cut(scale: Scale, requests: int | None, seeds: int | None, rates: int | None) -> Scale:
@@ -121,17 +127,19 @@ def _write(path: Path, sections: Sequence[Section], found: Found, drawn: bool) -
     from accelgen.scripts.sim_report_page import Part, make_page
 
     parts = [Part(s, s.tabulate(found), s.draw(found), s.say(found)) for s in sections]
-    data = path.with_suffix("")
+    data, written = path.with_suffix(""), 0
     for part in parts:
         for table in part.tables:
-            write_table(table, data / "tables")
+            written += len(write_table(table, data / "tables"))
         for figure in part.figures:
-            write_figure(figure, data / "figures")
+            written += len(write_figure(figure, data / "figures"))
             if drawn:
                 draw_whole(figure, data / "figures" / f"{figure.name}.svg")
+                written += 1
     page = make_page(_head(found, data.name), parts, drawn)
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(page)
-    return sum(one.is_file() for one in data.rglob("*"))
+    return written
 
 
 def _head(found: Found, data: str) -> Any:

@@ -10,21 +10,23 @@ import msgspec
 from accelgen.simulator.shown import Figure, Table
 
 
-def write_table(table: Table, folder: Path) -> None:
+def write_table(table: Table, folder: Path) -> list[Path]:
     """NAME.csv has the values as they were computed, NAME.json the texts, marks and settings, too."""
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / f"{table.name}.csv").open("w", newline="") as lines:
+    path = folder / f"{table.name}.csv"
+    with path.open("w", newline="") as lines:
         writer = csv.writer(lines)
         writer.writerow(table.heads)
         for row in table.rows:
             writer.writerow(["" if cell.value is None else cell.value for cell in row])
-    _write_json(folder / f"{table.name}.json", table)
+    return [path, _write_json(folder / f"{table.name}.json", table)]
 
 
-def write_figure(figure: Figure, folder: Path) -> None:
+def write_figure(figure: Figure, folder: Path) -> list[Path]:
     """A row per point in NAME.csv; NAME.json has the whole figure as it is drawn."""
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / f"{figure.name}.csv").open("w", newline="") as lines:
+    path = folder / f"{figure.name}.csv"
+    with path.open("w", newline="") as lines:
         writer = csv.writer(lines)
         writer.writerow(["panel", "series", "x_label", "x", "y_label", "y", "low", "high"])
         for panel in figure.panels:
@@ -36,8 +38,9 @@ def write_figure(figure: Figure, folder: Path) -> None:
                     writer.writerow(
                         [*head, *("" if one is None else one for one in (y, low, high))]
                     )
-    _write_json(folder / f"{figure.name}.json", figure)
+    return [path, _write_json(folder / f"{figure.name}.json", figure)]
 
 
-def _write_json(path: Path, content: Table | Figure) -> None:
+def _write_json(path: Path, content: Table | Figure) -> Path:
     path.write_bytes(msgspec.json.format(msgspec.json.encode(content), indent=1))
+    return path

@@ -81,8 +81,11 @@ def test_one_page_with_data_beside_it_and_nothing_run_twice(tmp_path: Path) -> N
     done = report(*TINY, "--out", "out")
     assert done.exit_code == 0, done.output
     [line] = done.output.strip().splitlines()
-    assert line == "Wrote out/report-small.html and 5 files under out/report-small"
-    html = (tmp_path / "out/report-small.html").read_text()
+    assert (
+        line
+        == "Wrote out/report-small-relegation.html and 5 files under out/report-small-relegation"
+    )
+    html = (tmp_path / "out/report-small-relegation.html").read_text()
     page = Page(html)
     assert "script" not in page.tags and "link" not in page.tags and "url(" not in html
     shown = [one for one in page.fetched if not one.startswith(("data:image/svg+xml;base64,", "#"))]
@@ -94,10 +97,16 @@ def test_one_page_with_data_beside_it_and_nothing_run_twice(tmp_path: Path) -> N
     text = "".join(page.words)
     assert "Fate of relegated requests" in text and "synthetic stand-ins azure2023_code" in text
     assert "Few requests per run" in text and "Synthetic stand-ins" in text
-    rows = list(csv.DictReader((tmp_path / "out/report-small/tables/relegation.csv").open()))
-    whole = json.loads((tmp_path / "out/report-small/tables/relegation.json").read_text())
+    rows = list(
+        csv.DictReader((tmp_path / "out/report-small-relegation/tables/relegation.csv").open())
+    )
+    whole = json.loads(
+        (tmp_path / "out/report-small-relegation/tables/relegation.json").read_text()
+    )
     assert len(rows) == len(whole["rows"]) and "4 runs, 6 requests each" in whole["made"]
-    points = list(csv.DictReader((tmp_path / "out/report-small/figures/relegation.csv").open()))
+    points = list(
+        csv.DictReader((tmp_path / "out/report-small-relegation/figures/relegation.csv").open())
+    )
     assert {row["panel"] for row in points} == {
         f"{what} at {rate} requests/s" for what in ("Relegated", "Attained") for rate in (4, 6)
     }
@@ -121,14 +130,18 @@ def test_numbers_of_the_page_are_those_of_the_runs(tmp_path: Path) -> None:
     )  # fmt: skip
     alone = run_setting(setting)
     assert alone.summary is not None and alone.detail is not None
-    rows = list(csv.DictReader((tmp_path / "out/report-small/tables/relegation.csv").open()))
+    rows = list(
+        csv.DictReader((tmp_path / "out/report-small-relegation/tables/relegation.csv").open())
+    )
     mine = [row for row in rows if (row["class"], row["req/s"]) == ("all", "6.0")]
     assert sum(float(row["how many"]) for row in mine) == 6
     attained = sum(
         float(row["how many"]) * float(row["attained %"]) / 100 for row in mine if row["attained %"]
     )
     assert attained == pytest.approx(6 * alone.summary.judged.attainment[scenario.rule])
-    points = list(csv.DictReader((tmp_path / "out/report-small/figures/relegation.csv").open()))
+    points = list(
+        csv.DictReader((tmp_path / "out/report-small-relegation/figures/relegation.csv").open())
+    )
     for name, judged in alone.summary.by_class.items():
         [point] = [
             row for row in points
@@ -148,9 +161,9 @@ def test_without_matplotlib_one_line_and_a_page_without_figures(
         lines[0] == "a report without figures: they need matplotlib (pip install 'accelgen[plots]')"
     )
     assert len(lines) == 2
-    html = (tmp_path / "out/report-small.html").read_text()
+    html = (tmp_path / "out/report-small-relegation.html").read_text()
     assert "Not drawn: matplotlib is missing." in html and "img" not in Page(html).tags
-    assert (tmp_path / "out/report-small/figures/relegation.csv").is_file()
+    assert (tmp_path / "out/report-small-relegation/figures/relegation.csv").is_file()
 
 
 @pytest.mark.parametrize(
