@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from math import inf
 
 import numpy as np
@@ -13,7 +13,6 @@ from accelgen.simulator.study import Arm, Ask, Found, Scale, Section, faults
 from accelgen.simulator.study_details import (
     Pick,
     attained,
-    in_class,
     percent,
     requests_of,
     share,
@@ -24,13 +23,24 @@ WITH, WITHOUT = (
     Arm.of("qoserve"),
     Arm("qoserve without relegation", "qoserve", {"relegation": False}),
 )
-OVERLOADS = (4.0, 6.0)
+TRACE = "azure2023_code"  # bursts, so that a queue has requests that will be late
+RATES = (2.0, 4.0, 6.0)
 
 
 def _asks(scale: Scale) -> list[Ask]:
-    return scale.grid(
-        RELEGATION, scale.scenario("three_class"), (WITH, WITHOUT), OVERLOADS, detailed=True
-    )
+    return scale.grid(RELEGATION, scale.scenario(TRACE), (WITH, WITHOUT), RATES, detailed=True)
+
+
+def slices(parts: Sequence[Requests]) -> dict[str, Pick]:
+    """All requests, and thirds of them by prompt length."""
+    prompts = [tokens for one in parts for tokens in one.prompt]
+    low, high = np.percentile(prompts, (100 / 3, 200 / 3)) if prompts else (0, 0)
+    return {
+        "all": lambda one, i: True,
+        "short prompts": lambda one, i: one.prompt[i] <= low,
+        "middle prompts": lambda one, i: low < one.prompt[i] <= high,
+        "long prompts": lambda one, i: one.prompt[i] > high,
+    }
 
 
 def relegated(one: Requests, i: int) -> bool:
@@ -86,11 +96,10 @@ def _table(found: Found) -> list[Table]:
     rows = []
     for rate in found.rates(RELEGATION):
         parts = requests_of(found, RELEGATION, WITH.name, rate)
-        rows += _rows(found, rate, "all", lambda one, i: True)
-        for name in sorted({name for one in parts for name in one.slo_class}):
-            rows += _rows(found, rate, name, in_class(name))
+        for name, of in slices(parts).items():
+            rows += _rows(found, rate, name, of)
     heads = [
-        "class", "req/s", "requests", "how many", "prompt p50", "attained %", "the same without relegation %", "points",
+        "third", "req/s", "requests", "how many", "prompt p50", "attained %", "the same without relegation %", "points",
         "TTFT p50 s",
     ]  # fmt: skip
     note = "The same requests, drawn by the same seeds, under qoserve with and without relegation."
@@ -103,20 +112,19 @@ def _draw(found: Found) -> list[Figure]:
     panels = []
     for rate in found.rates(RELEGATION):
         parts = requests_of(found, RELEGATION, WITH.name, rate)
-        names = sorted({name for one in parts for name in one.slo_class})
-        counts = [percent(share(parts, relegated, in_class(name))) for name in names]
-        bars = [Series("relegated", names, counts)]
+        picks = slices(parts) if parts else {}
+        counts = [percent(share(parts, relegated, of)) for of in picks.values()]
+        bars = [Series("relegated", list(picks), counts)]
         panels.append(
-            Panel(f"Relegated at {rate:g} requests/s", "% of the class", "class", bars, "bars")
+            Panel(f"Relegated at {rate:g} requests/s", "% of these", "prompts", bars, "bars")
         )
         series = []
         for arm in (WITH, WITHOUT):
             own = requests_of(found, RELEGATION, arm.name, rate)
-            series.append(
-                Series(arm.name, names, [percent(share(own, attained, in_class(n))) for n in names])
-            )
+            kept = [percent(share(own, attained, of)) for of in picks.values()]
+            series.append(Series(arm.name, list(picks), kept))
         panels.append(
-            Panel(f"Attained at {rate:g} requests/s", "% of the class", "class", series, "bars")
+            Panel(f"Attained at {rate:g} requests/s", "% of these", "prompts", series, "bars")
         )
     return [
         Figure("relegation", "Who is relegated, and what it buys", panels, found.made(RELEGATION))
@@ -149,7 +157,7 @@ SECTION = Section(
     name="relegation",
     title="What is wrong: relegation",
     about="Under overload QoServe puts prompts that would be late behind all others. Who is that, what becomes of them,"
-    " and what do the others gain? QoServe's three tiers over Azure's code completion.",
+    " and what do the others gain? Azure's code completion with its bursts.",
     asks=_asks,
     tabulate=_table,
     draw=_draw,

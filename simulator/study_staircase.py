@@ -19,20 +19,19 @@ STEPS = (
     Arm("+ hybrid priority", "qoserve"),
 )
 STAIRS = "three_class"
-OVERLOAD = 6.0  # requests/s, as in the paper
+PUBLISHED_RATE = 6.0  # requests/s, at which the paper counts violations
+OVERLOADS = (PUBLISHED_RATE, 10.0)  # [ours] this device is faster than the paper's system
 
 
 def _asks(scale: Scale) -> list[Ask]:
     scenario = scale.scenario(STAIRS)
     searches: list[Ask] = [scale.search("staircase", scenario, arm, WANTED) for arm in STEPS]
-    return [*searches, *scale.grid("staircase", scenario, STEPS, [OVERLOAD])]
+    return [*searches, *scale.grid("staircase", scenario, STEPS, OVERLOADS)]
 
 
-def violations(found: Found, arm: str) -> float | None:
-    """Percent of the requests at the overload rate."""
-    attained = found.mean(
-        "staircase", arm, OVERLOAD, figure_of(f"judged.attainment.{Rule.CUMULATIVE}")
-    )
+def violations(found: Found, arm: str, rate: float) -> float | None:
+    """Percent of the requests."""
+    attained = found.mean("staircase", arm, rate, figure_of(f"judged.attainment.{Rule.CUMULATIVE}"))
     return None if attained is None else 100 * (1 - attained)
 
 
@@ -51,13 +50,13 @@ def _table(found: Found) -> list[Table]:
                 number(STAIRCASE_CAPACITY[i]),
                 number(step if i else None, "×{:.2f}"),
                 number(said if i else None, "×{:.2f}"),
-                number(violations(found, arm.name), "{:.1f}"),
+                *(number(violations(found, arm.name, rate), "{:.1f}") for rate in OVERLOADS),
                 number(STAIRCASE_VIOLATIONS[i], "{:.0f}"),
             ]
         )
     heads = [
         "step", "policy", "capacity at 99 %, req/s", "paper", "over the step before", "paper",
-        f"violations at {OVERLOAD:g} req/s, %", "paper",
+        *(f"violations at {rate:g} req/s, %" for rate in OVERLOADS), f"paper, at {PUBLISHED_RATE:g} req/s",
     ]  # fmt: skip
     return [
         Table(
@@ -82,8 +81,11 @@ def _draw(found: Found) -> list[Figure]:
 
     panels = [
         panel("Capacity at 99 %", "requests/s", rates, STAIRCASE_CAPACITY),
-        panel(f"Violations at {OVERLOAD:g} requests/s", "% of requests",
-              [violations(found, name) for name in names], STAIRCASE_VIOLATIONS),
+        *(
+            panel(f"Violations at {rate:g} requests/s (paper: at {PUBLISHED_RATE:g})", "% of requests",
+                  [violations(found, name, rate) for name in names], STAIRCASE_VIOLATIONS)
+            for rate in OVERLOADS
+        ),
     ]  # fmt: skip
     return [
         Figure(
@@ -97,24 +99,24 @@ def _draw(found: Found) -> list[Figure]:
 
 def _say(found: Found) -> list[str]:
     capacities = [found.capacity("staircase", arm.name, WANTED) for arm in STEPS]
-    missed = [violations(found, arm.name) for arm in STEPS]
     said = []
     rates = [capacity.rate for capacity in capacities if capacity is not None]
     if len(rates) == len(STEPS):
         down = [STEPS[i].name for i in range(1, len(rates)) if rates[i] < rates[i - 1]]
         shape = f"it falls at: {', '.join(down)}" if down else "no step falls, as in the paper"
         said.append(f"Capacity from {rates[0]:.2f} to {rates[-1]:.2f} req/s; {shape}.")
-    known = [value for value in missed if value is not None]
-    if len(known) == len(STEPS):
-        up = [STEPS[i].name for i in range(1, len(known)) if known[i] > known[i - 1]]
-        shape = (
-            f"more are missed with: {', '.join(up)}"
-            if up
-            else "fewer with each step, as in the paper"
-        )
-        said.append(
-            f"Violations at {OVERLOAD:g} req/s from {known[0]:.0f} % to {known[-1]:.0f} %; {shape}."
-        )
+    for rate in OVERLOADS:
+        known = [violations(found, arm.name, rate) for arm in STEPS]
+        missed = [value for value in known if value is not None]
+        if len(missed) == len(STEPS):
+            up = [STEPS[i].name for i in range(1, len(missed)) if missed[i] > missed[i - 1]]
+            shape = (
+                f"more are missed with: {', '.join(up)}"
+                if up
+                else "with no step more, as in the paper"
+            )
+            each = ", ".join(f"{value:.1f}" for value in missed)
+            said.append(f"Violations at {rate:g} req/s, step by step: {each} %; {shape}.")
     return [*said, *faults(found, "staircase")]
 
 

@@ -232,7 +232,9 @@ def test_the_staircase_beside_the_published_one() -> None:
     assert [row[2].value for row in table.rows] == [2.0, 3.0, 2.5, 4.0]
     assert [row[3].value for row in table.rows] == list(STAIRCASE_CAPACITY)
     assert [row[4].text for row in table.rows] == ["–", "×1.50", "×0.83", "×1.60"]
-    assert [row[6].value for row in table.rows] == [75.0] * 4
+    assert (
+        [row[6].value for row in table.rows] == [row[7].value for row in table.rows] == [75.0] * 4
+    )
     assert "it falls at: + relegation" in one.say(found)[0]
 
 
