@@ -81,7 +81,7 @@ def bound_of(workload: Workload, device: Device, config: Config, rule: Rule) -> 
     pieces = [Piece(theta, mu) for theta in (0, 1) for mu in MIXES]
     compute = free + _most(bounded, [Piece(1, 0.0, of_kv=False)], model, config.replicas)
     both = free + _most(bounded, pieces, model, config.replicas)
-    return Bound(len(needs), min(compute, both), compute, _least_s(served, model, config.replicas))
+    return Bound(len(needs), min(compute, both), compute, least_time_s(needs, model, config.replicas))
 
 
 def check_known(workload: Workload) -> None:
@@ -163,8 +163,9 @@ def _thinned(points: Floats, excess: float) -> Floats:
     return kept
 
 
-def _least_s(served: Sequence[Needs], model: Model, replicas: int) -> float:
-    """The least time from the first request to the last token."""
+def least_time_s(needs: Sequence[Needs | None], model: Model, replicas: int) -> float:
+    """The least T: from the first request that is served to the last token of all."""
+    served = [need for need in needs if need is not None]
     if not served:
         return CLOSE_S
     sent_s = np.array([need.sent_s for need in served])

@@ -30,7 +30,6 @@ from accelgen.simulator.foresight import Facts, Filling
 from accelgen.simulator.precedence import LAST, Order
 
 SCAN = 8  # waiting requests that cannot start before no more are looked at
-ORACLE = "oracle"
 
 
 class Knobs(Struct, frozen=True):
@@ -38,6 +37,14 @@ class Knobs(Struct, frozen=True):
 
     reserve: bool
     foresee: bool
+
+    def describe(self) -> str:
+        return " and ".join(
+            [
+                "KV reserved to the end" if self.reserve else "KV taken as it is needed",
+                "room left for arrivals" if self.foresee else "no room left for arrivals",
+            ]
+        )
 
 
 @dataclass(slots=True)
@@ -58,7 +65,7 @@ class _Scene:
 
 
 class Ordered:
-    name = ORACLE
+    name = "oracle"
 
     def __init__(self, facts: Facts, order: Order, knobs: Knobs) -> None:
         self.facts, self.order, self.knobs = facts, order, knobs

@@ -84,6 +84,11 @@ class Script(Order):
                 super().lose(id)
         self.ranks[self._kept] = np.arange(len(self._kept))
 
+    def describe(self) -> str:
+        """What was decided."""
+        kept = " ".join(map(str, self._kept)) or "nobody"
+        return f"order where it matters: {kept}"
+
 
 def next_choices(log: Sequence[tuple[int, int]]) -> list[int] | None:
     """The choices of the next script after the one that left `log`, depth first; None after the last."""
