@@ -69,8 +69,11 @@ class Bound(Struct, frozen=True):
         return self.attained / self.least_s
 
 
-def bound_of(workload: Workload, device: Device, config: Config, rule: Rule) -> Bound:
-    """The bound for this workload under `rule`. Raises ScenarioError if it has sessions."""
+def bound_of(
+    workload: Workload, device: Device, config: Config, rule: Rule, swapping: bool = False
+) -> Bound:
+    """The bound for this workload under `rule`; with `swapping` for schedulers that can swap KV out, too, which need
+    neither hold it nor compute it again. Raises ScenarioError if there are sessions."""
     check_known(workload)
     needs = needs_of(workload, device, config, rule)
     served = [need for need in needs if need is not None]
@@ -78,10 +81,12 @@ def bound_of(workload: Workload, device: Device, config: Config, rule: Rule) -> 
     bounded = [need for need in able if np.isfinite(need.latest_s[-1])]
     free = len(able) - len(bounded)
     model = Model.of(device, config)
-    pieces = [Piece(theta, mu) for theta in (0, 1) for mu in MIXES]
+    pieces = [Piece(theta, mu) for theta in (0, 1) for mu in (MIXES[:1] if swapping else MIXES)]
     compute = free + _most(bounded, [Piece(1, 0.0, of_kv=False)], model, config.replicas)
     both = free + _most(bounded, pieces, model, config.replicas)
-    return Bound(len(needs), min(compute, both), compute, least_time_s(needs, model, config.replicas))
+    return Bound(
+        len(needs), min(compute, both), compute, least_time_s(needs, model, config.replicas)
+    )
 
 
 def check_known(workload: Workload) -> None:

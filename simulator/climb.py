@@ -14,8 +14,8 @@ from accelgen.simulator.candidates import (
 )
 
 PATIENCE = 20  # steps without a better outcome before it begins again
-MOVES = ("add", "exchange", "advance", "delay", "turn")
-ODDS = (0.35, 0.25, 0.2, 0.1, 0.1)
+MOVES = ("add", "exchange", "advance", "delay", "drop", "turn")
+ODDS = (0.3, 0.25, 0.15, 0.1, 0.1, 0.1)
 
 
 class Chain:
@@ -86,8 +86,10 @@ class Chain:
             case "advance":
                 chosen = sorted(missed) or list(kept)
                 kept = self._moved(kept, int(self.draw.choice(chosen)), -1)
-            case _:
-                kept = self._moved(kept, int(self.draw.choice(kept)), 1) if kept else kept
+            case "delay" if kept:
+                kept = self._moved(kept, int(self.draw.choice(kept)), 1)
+            case "drop" if kept:
+                kept = without(kept, frozenset([int(self.draw.choice(kept))]))
         return Candidate(kept, knobs)
 
     def _placed(self, kept: tuple[int, ...], id: int) -> tuple[int, ...]:

@@ -32,7 +32,10 @@ from accelgen.simulator.stages import Rules
 from accelgen.simulator.traces import find_trace
 from accelgen.simulator.workload import Workload
 
-ORACLE, ORACLE_MODULE = "oracle", "accelgen.simulator.oracle"  # searched, not simulated once: see there
+ORACLE, ORACLE_MODULE = (
+    "oracle",
+    "accelgen.simulator.oracle",
+)  # searched, not simulated once: see there
 _IMPORT = re.compile(rb"^\s*from (accelgen\.[\w.]+) import", re.MULTILINE)
 Progress = Callable[[int, int], None]
 """Told now and then how many requests of how many have ended."""

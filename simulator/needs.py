@@ -128,9 +128,7 @@ class Needs:
         return float(self.alone_s.sum())
 
 
-def needs_of(
-    workload: Workload, device: Device, config: Config, rule: Rule
-) -> list[Needs | None]:
+def needs_of(workload: Workload, device: Device, config: Config, rule: Rule) -> list[Needs | None]:
     """By request, in order of arrival; None for one that every scheduler must refuse, because it does not fit the KV."""
     model = Model.of(device, config)
     shared = _shared_tokens(workload.arrivals, model) if config.prefix_caching else repeat(0)

@@ -22,15 +22,25 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta, Struct, structs
 
-from accelgen.simulator.candidates import GRID, Candidate, Judge, Metric, Outcome
+from accelgen.simulator.bound import Bound, bound_of
+from accelgen.simulator.candidates import GRID, Judge, Metric, Outcome
 from accelgen.simulator.climb import Chain
+from accelgen.simulator.device import Device
 from accelgen.simulator.experiment import ORACLE, Progress, Result, Setting, key_of, simulate
 from accelgen.simulator.metrics import Rule, summarise
 from accelgen.simulator.mix import Asked, load_sources, make_workload
 from accelgen.simulator.precedence import Script, next_choices
+from accelgen.simulator.workload import Workload
 
 EXHAUSTIVE = 7  # requests
 CHAINS = 4
+VARIANTS: tuple[tuple[str, dict[str, Any]], ...] = (
+    *((name, {"chunk_size": size}) for name in ("sarathi", "edf", "srpf") for size in (256, 1024, 2048)),
+    ("fastgen", {"forward_size": 2048}),
+    ("qoserve", {"alpha_s": 0}),
+    ("qoserve", {"relegation": False}),
+)  # fmt: skip
+"""Policies with other parameters than their own, which it is held against besides those that are installed."""
 
 
 class Search(Struct, frozen=True, forbid_unknown_fields=True):
@@ -70,7 +80,9 @@ def value_of(result: Result, metric: Metric) -> float:
         return -1.0
     rule = Rule(result.setting.scenario.rule)
     return (
-        result.summary.goodput[rule] if metric == "goodput" else result.summary.judged.attainment[rule]
+        result.summary.goodput[rule]
+        if metric == "goodput"
+        else result.summary.judged.attainment[rule]
     )
 
 
@@ -84,10 +96,7 @@ def run_oracle(setting: Setting, progress: Progress | None = None) -> Result:
     begin_s = perf_counter()
     search = msgspec.convert(setting.params, Search)
     scenario = setting.scenario
-    device = scenario.device()
-    asked = Asked(setting.rate, setting.requests, setting.seed, setting.half)
-    sources = load_sources(scenario, asked, setting.stand_ins)
-    workload = make_workload(setting.name, scenario, device, asked, sources)
+    device, workload, digests = _workload(setting)
     judge = Judge(workload, device, scenario.config(ORACLE), Rule(scenario.rule), search.metric)
     if judge.requests <= EXHAUSTIVE:
         best, note = try_all(judge, progress)
@@ -96,12 +105,31 @@ def run_oracle(setting: Setting, progress: Progress | None = None) -> Result:
     return Result(
         setting=setting,
         key=key_of(setting),
-        sources={name: rows.digest for name, rows in sources.items()},
+        sources=digests,
         summary=None if best.run is None else summarise(best.run),
         fault="" if best.run is not None else "no candidate served everybody",
         wall_s=perf_counter() - begin_s,
         note=note,
     )
+
+
+def bound_of_setting(setting: Setting, swapping: bool = False) -> Bound:
+    """No schedule on the workload of `setting` attains more; `swapping`: not even if KV can be swapped out. Raises
+    TraceError, ScenarioError, UnknownDevice, ProfileError."""
+    scenario = setting.scenario
+    device, workload, _ = _workload(setting)
+    config = scenario.config(ORACLE)
+    return bound_of(workload, device, config, Rule(scenario.rule), swapping)
+
+
+def _workload(setting: Setting) -> tuple[Device, Workload, dict[str, str]]:
+    """What it is searched on, and digests of the traces."""
+    scenario = setting.scenario
+    device = scenario.device()
+    asked = Asked(setting.rate, setting.requests, setting.seed, setting.half)
+    sources = load_sources(scenario, asked, setting.stand_ins)
+    workload = make_workload(setting.name, scenario, device, asked, sources)
+    return device, workload, {name: rows.digest for name, rows in sources.items()}
 
 
 def try_all(judge: Judge, progress: Progress | None = None) -> tuple[Outcome, str]:

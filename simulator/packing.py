@@ -45,7 +45,9 @@ class _Basis:
         outer = self.x.copy()
         outer[self.inner] = 0.0
         self.inverse = np.linalg.inv(square) if self.rows else np.zeros((0, 0))
-        self.x[self.inner] = self.inverse @ (self.limits[self.rows] - self.weights[self.rows] @ outer)
+        self.x[self.inner] = self.inverse @ (
+            self.limits[self.rows] - self.weights[self.rows] @ outer
+        )
         self.prices = self.inverse.sum(axis=0)
 
     def bound(self) -> float:
