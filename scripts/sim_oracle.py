@@ -1,13 +1,14 @@
-"""`accelgen sim oracle`, and the rows it adds to `sim compare`: policies beside the best schedule that a search has found
-with all arrivals and lengths known, and beside a bound that no schedule exceeds."""
+"""`accelgen sim oracle`, and the rows it adds to `sim compare`: policies beside the best schedule that a search has
+found with all arrivals and lengths known, and beside a bound that no schedule exceeds."""
 
 from __future__ import annotations
 
 import csv
 from collections.abc import Sequence
+from operator import itemgetter
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, get_args
 
 from msgspec import Struct, structs
 from rich import box
@@ -19,6 +20,7 @@ from accelgen.scripts.sim_bars import Bars, run_all
 from accelgen.scripts.sim_options import SEARCHED, label, setting_of
 from accelgen.scripts.sim_table import RULES, Group, bound_heads
 from accelgen.simulator.bound import Bound
+from accelgen.simulator.candidates import Metric
 from accelgen.simulator.crew import Crew
 from accelgen.simulator.distserve import NAME as DISTSERVE
 from accelgen.simulator.experiment import ORACLE, Result, Setting
@@ -88,7 +90,7 @@ def _search(crew: Crew, shown: Bars, known: Sequence[Result], given: dict[str, A
     metric = given["metric"]
     start = choose([one for one in known if one.setting.policy != DISTSERVE], metric)
     search = {key: given[key] for key in ("evaluations", "search_seed", "metric")}
-    chains = searches(start.setting, *search.values(), start)
+    chains = searches(start.setting, given["evaluations"], given["search_seed"], metric, start)
     found = choose([*known, *run_all(crew, chains, shown)], metric)
     policy = label((found.setting.policy, found.setting.params))
     note = found.note or f"no schedule better than that of {policy} was found"
@@ -101,18 +103,14 @@ def print_reference(
 ) -> None:
     """Each policy's distance to what was found, what was found, and the bound; on stdout."""
     rule = Rule(scenario.rule)
-    means = [
-        (group.policy, *(_mean(group.results, metric) for metric in ("goodput", "attainment")))
-        for group in groups
-    ]
-    means.sort(key=lambda row: -row[1])
-    best = [_mean(reference.best, metric) for metric in ("goodput", "attainment")]
+    means = sorted((_means(group.policy, group.results) for group in groups), key=itemgetter(1))
+    best = _means(SEARCHED, reference.best)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for head in ("", *bound_heads(rule), "goodput below searched %"):
         table.add_column(head, justify="left" if not head else "right")
-    rows = [*means, (SEARCHED, *best), (RELAXED, *reference.limits())]
+    rows = [*means[::-1], best, (RELAXED, *reference.limits())]
     for row, goodput, attainment in rows:
-        below = f"{100 * (1 - goodput / best[0]):.1f}" if best[0] > 0 and row != RELAXED else "-"
+        below = f"{100 * (1 - goodput / best[1]):.1f}" if best[1] > 0 and row != RELAXED else "-"
         table.add_row(row, f"{goodput:.3f}", f"{100 * attainment:.1f}", below)
     console = Console()
     console.print(title, markup=False, highlight=False, soft_wrap=True)
@@ -128,8 +126,13 @@ def print_reference(
         )  # fmt: skip
 
 
-def _mean(results: Sequence[Result], metric: Any) -> float:
-    return fmean(max(value_of(result, metric), 0.0) for result in results)
+def _means(name: str, results: Sequence[Result]) -> tuple[str, float, float]:
+    """Goodput and attainment over the seeds; 0 where the policy failed."""
+    goodput, attainment = (
+        fmean(max(value_of(result, metric), 0.0) for result in results)
+        for metric in get_args(Metric)
+    )
+    return name, goodput, attainment
 
 
 def write_bounds(reference: Reference, path: Path) -> Path:

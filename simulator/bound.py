@@ -1,26 +1,28 @@
 """More requests than this attain under no schedule: an upper bound from a relaxation over compute and KV.
 
-1. *Work.* Whoever attains has tokens that must be computed wholly within an interval [s, t]: those whose iterations cannot
-   begin before s and must have ended by t (`needs.py`). These iterations lie in [s, t], and on each of R replicas they
-   follow one another. So for every interval, and every linear piece of the cost model (`theta`), the work of those who
-   attain, the sum over such tokens of f * share + v, is at most R (t - s).
+1. *Work.* Whoever attains has tokens that must be computed wholly within an interval [s, t]: those whose iterations
+   cannot begin before s and must have ended by t (`needs.py`). These iterations lie in [s, t], and on each of R replicas
+   they follow one another. So for every interval, and every linear piece of the cost model (`theta`), the work of those
+   who attain, the sum over such tokens of f * share + v, is at most R (t - s).
 
-2. *Holding KV.* Under the rule "every gap" nobody who attains can be put off: from the first token, at a + F at the latest,
-   a token follows within every G. Between two of them each full block stays where it is, or is computed again, `block_size`
-   tokens at the price u. Take any `mu` in [0, 1] of the KV-time (share of blocks * time, of which there is R (t - s)) and
-   1 - mu of the work. A full block then costs at least k per second of gap, k = min(mu / B, (1 - mu) block_size u / G): held,
-   or computed again in a gap that is no longer than G. Of a request that arrives after s
+2. *Holding KV.* Under the rule "every gap" nobody who attains can be put off: from the first token on, which comes at
+   a + F at the latest, a token follows within every G. Between two of them each full block stays where it is, or is
+   computed again, `block_size` tokens at the price u. Take any `mu` in [0, 1] of the KV-time (share of blocks * time, of
+   which there is R (t - s)) and 1 - mu of the work. A full block then costs at least k per second of gap, where
+   k = min(mu / B, (1 - mu) block_size u / G): held, or computed again in a gap no longer than G. Of a request that
+   arrives after s
 
    - either the last token comes by t: then all its work is done, and gaps are at least as long as its iterations;
-   - or it does not: then gaps cover all of a + F .. t - G, at best while its context is as short as can be, the time from
+   - or it does not: then gaps fill all of a + F .. t - G, at best while its context is as short as can be, the time from
      one token to the next being G; and the work that is due by t is done.
 
-   The cheaper of the two is counted. With `mu` 0 this is the work alone.
+   The cheaper of the two is counted. With `mu` 0 this is the work alone. (Who can swap KV out to the host needs neither
+   hold it nor compute it again: for schedulers that do, only the work counts.)
 
-A set of requests that attains meets all of these. The most numerous set that does, with fractions of requests allowed, is a
-linear program (`packing.py`); its value, rounded down, bounds the number of requests that attain by any schedule, policy
-or replica. Intervals begin at arrivals and end at arrivals and at deadlines of first and last tokens; as many as `CELLS`
-allows: fewer make the bound weaker, never wrong. Neither do the prices, any of which prove one.
+A set of requests that attains meets all of these. The most numerous set that does, with fractions of requests allowed,
+is a linear program (`packing.py`); its value, rounded down, bounds the number of requests that attain by any schedule,
+policy or choice of replicas. Intervals begin at arrivals and end at arrivals, deadlines of first and last tokens, and
+evenly between; as many as `CELLS` allows: fewer make the bound weaker, never wrong.
 
 Goodput divides by T, the time until the last token of all. Everybody is served in the end, so T is at least the work of
 those who arrive after s, beyond s, and no request can end before its own iterations: (number that attain) / (least T)
@@ -117,7 +119,8 @@ class Piece:
         total = np.concatenate([[0.0], np.cumsum(work_s)])
         first = np.searchsorted(need.release_s, begins, side="left")
         after = np.searchsorted(need.latest_s, ends, side="right")
-        found = (1 - self.mu) * np.maximum(total[after][None, :] - total[first][:, None], 0.0)
+        done: Floats = np.maximum(total[after][None, :] - total[first][:, None], 0.0)
+        found = (1 - self.mu) * done
         if self.mu and np.isfinite(need.gap_s) and np.isfinite(need.latest_s[0]):
             whole, held = self._held(need, model, ends)
             later = need.sent_s >= begins
@@ -154,8 +157,8 @@ def _points(needs: Sequence[Needs], pieces: int) -> tuple[Floats, Floats]:
     """Beginnings and ends of intervals, ascending: thinned evenly if they are too many."""
     begins = np.unique([need.sent_s for need in needs])
     deadlines = [[need.latest_s[0], need.latest_s[-1]] for need in needs]
-    ends = np.unique(np.concatenate([begins, np.ravel(deadlines)]))
-    ends = ends[np.isfinite(ends)]
+    evenly = np.linspace(begins[0], np.max(deadlines), len(needs) + 32)
+    ends = np.unique(np.concatenate([evenly, begins, np.ravel(deadlines)]))
     excess = len(begins) * len(ends) * len(needs) * pieces / CELLS
     if excess > 1:
         begins, ends = _thinned(begins, excess**0.5), _thinned(ends, excess**0.5)

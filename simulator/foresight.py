@@ -20,8 +20,8 @@ AHEAD = 8  # arrivals looked at
 
 
 class Facts:
-    """By request id, 1 for the first to arrive (0 is nobody): `sent_s`, the last moments at which the first token must be
-    there and its prompt begin (infinite where nothing is stated; never, if it cannot attain), seconds of `work`,
+    """By request id, 1 for the first to arrive (0 is nobody): `sent_s`, the last moments at which the first token must
+    be there and its prompt begin (infinite where nothing is stated; never, if it cannot attain), seconds of work,
     `residence_s` alone on the device, and `ends`, all its tokens. `attainable`: ids."""
 
     def __init__(

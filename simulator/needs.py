@@ -6,13 +6,14 @@ Every iteration takes, by the cost model (`simulator/device.py`), for every `the
     v = u + h1 + c + d * context                 of a decode
     v = u * chunk + h1 + e * (end^2 - start^2) / 2    of a prompt chunk that ends at token `end`
 
-because max(0, N - K) >= theta * (N - K). Penalties (mixing, prior tokens) are left out. `theta` 0 counts all of the fixed
-time, 1 the whole price of a token beyond the knee; both are true, and neither is always the stronger.
+because max(0, N - K) >= theta * (N - K). Penalties (mixing, prior tokens) are left out. `theta` 0 counts all of the
+fixed time, 1 the whole price of a token beyond the knee; both are true, and neither is always the stronger.
 
-The requests in an iteration hold the KV of all their tokens, in blocks that are theirs alone (those that another request
-may share through the prefix cache are not counted). The shares of all blocks that they hold sum to 1 at most, so that
-an iteration also takes at least the sum over its entries of `f * share + v`: the fixed time is paid for by those whose KV
-fits together. Summed over a request's tokens this joins compute and KV in one currency, seconds of one replica.
+The requests in an iteration hold the KV of all their tokens, in blocks that are theirs alone (those that another
+request may share through the prefix cache are not counted). The shares of all blocks that they hold sum to 1 at most,
+so that an iteration also takes at least the sum over its entries of `f * share + v`: the fixed time is paid for by
+those whose KV fits together. Summed over a request's tokens this joins compute and KV in one currency, seconds of one
+replica.
 
 A token after the first is computed as a decode, or, if the request was preempted just before, as the last of a chunk
 that recomputes at least the tokens since the last full block (what the prefix cache may have kept ends at a block). The
@@ -75,8 +76,8 @@ class Model:
         )
 
     def prompt_s(self, tokens: int, cached: int) -> float:
-        """The least time of all iterations that compute a prompt after its `cached` tokens: the number of chunks is the
-        best one, between few, of which each pays the fixed time, and many, which stay below the knee."""
+        """The least time of all iterations that compute a prompt after its `cached` tokens: in the best number of
+        chunks, between few, and many that stay below the knee but pay the fixed time each."""
         rest = tokens - cached
         at_knee = rest / max(self.knee, 1.0)
         least = -(-rest // self.most_tokens)
@@ -107,8 +108,8 @@ class Model:
 class Needs:
     """What one request needs, token by token, [n] for its n output tokens; the first stands for the whole prompt.
 
-    Its iterations for token k begin at `release_s[k]` at the earliest, and must have ended at `latest_s[k]` if the request
-    is to attain (infinite: whenever). `alone_s` is how long they take at least; `work_s` [2, n] and `share` are v and the
+    Its iterations for token k begin at `release_s[k]` at the earliest, and must have ended at `latest_s[k]` if the
+    request is to attain (infinite: whenever). `alone_s` is how long they take at least; `work_s` [2, n] and `share` are v and the
     share of KV blocks of the derivation above; `kept` is the share of the blocks that are full when the token is there.
     `gap_s` is the longest time between two tokens that is allowed (infinite: any)."""
 
@@ -129,7 +130,7 @@ class Needs:
 
 
 def needs_of(workload: Workload, device: Device, config: Config, rule: Rule) -> list[Needs | None]:
-    """By request, in order of arrival; None for one that every scheduler must refuse, because it does not fit the KV."""
+    """By request, in order of arrival; None for one that every scheduler must refuse: it does not fit the KV."""
     model = Model.of(device, config)
     shared = _shared_tokens(workload.arrivals, model) if config.prefix_caching else repeat(0)
     return [
@@ -170,8 +171,8 @@ def _needs(arrival: Arrival, cached: int, model: Model, rule: Rule) -> Needs:
 
 
 def _latest_s(arrival: Arrival, alone_s: Floats, rule: Rule) -> Floats:
-    """When each token must be there for the request to attain: by every rule the last one at arrival + F + (n - 1) G and
-    arrival + D, by two of them token k at arrival + F + (k - 1) G; and each so early that the rest can follow."""
+    """When each token must be there for the request to attain: by every rule the last one at arrival + F + (n - 1) G
+    and arrival + D, by two of them token k at arrival + F + (k - 1) G; and each so early that the rest can follow."""
     goal, number = arrival.objective, np.arange(len(alone_s))
     first_s = np.inf if goal.ttft_s is None else arrival.at_s + goal.ttft_s
     gap_s = np.inf if goal.tpot_s is None else goal.tpot_s

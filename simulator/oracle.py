@@ -1,13 +1,14 @@
-"""`oracle`: the best schedule that a search has found, knowing all arrivals and lengths. An upper reference, not an optimum.
+"""`oracle`: the best schedule that a search has found, all arrivals and lengths known: an upper reference, no more.
 
-A candidate is an order of the requests, who of them is given up (served after all others), and knobs (`ordered.py`). Each
-is run by the real simulation, so that whatever is found can be done.
+A candidate is an order of the requests, who of them is given up (served after all others), and knobs (`ordered.py`).
+Each is run by the real simulation, so that whatever is found can be done.
 
 Up to `EXHAUSTIVE` requests all candidates are tried: every order and every choice of whom to give up, for all knobs. A
-script decides only where it matters (`precedence.py`), so that no two runs are the same candidate twice. With more
-requests it is local search: chains, each from an order of its own (one from what the best policy attained), that take every
-change that is no worse, and begin again from a shaken copy of their best when they get no further. Random numbers come
-from (seed, chain); the budget is a number of runs. Nothing depends on time or on how many chains run side by side.
+script decides only where it matters (`precedence.py`), so that candidates which differ in nothing are run once. With
+more requests it is local search: chains, each from an order of its own (one from what the best policy attained), that
+take every change that is no worse, and begin again from a shaken copy of their best when they get no further. Random
+numbers come from (seed, chain); the budget is a number of runs. Nothing depends on time, or on how many chains run side
+by side.
 
 `choose` puts what was found beside the runs of the policies themselves and takes the best: what is called the oracle is
 at least every policy that it was shown, by construction.
@@ -57,7 +58,7 @@ class Search(Struct, frozen=True, forbid_unknown_fields=True):
 def searches(
     setting: Setting, evaluations: int, seed: int, metric: Metric, start: Result | None
 ) -> list[Setting]:
-    """The chains of a search on the workload of `setting`: as settings, so that they can run side by side and be kept."""
+    """The chains of a search on the workload of `setting`: settings, so that they run side by side and are kept."""
     chains = CHAINS if setting.requests > EXHAUSTIVE else 1
     name = start.setting.policy if start is not None else ""
     params = start.setting.params if start is not None else {}

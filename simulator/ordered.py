@@ -4,14 +4,14 @@ It runs in the simulator only, on the live scheduler core, and knows what no pol
 long they will be, and what an iteration really takes on the device.
 
 1. *Lost.* Whoever can meet its objectives no more, even alone on the device, counts as given up from then on.
-2. *Residents.* Waiting requests, by rank, start if the KV of all that run and of them fits: now, or (`reserve`) at every
-   moment until all of them have ended. A kept request takes the place of running ones of lower rank.
+2. *Residents.* Waiting requests, by rank, start if the KV of all that run and of them fits: now, or (`reserve`) at
+   every moment until all of them have ended. A kept request takes the place of running ones of lower rank.
 3. *Batch.* All decodes that run (given-up ones only while the kept are in time). Prompts by rank, each as much as lets
    every kept decode, and every kept prompt that ends in this iteration, be in time; with `foresee` also so little that
    whoever arrives meanwhile can still be in time.
 
-An object is made for one run: its order changes when requests are lost. Who comes first has no say as long as everything
-that is asked for can be done at once; a `Script` is asked to decide when it cannot.
+An object is made for one run: its order changes when requests are lost. Who comes first has no say as long as
+everything that is asked for can be done at once; a `Script` is asked to decide when it cannot.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Knobs(Struct, frozen=True):
 
 @dataclass(slots=True)
 class _Scene:
-    """One moment: decodes with the times their next tokens are due, prompts that have begun, and when all has to end."""
+    """One moment: decodes, when their next tokens are due, prompts that have begun, and when all has to end."""
 
     view: View
     now_s: float
@@ -170,8 +170,8 @@ class Ordered:
     # --- who starts --------------------------------------------------------------------------------------------------
 
     def _newcomers(self, scene: _Scene, budget: int) -> tuple[list[int], list[int]]:
-        """Waiting requests that start, while prompts of better rank leave something of `budget` tokens; and running ones
-        that give way to them."""
+        """Waiting requests that start, while prompts of better rank leave something of `budget` tokens; and running
+        ones that give way to them."""
         table = scene.table
         now = (table.running, len(table.waiting), table.waiting[:1], self.order.lost)
         if not table.waiting or (self._blocked and _same(self._blocked, now)):

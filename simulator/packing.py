@@ -2,8 +2,8 @@
 
     maximise sum x    subject to  W x <= c,  0 <= x <= 1        (W, c >= 0)
 
-By weak duality every vector of prices y >= 0 gives an upper bound, `y c + sum max(0, 1 - y W)`: whatever comes out below
-is one, and numerical trouble can only make it weaker. The dual simplex method for bounded variables finds the best
+By weak duality every vector of prices y >= 0 gives an upper bound, `y c + sum max(0, 1 - y W)`: whatever comes out is
+one, and numerical trouble can only make it weaker. The dual simplex method for bounded variables finds the best
 prices: all x begin at 1, which is optimal for the prices 0, and the constraint that is violated most enters.
 """
 
@@ -30,7 +30,7 @@ def most_that_fit(weights: Floats, limits: Floats) -> float:
 
 
 class _Basis:
-    """`rows`: constraints that hold with equality; `inner`: as many x between their bounds; all others are at 0 or 1."""
+    """`rows`: constraints that hold with equality; `inner`: as many x between bounds; all others are at 0 or 1."""
 
     def __init__(self, weights: Floats, limits: Floats) -> None:
         self.weights, self.limits = weights, limits

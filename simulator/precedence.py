@@ -19,7 +19,7 @@ LAST = 1e6
 
 
 class Order:
-    """Ranks of requests 1 .. `requests`: of the kept ones their place in `kept`. One object per run: `lose` changes it."""
+    """Ranks of requests 1 .. `requests`: of the kept ones their place in `kept`. Made for one run: `lose` changes it."""
 
     def __init__(self, requests: int, kept: Sequence[int]) -> None:
         self.ranks: NDArray[np.float64] = LAST + np.arange(requests + 1.0)
@@ -32,7 +32,7 @@ class Order:
         self.lost += 1
 
     def waiting(self, table: RequestTable) -> Iterable[int]:
-        """Slots of waiting requests by rank; the table has them in the order of `ranks`, as they were when asked for."""
+        """Slots of waiting requests by rank: the table's own order, which it has asked for."""
         return (slot for _, slot in table.waiting)
 
     def undecided(self, ids: Sequence[int]) -> bool:
