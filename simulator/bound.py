@@ -1,20 +1,20 @@
 """More requests than this attain under no schedule: an upper bound from a relaxation over compute and KV.
 
 1. *Work.* Whoever attains has tokens that must be computed wholly within an interval [s, t]: those whose iterations
-   cannot begin before s and must have ended by t (`needs.py`). These iterations lie in [s, t], and on each of R replicas
-   they follow one another. So for every interval, and every linear piece of the cost model (`theta`), the work of those
-   who attain, the sum over such tokens of f * share + v, is at most R (t - s).
+   cannot begin before s and must have ended by t (`needs.py`). These iterations lie in [s, t], and on each of R
+   replicas they follow one another. So for every interval, and every linear piece of the cost model (`theta`), the work
+   of those who attain, the sum over such tokens of f * share + v, is at most R (t - s).
 
-2. *Holding KV.* Under the rule "every gap" nobody who attains can be put off: from the first token on, which comes at
-   a + F at the latest, a token follows within every G. Between two of them each full block stays where it is, or is
-   computed again, `block_size` tokens at the price u. Take any `mu` in [0, 1] of the KV-time (share of blocks * time, of
-   which there is R (t - s)) and 1 - mu of the work. A full block then costs at least k per second of gap, where
-   k = min(mu / B, (1 - mu) block_size u / G): held, or computed again in a gap no longer than G. Of a request that
-   arrives after s
+2. *Holding KV.* Under the rule "every gap" nobody who attains can be put off: from the first token on, which comes at a
+   + F at the latest, a token follows within every G. Between two of them each full block stays where it is, or is
+   computed again, `block_size` tokens at the price u. Take any `mu` in [0, 1] of the KV-time (share of blocks * time,
+   of which there is R (t - s)) and 1 - mu of the work. A full block then costs at least k per second of gap, where k =
+   min(mu / B, (1 - mu) block_size u / G): held, or computed again in a gap no longer than G. Of a request that arrives
+   after s
 
    - either the last token comes by t: then all its work is done, and gaps are at least as long as its iterations;
-   - or it does not: then gaps fill all of a + F .. t - G, at best while its context is as short as can be, the time from
-     one token to the next being G; and the work that is due by t is done.
+   - or it does not: then gaps fill all of a + F .. t - G, at best while its context is as short as can be, the time
+     from one token to the next being G; and the work that is due by t is done.
 
    The cheaper of the two is counted. With `mu` 0 this is the work alone. (Who can swap KV out to the host needs neither
    hold it nor compute it again: for schedulers that do, only the work counts.)

@@ -33,7 +33,8 @@ from numpy.typing import NDArray
 from accelgen.proto.config import Config
 from accelgen.simulator.device import Device
 from accelgen.simulator.metrics import CLOSE_S, Rule
-from accelgen.simulator.workload import Arrival, Workload
+from accelgen.simulator.worker import STOP, TOKEN
+from accelgen.simulator.workload import OWN, Arrival, Workload
 
 Floats = NDArray[np.float64]
 DAY_S = 86_400.0
@@ -109,9 +110,9 @@ class Needs:
     """What one request needs, token by token, [n] for its n output tokens; the first stands for the whole prompt.
 
     Its iterations for token k begin at `release_s[k]` at the earliest, and must have ended at `latest_s[k]` if the
-    request is to attain (infinite: whenever). `alone_s` is how long they take at least; `work_s` [2, n] and `share` are v and the
-    share of KV blocks of the derivation above; `kept` is the share of the blocks that are full when the token is there.
-    `gap_s` is the longest time between two tokens that is allowed (infinite: any)."""
+    request is to attain (infinite: whenever). `alone_s` is how long they take at least; `work_s` [2, n] and `share` are
+    v and the share of KV blocks of the derivation above; `kept` is the share of the blocks that are full when the token
+    is there. `gap_s` is the longest time between two tokens that is allowed (infinite: any)."""
 
     sent_s: float
     release_s: Floats
@@ -202,6 +203,7 @@ def _shared_tokens(arrivals: Sequence[Arrival], model: Model) -> list[int]:
         names = 0
         while names < len(arrival.prefix) and (
             seen[arrival.prefix_block, arrival.prefix[: names + 1]] > 1
+            or arrival.prefix[names] % OWN in (TOKEN, STOP)  # as what others have generated
         ):
             names += 1
         tokens = min(names * arrival.prefix_block, arrival.prompt_tokens - 1)

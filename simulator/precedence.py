@@ -19,7 +19,8 @@ LAST = 1e6
 
 
 class Order:
-    """Ranks of requests 1 .. `requests`: of the kept ones their place in `kept`. Made for one run: `lose` changes it."""
+    """Ranks of requests 1 .. `requests`: of the kept ones their place in `kept`. Made for one run: `lose` changes
+    it."""
 
     def __init__(self, requests: int, kept: Sequence[int]) -> None:
         self.ranks: NDArray[np.float64] = LAST + np.arange(requests + 1.0)
