@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import click
 import msgspec
 
+from accelgen.scripts.sim_bars import bars
 from accelgen.scripts.sim_options import (
     ListParam,
     PolicyParam,
@@ -20,6 +22,7 @@ from accelgen.scripts.sim_options import (
     middle_rate,
     pick_scenario,
     policies_option,
+    search_options,
     setting_of,
     workload_options,
 )
@@ -103,7 +106,6 @@ def list_names(file: Path | None) -> None:
 @click.option("--save-detailed", is_flag=True, help="Write a CSV with a row per request.")
 def run(policy: Policy, rate: float | None, save_detailed: bool, **given: Any) -> None:
     """Simulate one policy at one rate."""
-    from accelgen.scripts.sim_bars import bars
     from accelgen.scripts.sim_table import print_summary, write_requests, write_results
 
     name, scenario = pick_scenario(given)
@@ -136,14 +138,54 @@ def run(policy: Policy, rate: float | None, save_detailed: bool, **given: Any) -
 @click.option(
     "--rate", type=RATE, show_default="the middle one of the scenario", help="Requests/s."
 )
+@click.option(
+    "--oracle", is_flag=True, help="Rows of `sim oracle`: a searched upper reference, a bound."
+)
+@search_options
 @jobs_option
-def compare(policies: list[Policy], rate: float | None, jobs: int | None, **given: Any) -> None:
+def compare(
+    policies: list[Policy], rate: float | None, oracle: bool, jobs: int | None, **given: Any
+) -> None:
     """Compare policies at one rate: a table and a figure."""
     from accelgen.scripts.sim_figure import draw_comparison
 
     name, scenario = pick_scenario(given)
-    results = _run_grid(name, scenario, policies, [rate or middle_rate(scenario)], jobs, given)
-    _report("compare", name, scenario, results, given["out"], draw_comparison, with_rate=False)
+    rates = [rate or middle_rate(scenario)]
+    if not oracle:
+        results = _run_grid(name, scenario, policies, rates, jobs, given)
+        _report("compare", name, scenario, results, given["out"], draw_comparison, with_rate=False)
+        return
+    from accelgen.scripts.sim_oracle import with_reference
+
+    with _crew(jobs, given) as crew, bars(given["quiet"]) as shown:
+        results, reference = with_reference(crew, shown, name, scenario, policies, rates[0], given)
+    draw = partial(draw_comparison, limits=reference.limits())
+    results, rows = [*results, *reference.best], reference.rows(Rule(scenario.rule))
+    _report("compare", name, scenario, results, given["out"], draw, with_rate=False, more=rows)
+
+
+@command.command("oracle")
+@workload_options
+@policies_option
+@click.option(
+    "--rate", type=RATE, show_default="the middle one of the scenario", help="Requests/s."
+)
+@search_options
+@jobs_option
+def oracle(policies: list[Policy], rate: float | None, jobs: int | None, **given: Any) -> None:
+    """Hold policies against a searched upper reference, which knows all arrivals and lengths, and against a bound."""
+    from accelgen.scripts.sim_oracle import print_reference, with_reference, write_bounds
+    from accelgen.scripts.sim_table import groups_of, write_results
+
+    name, scenario = pick_scenario(given)
+    at = rate or middle_rate(scenario)
+    with _crew(jobs, given) as crew, bars(given["quiet"]) as shown:
+        results, reference = with_reference(crew, shown, name, scenario, policies, at, given)
+    title = f"{_title(name, scenario)}, {at:g} requests/s"
+    print_reference(groups_of(results), reference, scenario, title)
+    path = given["out"] / _stem("oracle", name, [*results, *reference.best])
+    written = write_results([*results, *reference.best], path)
+    _say_written([*written, write_bounds(reference, path.with_suffix(".bounds.csv"))])
 
 
 @command.command("sweep")
@@ -185,7 +227,6 @@ def capacity(
     policies: list[Policy], attainment: float, tolerance: float, jobs: int | None, **given: Any
 ) -> None:
     """Find the highest rate at which enough requests keep their objectives, by bisection."""
-    from accelgen.scripts.sim_bars import bars
     from accelgen.scripts.sim_capacity import report_capacities, search
 
     name, scenario = pick_scenario(given)
@@ -209,7 +250,7 @@ def _run_grid(
     given: dict[str, Any],
 ) -> list[Result]:
     """Every policy at every rate with every seed."""
-    from accelgen.scripts.sim_bars import bars, run_all
+    from accelgen.scripts.sim_bars import run_all
 
     settings: list[Setting] = [
         setting_of(name, scenario, policy, rate, seed, given["synthetic"])
@@ -237,12 +278,13 @@ def _report(
     out: Path,
     draw: Callable[..., None],
     with_rate: bool,
+    more: dict[str, dict[str, str]] | None = None,
 ) -> None:
     from accelgen.scripts.sim_figure import NO_MATPLOTLIB
     from accelgen.scripts.sim_table import groups_of, print_groups, write_results
 
     groups, rule, title = groups_of(results), Rule(scenario.rule), _title(name, scenario)
-    print_groups(groups, rule, title, with_rate)
+    print_groups(groups, rule, title, with_rate, more)
     path = out / _stem(verb, name, results)
     written = write_results(results, path)
     try:

@@ -14,6 +14,7 @@ from accelgen.proto.policies import POLICY_GROUP, fault_in, known_policies, unkn
 from accelgen.scripts.chat_objective import ObjectiveError, parse_objective
 from accelgen.simulator.distserve import NAME as DISTSERVE
 from accelgen.simulator.experiment import Setting
+from accelgen.simulator.groups import SEARCHED as SEARCHED
 from accelgen.simulator.groups import words_of
 from accelgen.simulator.mix import own_rate
 from accelgen.simulator.scenarios import (
@@ -170,6 +171,23 @@ def policies_option(command: F) -> F:
     )(command)  # fmt: skip
 
 
+_SEARCH = (
+    click.option("--evaluations", type=click.IntRange(4, 10**6), default=200, show_default=True,
+                 help="Schedules that the search tries; up to 7 requests it tries all."),
+    click.option("--search-seed", type=click.IntRange(0, 2**31), default=0, show_default=True,
+                 help="Of the search; --seeds are those of the workload."),
+    click.option("--metric", type=click.Choice(["goodput", "attainment"]), default="goodput", show_default=True,
+                 help="What is sought, by the rule of the scenario."),
+)  # fmt: skip
+
+
+def search_options(command: F) -> F:
+    """How it is searched."""
+    for option in reversed(_SEARCH):
+        command = option(command)
+    return command
+
+
 def jobs_option(command: F) -> F:
     return click.option(
         "--jobs", type=click.IntRange(1, 1024), show_default="cores", help="Simulations at a time."
@@ -259,5 +277,5 @@ def middle_rate(scenario: Scenario) -> float:
 
 
 def label(policy: tuple[str, dict[str, Any]]) -> str:
-    """As it is written on the command line."""
+    """As it is written on the command line; what a search has found is called that."""
     return words_of(*policy)

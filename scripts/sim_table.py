@@ -16,7 +16,8 @@ from rich.table import Table
 
 from accelgen.scripts.sim_options import label
 from accelgen.simulator.experiment import Result
-from accelgen.simulator.groups import Group, figure_of
+from accelgen.simulator.groups import Group as Group
+from accelgen.simulator.groups import figure_of
 from accelgen.simulator.groups import groups_of as groups_of
 from accelgen.simulator.metrics import Rule, Times
 from accelgen.simulator.run import Fate
@@ -47,10 +48,10 @@ def columns(rule: Rule) -> list[Column]:
         return lambda result: 100 * (read(result) or 0.0)
 
     return [
-        Column(f"goodput ({RULES[rule]}) req/s", figure_of(f"goodput.{rule}")),
+        Column(bound_heads(rule)[0], figure_of(f"goodput.{rule}")),
         *(
-            Column(f"attained % ({short})", percent(f"judged.attainment.{one}"), "{:.1f}")
-            for one, short in RULES.items()
+            Column(bound_heads(one)[1], percent(f"judged.attainment.{one}"), "{:.1f}")
+            for one in RULES
         ),
         Column("req/s", figure_of("request_throughput")),
         Column("tok/s", figure_of("token_throughput"), "{:.0f}"),
@@ -67,13 +68,30 @@ def columns(rule: Rule) -> list[Column]:
     ]
 
 
-def print_groups(groups: Sequence[Group], rule: Rule, title: str, with_rate: bool) -> None:
+def bound_heads(rule: Rule) -> tuple[str, str]:
+    """Heads of the columns that a bound has a figure for: goodput and attainment by the rule."""
+    return f"goodput ({RULES[rule]}) req/s", f"attained % ({RULES[rule]})"
+
+
+def print_groups(
+    groups: Sequence[Group], rule: Rule, title: str, with_rate: bool, more: dict[str, dict[str, str]] | None = None
+) -> None:  # fmt: skip
     """The table on stdout, in as many parts as the terminal is too narrow. A figure without data is a dash; a policy
-    that failed has a line of its own below."""
+    that failed has a line of its own below. `more`: further rows, by name, of cells by head; not with rates."""
     console = Console()
     width = console.width if console.is_terminal else 1000
     names = [[group.policy, *([f"{group.rate:g}"] if with_rate else [])] for group in groups]
-    shown = [(column.head, [_cell(group, column) for group in groups]) for column in columns(rule)]
+    names += [[name] for name in more or {}]
+    shown = [
+        (
+            column.head,
+            [
+                *(_cell(group, column) for group in groups),
+                *(cells.get(column.head, NO_DATA) for cells in (more or {}).values()),
+            ],
+        )
+        for column in columns(rule)
+    ]
     console.print(title, markup=False, highlight=False, soft_wrap=True)
     heads = ["policy", "rate"][: 1 + with_rate]
     first = sum(max(map(len, cells)) + SPACE for cells in zip(heads, *names, strict=True))
@@ -151,6 +169,7 @@ def write_results(results: Sequence[Result], path: Path) -> list[Path]:
             "requests": setting.requests,
             "fault": result.fault,
             "given_up": result.given_up,
+            "note": result.note,
         }
         figures = {} if result.summary is None else msgspec.to_builtins(result.summary)
         rows.append({**head, **flatten(figures)})

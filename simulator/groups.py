@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any
 
-from accelgen.simulator.experiment import Result
+from accelgen.simulator.experiment import ORACLE, Result
 
+SEARCHED = "oracle (searched)"
 Read = Callable[[Result], float | None]
 
 
@@ -50,7 +51,9 @@ def figure_of(path: str) -> Read:
 
 
 def words_of(policy: str, params: dict[str, Any]) -> str:
-    """A policy with its parameters, as it is written on the command line."""
+    """A policy with its parameters, as it is written on the command line; what a search has found is called that."""
+    if policy == ORACLE:
+        return SEARCHED
     return ":".join([policy, *(f"{key}={value}" for key, value in params.items())])
 
 

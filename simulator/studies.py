@@ -9,6 +9,7 @@ from accelgen.simulator import (
     study_field,
     study_lengths,
     study_long,
+    study_oracle,
     study_relegation,
     study_setting,
     study_slack,
@@ -18,6 +19,7 @@ from accelgen.simulator.study import Scale, Section
 
 SECTIONS: tuple[Section, ...] = (
     *study_setting.SECTIONS,
+    study_oracle.SECTION,
     study_field.SECTION,
     study_staircase.SECTION,
     study_adaptive.SECTION,

@@ -106,8 +106,9 @@ def test_names_are_unique_and_asks_can_be_run() -> None:
     assert len(set(NAMES)) == len(NAMES)
     known = {*known_policies(), "distserve"}
     asks = [ask for section in SECTIONS for ask in section.asks(SMALL)]
-    assert {ask.settings[0].policy for ask in asks} == known
-    assert all(ask.settings[0].requests <= 400 and len(ask.settings) == 1 for ask in asks)
+    assert {ask.settings[0].policy for ask in asks} == known | {"oracle"}
+    assert all(setting.requests <= 400 for ask in asks for setting in ask.settings)
+    assert {setting.seed for ask in asks for setting in ask.settings} == {0}
 
 
 def test_the_scale_of_the_paper_is_as_frozen() -> None:
@@ -236,6 +237,25 @@ def test_the_staircase_beside_the_published_one() -> None:
         [row[6].value for row in table.rows] == [row[7].value for row in table.rows] == [75.0] * 4
     )
     assert "it falls at: + relegation" in one.say(found)[0]
+
+
+def test_the_best_found_is_at_least_every_policy() -> None:
+    one = section("oracle")
+    found = found_by(one)
+    goodputs = {"accelgen": 0.5, "edf": 0.8, "chains of the search": 0.7}
+    for (workload, arm, rate), group in [*found.runs.items()]:
+        results = [result(r.setting, goodput=goodputs.get(arm, 0.1)) for r in group.results]
+        found.runs[workload, arm, rate] = Group(arm, rate, results)
+    [table] = one.tabulate(found)
+    rows = [row for row in table.rows if row[1].text == "1"]
+    shown = {row[0].text: row for row in rows}
+    assert shown["the best found"][2] == Cell("0.800", 0.8, "best")
+    assert shown["accelgen"][4].value == pytest.approx(-37.5) and shown["edf"][4].value == 0
+    bound = shown["no schedule more than"]
+    assert bound[4] == Cell("–") and 0 < float(bound[3].value or 0) <= 100
+    assert [cell.value for cell in table.rows[-1][4:]] == [-6, -12, -1.1, 22]
+    assert "accelgen is 37.5 % below the best found" in one.say(found)[0]
+    assert "nearest to it comes edf, 0.0 % below" in one.say(found)[0]
 
 
 def test_costs_read_the_results_of_benchmarks() -> None:
