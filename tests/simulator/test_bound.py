@@ -148,7 +148,7 @@ def test_no_order_of_few_exceeds_it(seed: int) -> None:
     bound = bound_of(workload, DEVICE, config(), rule)
     for metric, most in (("goodput", bound.goodput), ("attainment", bound.attained)):
         judge = Judge(workload, DEVICE, config(), rule, metric)  # type: ignore[arg-type]
-        assert try_all(judge)[0].value <= most
+        assert max(try_all(judge, knobs)[0].value for knobs in GRID) <= most
 
 
 @pytest.mark.parametrize("name", ["accelgen", "azure2023_code", "three_class_conv"])
