@@ -22,6 +22,7 @@ from accelgen.scripts.sim_options import (
     middle_rate,
     pick_scenario,
     policies_option,
+    rate_option,
     search_options,
     setting_of,
     workload_options,
@@ -100,9 +101,7 @@ def list_names(file: Path | None) -> None:
     show_default=True,
     help="Policy; NAME:key=value sets parameters.",
 )
-@click.option(
-    "--rate", type=RATE, show_default="the middle one of the scenario", help="Requests/s."
-)
+@rate_option
 @click.option("--save-detailed", is_flag=True, help="Write a CSV with a row per request.")
 def run(policy: Policy, rate: float | None, save_detailed: bool, **given: Any) -> None:
     """Simulate one policy at one rate."""
@@ -135,9 +134,7 @@ def run(policy: Policy, rate: float | None, save_detailed: bool, **given: Any) -
 @command.command("compare")
 @workload_options
 @policies_option
-@click.option(
-    "--rate", type=RATE, show_default="the middle one of the scenario", help="Requests/s."
-)
+@rate_option
 @click.option(
     "--oracle", is_flag=True, help="Rows of `sim oracle`: a searched upper reference, a bound."
 )
@@ -167,9 +164,7 @@ def compare(
 @command.command("oracle")
 @workload_options
 @policies_option
-@click.option(
-    "--rate", type=RATE, show_default="the middle one of the scenario", help="Requests/s."
-)
+@rate_option
 @search_options
 @jobs_option
 def oracle(policies: list[Policy], rate: float | None, jobs: int | None, **given: Any) -> None:

@@ -188,6 +188,12 @@ def search_options(command: F) -> F:
     return command
 
 
+def rate_option(command: F) -> F:
+    return click.option(
+        "--rate", type=_RATE, show_default="the middle one of the scenario", help="Requests/s."
+    )(command)
+
+
 def jobs_option(command: F) -> F:
     return click.option(
         "--jobs", type=click.IntRange(1, 1024), show_default="cores", help="Simulations at a time."

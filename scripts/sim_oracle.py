@@ -18,7 +18,7 @@ from rich.table import Table
 from accelgen.proto.policies import known_policies
 from accelgen.scripts.sim_bars import Bars, run_all
 from accelgen.scripts.sim_options import SEARCHED, label, setting_of
-from accelgen.scripts.sim_table import RULES, Group, bound_heads
+from accelgen.scripts.sim_table import RULES, WIDE, Group, bound_heads
 from accelgen.simulator.bound import Bound
 from accelgen.simulator.candidates import Metric
 from accelgen.simulator.crew import Crew
@@ -106,13 +106,16 @@ def print_reference(
     means = sorted((_means(group.policy, group.results) for group in groups), key=itemgetter(1))
     best = _means(SEARCHED, reference.best)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for head in ("", *bound_heads(rule), "goodput below searched %"):
-        table.add_column(head, justify="left" if not head else "right")
+    table.add_column("", no_wrap=True)
+    for head in (*bound_heads(rule), "goodput below searched %"):
+        table.add_column(head, justify="right")
     rows = [*means[::-1], best, (RELAXED, *reference.limits())]
     for row, goodput, attainment in rows:
         below = f"{100 * (1 - goodput / best[1]):.1f}" if best[1] > 0 and row != RELAXED else "-"
         table.add_row(row, f"{goodput:.3f}", f"{100 * attainment:.1f}", below)
     console = Console()
+    if not console.is_terminal:
+        console = Console(width=WIDE)
     console.print(title, markup=False, highlight=False, soft_wrap=True)
     console.print(table)
     for group in groups:

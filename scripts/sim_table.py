@@ -25,6 +25,7 @@ from accelgen.simulator.run import Fate
 RULES = {Rule.EVERY_GAP: "gap", Rule.CUMULATIVE: "cumul.", Rule.MEAN: "mean"}
 NO_DATA = "-"
 SPACE = 3  # between two columns
+WIDE = 1000  # characters, where nobody says how many there are
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ def print_groups(
     """The table on stdout, in as many parts as the terminal is too narrow. A figure without data is a dash; a policy
     that failed has a line of its own below. `more`: further rows, by name, of cells by head; not with rates."""
     console = Console()
-    width = console.width if console.is_terminal else 1000
+    width = console.width if console.is_terminal else WIDE
     names = [[group.policy, *([f"{group.rate:g}"] if with_rate else [])] for group in groups]
     names += [[name] for name in more or {}]
     shown = [

@@ -30,7 +30,8 @@ from accelgen.simulator.device import Device
 from accelgen.simulator.experiment import ORACLE, Progress, Result, Setting, key_of, simulate
 from accelgen.simulator.metrics import Rule, summarise
 from accelgen.simulator.mix import Asked, load_sources, make_workload
-from accelgen.simulator.precedence import Script, next_choices
+from accelgen.simulator.ordered import Knobs
+from accelgen.simulator.precedence import Script, done_share, next_choices
 from accelgen.simulator.workload import Workload
 
 EXHAUSTIVE = 7  # requests
@@ -58,8 +59,9 @@ class Search(Struct, frozen=True, forbid_unknown_fields=True):
 def searches(
     setting: Setting, evaluations: int, seed: int, metric: Metric, start: Result | None
 ) -> list[Setting]:
-    """The chains of a search on the workload of `setting`: settings, so that they run side by side and are kept."""
-    chains = CHAINS if setting.requests > EXHAUSTIVE else 1
+    """The parts of a search on the workload of `setting`: settings, so that they run side by side and are kept. Up to
+    `EXHAUSTIVE` requests one for all schedules with the same knobs, else one for each chain."""
+    chains = CHAINS if setting.requests > EXHAUSTIVE else len(GRID)
     name = start.setting.policy if start is not None else ""
     params = start.setting.params if start is not None else {}
     return [
@@ -100,7 +102,7 @@ def run_oracle(setting: Setting, progress: Progress | None = None) -> Result:
     device, workload, digests = _workload(setting)
     judge = Judge(workload, device, scenario.config(ORACLE), Rule(scenario.rule), search.metric)
     if judge.requests <= EXHAUSTIVE:
-        best, note = try_all(judge, progress)
+        best, note = try_all(judge, GRID[search.chain % len(GRID)], progress)
     else:
         best, note = _climb(judge, search, setting, progress)
     return Result(
@@ -133,20 +135,20 @@ def _workload(setting: Setting) -> tuple[Device, Workload, dict[str, str]]:
     return device, workload, {name: rows.digest for name, rows in sources.items()}
 
 
-def try_all(judge: Judge, progress: Progress | None = None) -> tuple[Outcome, str]:
-    """The best of all orders, all choices of whom to give up, all knobs; and how it was found."""
+def try_all(judge: Judge, knobs: Knobs, progress: Progress | None = None) -> tuple[Outcome, str]:
+    """The best of all orders and all choices of whom to give up; and how it was found."""
     best, found = Outcome(-1.0), ""
-    for number, knobs in enumerate(GRID):
-        choices: list[int] | None = []
-        while choices is not None:
-            script = Script(judge.requests, choices)
-            outcome = judge.try_order(script, knobs, beat=best.value)
-            if outcome.value > best.value:
-                best, found = outcome, f"{script.describe()}, {knobs.describe()}"
-            choices = next_choices(script.log)
+    choices: list[int] | None = []
+    before = judge.used
+    while choices is not None:
+        script = Script(judge.requests, choices)
+        outcome = judge.try_order(script, knobs, beat=best.value)
+        if outcome.value > best.value:
+            best, found = outcome, f"{script.describe()}, {knobs.describe()}"
+        choices = next_choices(script.log)
         if progress is not None:
-            progress(number + 1, len(GRID))
-    return best, f"{found}; the best of all {judge.used} schedules of this kind"
+            progress(int(1000 * done_share(choices or [], script.log)), 1000)
+    return best, f"{found}; the best of all {judge.used - before} schedules with this use of KV"
 
 
 def _climb(

@@ -131,11 +131,13 @@ class Ordered:
 
     def _decide(self, scene: _Scene) -> None:
         """Has the order decided if not all can be done at once."""
-        table = scene.table
+        table, still_open = scene.table, self.order.open
+        if not still_open:
+            return
         waiting = [slot for _, slot in table.waiting]
         slots = np.concatenate([table.running, np.array(waiting, dtype=np.int64)])
         ids: list[int] = table.ids[slots].tolist()
-        if self.order.undecided(ids) and not self._fits(scene, slots, waiting):
+        if not still_open.isdisjoint(ids) and not self._fits(scene, slots, waiting):
             self.order.decide(ids)
             ranks = self._ranks(table, scene.decodes)
             by_rank = np.argsort(ranks, kind="stable")

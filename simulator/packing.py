@@ -4,7 +4,7 @@
 
 By weak duality every vector of prices y >= 0 gives an upper bound, `y c + sum max(0, 1 - y W)`: whatever comes out is
 one, and numerical trouble can only make it weaker. The dual simplex method for bounded variables finds the best
-prices: all x begin at 1, which is optimal for the prices 0, and the constraint that is violated most enters.
+prices: all x begin at 1, which is best at the prices 0, and the constraint that is violated most enters.
 """
 
 from __future__ import annotations

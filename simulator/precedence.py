@@ -36,9 +36,10 @@ class Order:
         """Slots of waiting requests by rank: the table's own order, which it has asked for."""
         return (slot for _, slot in table.waiting)
 
-    def undecided(self, ids: Sequence[int]) -> bool:
-        """Whether the place of any of them is still open."""
-        return False
+    @property
+    def open(self) -> set[int]:
+        """Those whose place is not decided yet."""
+        return set()
 
     def decide(self, ids: Sequence[int]) -> None:
         """Not all that `ids` ask for can be done at once: from now on each of them has its place."""
@@ -67,8 +68,9 @@ class Script(Order):
         slots = [slot for _, slot in table.waiting]
         return sorted(slots, key=lambda slot: float(self.ranks[table.ids[slot]]))
 
-    def undecided(self, ids: Sequence[int]) -> bool:
-        return not self._open.isdisjoint(ids)
+    @property
+    def open(self) -> set[int]:
+        return self._open
 
     def decide(self, ids: Sequence[int]) -> None:
         for id in sorted(self._open.intersection(ids)):
@@ -98,3 +100,12 @@ def next_choices(log: Sequence[tuple[int, int]]) -> list[int] | None:
         if chosen + 1 < options:
             return [*(choice for choice, _ in log[:at]), chosen + 1]
     return None
+
+
+def done_share(choices: Sequence[int], log: Sequence[tuple[int, int]]) -> float:
+    """About how much of all scripts lies before the one with `choices`; `log` is that of the one before it."""
+    share, width = 0.0, 1.0
+    for choice, (_, options) in zip(choices, log, strict=False):
+        width /= options
+        share += choice * width
+    return share if choices else 1.0

@@ -20,7 +20,7 @@ from accelgen.simulator.climb import Chain
 from accelgen.simulator.device import Device
 from accelgen.simulator.metrics import Rule
 from accelgen.simulator.oracle import try_all
-from accelgen.simulator.precedence import Order, Script, next_choices
+from accelgen.simulator.precedence import Order, Script, done_share, next_choices
 from accelgen.simulator.run import Simulation
 from accelgen.simulator.scenarios import ScenarioError
 from accelgen.simulator.workload import Arrival, Workload, session
@@ -77,6 +77,10 @@ def all_orders(requests: int) -> Iterator[tuple[int, ...]]:
         yield from permutations(range(1, requests + 1), many)
 
 
+def searched(judged: Judge) -> float:
+    return max(try_all(judged, knobs)[0].value for knobs in GRID)
+
+
 def best_by_hand(judged: Judge) -> float:
     return max(
         judged.try_order(Order(judged.requests, kept), knobs).value
@@ -94,7 +98,7 @@ def test_few_requests_are_searched_exhaustively(
     arrivals: list[Arrival], rule: Rule, metric: Metric, caching: bool
 ) -> None:
     judged = judge(arrivals, rule, metric, prefix_caching=caching)
-    assert try_all(judged)[0].value == best_by_hand(judged)
+    assert searched(judged) == best_by_hand(judged)
 
 
 def crowd(requests: int, seed: int = 0) -> list[Arrival]:
@@ -114,17 +118,17 @@ def crowd(requests: int, seed: int = 0) -> list[Arrival]:
 @pytest.mark.parametrize("seed", range(2))
 def test_a_crowd_of_four_is_searched_exhaustively(seed: int) -> None:
     judged = judge(crowd(4, seed))
-    best = try_all(judged)[0]
+    best = searched(judged)
     tried = judged.used
-    assert best.value == best_by_hand(judged)
+    assert best == best_by_hand(judged)
     assert tried <= judged.used - tried  # what differs in nothing is not run twice
-    assert best.value >= max(policy_value(judged, name) for name in POLICIES)
+    assert best >= max(policy_value(judged, name) for name in POLICIES)
 
 
 def test_scripts_go_through_all_orders_once() -> None:
     """All arrive at once and nothing fits: the scripts are exactly the orders of all subsets."""
     arrivals = [Arrival(0.0, 100 + at, 2, Objective(ttft_s=3.0)) for at in range(4)]
-    judged, seen = judge(arrivals), []
+    judged, seen, shares = judge(arrivals), [], []
     choices: list[int] | None = []
     while choices is not None:
         script = Script(4, choices)
@@ -133,6 +137,8 @@ def test_scripts_go_through_all_orders_once() -> None:
         assert taken[: len(choices)] == choices and not any(taken[len(choices) :])
         seen.append(tuple(taken))
         choices = next_choices(script.log)
+        shares.append(done_share(choices or [], script.log))
+    assert shares == sorted(shares) and shares[0] > 0 and shares[-1] == 1.0
     assert seen == sorted(set(seen)) and len(seen) == len(list(all_orders(4)))
 
 
@@ -149,14 +155,14 @@ def reached(judged: Judge, seed: int, steps: int) -> float:
 @pytest.mark.parametrize("seed", range(2))
 def test_local_search_reaches_what_is_best_of_few(seed: int, metric: Metric) -> None:
     judged = judge(crowd(4, seed), metric=metric)
-    assert reached(judged, seed, steps=40) == try_all(judged)[0].value
+    assert reached(judged, seed, steps=40) == searched(judged)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(4))
 def test_local_search_reaches_what_is_best_of_six(seed: int) -> None:
     judged = judge(crowd(6, seed), metric="attainment")
-    best = try_all(judged)[0].value
+    best = searched(judged)
     assert reached(judged, seed, steps=60) == best
     assert best >= max(policy_value(judged, name) for name in POLICIES)
 
