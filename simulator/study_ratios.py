@@ -108,6 +108,19 @@ def compared(found: Found, workload: str, rate: float, measure: Measure, arm: st
     return None if ours is None or theirs is None else measure.of(ours, theirs)
 
 
+def reached(found: Found, workload: str, rate: float) -> str:
+    """Against whom the lower end of the paper's ranges is reached, in a sentence; "" without results."""
+    words = []
+    for measure in MEASURES[:5]:
+        said = next(one for one in ACCELGEN if one.what == measure.name)
+        against = {arm: compared(found, workload, rate, measure, arm) for arm in BASELINES}
+        known = {arm: value for arm, value in against.items() if value is not None}
+        good = [arm for arm, value in known.items() if value >= said.low]
+        if known:
+            words.append(f"{measure.name} against {', '.join(good) or 'none'} of {len(known)}")
+    return f"The paper's ranges at {rate:g} req/s, reached in {'; '.join(words)}." if words else ""
+
+
 def _ratio_row(
     rate: float, measure: Measure, said: Published, against: dict[str, float | None]
 ) -> list[Cell]:

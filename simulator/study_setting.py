@@ -27,6 +27,7 @@ from accelgen.simulator.study_ratios import (
     ablations,
     ratio_figure,
     ratios,
+    reached,
 )
 
 
@@ -121,7 +122,9 @@ def _panels(found: Found, workload: str, arms: list[str]) -> list[Panel]:
 
 
 def _say(found: Found, workload: str) -> list[str]:
-    said = [_why(found, workload, rate) for rate in looked_at(found, workload)]
+    said = []
+    for rate in looked_at(found, workload):
+        said += [reached(found, workload, rate), _why(found, workload, rate)]
     return [*filter(None, said), *faults(found, workload)]
 
 
