@@ -132,7 +132,7 @@ class Replica:
         """A looked-up request is queued; one that ran under the scheduler before goes on where it was."""
         request = self.table.request(slot)
         if request.generated:
-            request.started_s = request.first_token_s = self.table.last_s[slot] = now_s
+            request.started_s = self.table.first_s[slot] = self.table.last_s[slot] = now_s
             if self.table.remaining(np.array([slot]))[0] == 1:
                 self._stalled_s = None
                 self.table.start(slot)
@@ -178,8 +178,8 @@ class Replica:
         decision, self.state = self.policy.plan(self.view(), self.state, start_s)
         check(decision, self.table, self.policy.name)
         clip(decision, self.table, self.limits, self.cost)
-        for slot in decision.requeue:
-            self.table.move(slot, self.policy.order_key(self.view(), slot, self.state))
+        for slot, key in decision.requeue.items():
+            self.table.move(slot, key)
         self._note_starving(bool(decision.slots), now_s)
         idle_words = forks or (self._release and not self.flights) or decision.preempt
         if not decision.slots and not idle_words:
@@ -340,8 +340,8 @@ class Replica:
                 continue
             request = table.request(slot)
             request.generated.extend(tokens)
-            if request.first_token_s is None:
-                request.first_token_s = now_s
+            if len(request.generated) == count:
+                table.first_s[slot] = now_s
             table.last_s[slot] = now_s
             reason = end_reason(request)
             if reason is None:

@@ -20,6 +20,7 @@ of blocks preempts the largest T_r.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 
 import numpy as np
@@ -118,6 +119,10 @@ class AccelGen:
         take_nearest(batch, contest)
         return True
 
+    def _may_start(self, batch: Batch, found: Candidates) -> Bools:
+        """Newcomers for which `_fill` need be asked, [n]: the others cannot start."""
+        return (found.blocks <= batch.room) & (batch.seats > 0)
+
     # --- inside ------------------------------------------------------------------------------------------------------
 
     def _pace(self, view: View, state: Memory) -> Pace:
@@ -142,7 +147,8 @@ class AccelGen:
         decode = is_decode(table, slots) & is_running
         rank_s = self._rank_s(view, slots, times, pace)
         pending = table.length[slots] - table.computed[slots]
-        found = Candidates(slots, rank_s, decode, is_running, pending)
+        blocks = table.block_demand(slots, pending)
+        found = Candidates(slots, rank_s, decode, is_running, pending, blocks)
         near = rank_s <= rank_s.min(initial=np.inf) + self.gamma_s
         which = near & decode if (near & decode).any() else near
         return found, float(times.iteration_s[which].min(initial=np.inf))
@@ -159,29 +165,31 @@ class AccelGen:
         begun = ~found.decode & found.running & (found.pending > 0)
         order = np.flatnonzero(left)
         order = order[np.argsort(found.remaining_s[order], kind="stable")]
-        times_s, long_slots = found.remaining_s[order], set(found.slots[long].tolist())
+        times_s, long_slots = found.remaining_s[order].tolist(), set(found.slots[long].tolist())
         exclusive = bool(begun.any()) or not long_slots.isdisjoint(batch.slots)
-        lo, is_open = 0, True
+        lo, seen, is_open = 0, (-1, True), True
         while lo < len(order) and batch.tokens > 0:
-            hi = int(np.searchsorted(times_s, times_s[lo] + self.gamma_s, side="right"))
-            chosen = order[lo:hi]
-            if exclusive:  # finish the long prompt first
-                chosen = chosen[~long[chosen] | begun[chosen]]
-            if not is_open:
-                chosen = chosen[found.running[chosen]]
-            before = len(batch.slots)
-            contest = self._contest(batch, found, chosen, long | begun, budget)
-            is_open = self._fill(batch, contest) and is_open
-            exclusive = exclusive or not long_slots.isdisjoint(batch.slots[before:])
+            now = len(batch.slots), is_open
+            if seen != now:  # what cannot be taken now never can: resources shrink
+                seen = now
+                may = found.running | (self._may_start(batch, found) & is_open)
+                if exclusive:  # finish the long prompt first
+                    may &= ~long | begun
+                count = np.cumsum(may[order]).tolist()
+            hi = bisect_right(times_s, times_s[lo] + self.gamma_s, lo)
+            if count[hi - 1] > (count[lo - 1] if lo else 0):
+                chosen = order[lo:hi]
+                contest = self._contest(batch, found, chosen[may[chosen]], long | begun, budget)
+                is_open = self._fill(batch, contest) and is_open
+                exclusive = exclusive or not long_slots.isdisjoint(batch.slots[seen[0] :])
             lo = hi
 
     def _contest(
         self, batch: Batch, found: Candidates, chosen: Ints, cut: Bools, budget: int
     ) -> Contest:
-        slots, pending = found.slots[chosen], found.pending[chosen]
-        blocks = batch.view.table.block_demand(slots, pending)
         units = (1.0, 1.0) if self.raw_units else (float(budget), float(batch.view.total_blocks))
-        return Contest(slots, pending, blocks, cut[chosen], found.running[chosen], *units)
+        columns = (found.slots, found.pending, found.blocks, cut, found.running)
+        return Contest(*(column[chosen] for column in columns), *units)
 
 
 def bounded(view: View, found: Candidates, tokens: int) -> int:

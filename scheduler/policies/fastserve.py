@@ -79,10 +79,11 @@ class FastServe:
         places = in_order(view.table, state, size)
         chosen = self._choose(view, places[:size])
         batch = Batch(view, sum(chosen.values()))
-        victims = [slot for _, _, slot in reversed(places) if table.state[slot] == RUNNING]
+        running = set(table.running.tolist())
+        victims = [slot for _, _, slot in reversed(places) if slot in running]
         _take(batch, chosen, [slot for slot in victims if slot not in chosen])
         for slot in chosen:
-            if table.state[slot] == WAITING:
+            if slot not in running:
                 state.jobs[int(table.ids[slot])] = begun(table, state, slot)
         state = structs.replace(state, iterations=state.iterations + bool(chosen))
         if chosen and state.iterations % self.starvation_period == 0:
@@ -106,9 +107,9 @@ class FastServe:
         jobs = state.jobs
         if len(jobs) > 2 * len(table) + 64:
             jobs = {id: job for id, job in jobs.items() if id in table.slot_of}
-        running = table.running.tolist()
-        strangers = [slot for slot in running if int(table.ids[slot]) not in jobs]
-        begun = {int(table.ids[s]): Job(self._first_level(view, s), 0.0, 0) for s in strangers}
+        running = zip(table.ids[table.running].tolist(), table.running.tolist(), strict=True)
+        strangers = [(id, slot) for id, slot in running if id not in jobs]
+        begun = {id: Job(self._first_level(view, slot), 0.0, 0) for id, slot in strangers}
         return structs.replace(state, jobs=jobs | begun)
 
     def _choose(self, view: View, places: list[Place]) -> dict[int, int]:

@@ -111,10 +111,15 @@ class QoServe:
         take_prompts(batch, begun, keys, waiting)
         make_room(batch, ready, victims)
         decision = batch.decision()
-        decision.requeue = [slot for _, slot in late if slot not in set(batch.slots)]
         ids = table.ids[[slot for _, slot in late]].tolist() if late else []
         relegated = keep_known(state.relegated, ids, table)
-        return decision, Memory(throughput, relegated, sum(batch.counts[decoding:]), start_s)
+        state = Memory(throughput, relegated, sum(batch.counts[decoding:]), start_s)
+        taken = set(batch.slots)
+        if left := [slot for _, slot in late if slot not in taken]:
+            decision.requeue = dict(
+                zip(left, self._keys(table, np.array(left), state).tolist(), strict=True)
+            )
+        return decision, state
 
     def observe(self, step: StepStats, state: Memory) -> Memory:
         return state

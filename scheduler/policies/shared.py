@@ -49,8 +49,11 @@ class Batch:
 
     def admits(self, slot: int) -> bool:
         """Whether a waiting request may start: a free seat, and blocks for all its pending tokens."""
-        whole = self.block_demand(slot, self.pending(slot))
-        return self.seats > 0 and self.tokens > 0 and whole <= self.room
+        return self.may_start(self.block_demand(slot, self.pending(slot)))
+
+    def may_start(self, blocks: int) -> bool:
+        """As `admits`, of a request that needs so many blocks for all its pending tokens."""
+        return self.seats > 0 and self.tokens > 0 and blocks <= self.room
 
     def largest_chunk(self, slot: int, remaining: int) -> int:
         """The most tokens of `slot`, at most `remaining`, that the tokens and blocks left allow."""

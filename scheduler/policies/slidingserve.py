@@ -83,9 +83,11 @@ class SlidingServe:
         _take_in_order(batch, order)
         make_room(batch, ready, victims)
         decision = batch.decision()
-        late = [slot for slot in lost.tolist() if slot not in set(batch.slots)]
-        decision.requeue = [slot for slot in late if table.key[slot] < LOST_S / 2]
-        ids = table.ids[decision.requeue].tolist()
+        taken = set(batch.slots)
+        late = [slot for slot in lost[table.key[lost] < LOST_S / 2].tolist() if slot not in taken]
+        keys_s = first_token_due_s(table, np.array(late, dtype=np.int64), self.offline_tpot_s)
+        decision.requeue = dict(zip(late, (keys_s + LOST_S).tolist(), strict=True))
+        ids = table.ids[late].tolist()
         return decision, Lost(keep_known(state.ids, ids, table))
 
     def observe(self, step: StepStats, state: Lost) -> Lost:
