@@ -18,15 +18,8 @@ import numpy as np
 
 from accelgen.proto.messages import Fork, KvReport, Plan, Reason, StepResult
 from accelgen.scheduler.cost_model import CostModel, Work
-from accelgen.scheduler.decision import check, clip
-from accelgen.scheduler.policy import (
-    Decision,
-    Limits,
-    Policy,
-    StepStats,
-    View,
-    is_decode,
-)
+from accelgen.scheduler.decision import Entries, check, clip
+from accelgen.scheduler.policy import Limits, Policy, StepStats, View
 from accelgen.scheduler.request import Request
 from accelgen.scheduler.siblings import Siblings
 from accelgen.scheduler.table import ARRIVING, RUNNING, WAITING, Bools, Ints, RequestTable
@@ -70,7 +63,21 @@ class Flight:
     dropped: set[int] = field(default_factory=set)  # request ids
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
+class Confirmed:
+    """Tokens that the KV manager has not heard of: `counts` of each request, one after the other."""
+
+    ids: list[int] = field(default_factory=list)
+    counts: list[int] = field(default_factory=list)
+    tokens: list[int] = field(default_factory=list)
+
+    def add(self, id: int, tokens: list[int]) -> None:
+        self.ids.append(id)
+        self.counts.append(len(tokens))
+        self.tokens.extend(tokens)
+
+
+@dataclass(slots=True)
 class Outcome:
     """What a StepResult brought for one request: its new tokens, and how it ended if it did."""
 
@@ -108,7 +115,7 @@ class Replica:
         self._stalled_s: float | None = None  # nothing could be planned; cleared by news
         self._release: list[int] = []
         self._spoiled: list[int] = []
-        self._confirmed: list[tuple[int, list[int]]] = []
+        self._confirmed = Confirmed()
         self.siblings = Siblings()
 
     def view(self) -> View:
@@ -176,8 +183,8 @@ class Replica:
         start_s = self.flights[-1].begun_s + self.flights[-1].predicted_s if self.flights else now_s
         start_s = max(start_s, now_s)
         decision, self.state = self.policy.plan(self.view(), self.state, start_s)
-        check(decision, self.table, self.policy.name)
-        clip(decision, self.table, self.limits, self.cost)
+        entries = check(decision, self.table, self.policy.name)
+        work = clip(entries, self.table.block_size, self.limits, self.cost)
         for slot, key in decision.requeue.items():
             self.table.move(slot, key)
         self._note_starving(bool(decision.slots), now_s)
@@ -185,7 +192,10 @@ class Replica:
         if not decision.slots and not idle_words:
             self._stalled_s = now_s
             return None
-        return self._commit(decision, forks, now_s, start_s)
+        for slot in decision.preempt:
+            self._preempt(slot)
+        preempt = self.table.ids[decision.preempt].tolist() if decision.preempt else []
+        return self._commit(entries, work, preempt, forks, now_s, start_s)
 
     def _note_starving(self, planned: bool, now_s: float) -> None:
         if planned or not (len(self.table.running) or self.table.waiting):
@@ -197,43 +207,45 @@ class Replica:
         table = self.table
         return bool(len(table.running) or table.waiting or self._release or self.siblings.ripe)
 
-    def _commit(self, decision: Decision, forks: list[Fork], now_s: float, start_s: float) -> Plan:
-        table = self.table
-        for slot in decision.preempt:
-            self._preempt(slot)
-        slots = np.array(decision.slots, dtype=np.int64)
-        counts = np.array(decision.counts, dtype=np.int64)
+    def _commit(
+        self,
+        entries: Entries,
+        work: Work,
+        preempt: list[int],
+        forks: list[Fork],
+        now_s: float,
+        start_s: float,
+    ) -> Plan:
+        table, slots, counts = self.table, entries.slots, entries.counts
         started = set(slots[table.state[slots] == WAITING].tolist())
         for slot in started:
             table.start(slot)
             request = table.request(slot)
             request.started_s = now_s if request.started_s is None else request.started_s
-        starts, decode = table.computed[slots], is_decode(table, slots)
-        work = Work.of(starts, counts, decode)
         predicted_s = self.cost.predict(work)
         sampled = table.plan(slots, counts, start_s + predicted_s)
         flight = Flight(
             self.step, slots, table.ids[slots].tolist(), counts, sampled, started, work,
-            counts[~decode].tolist(), len(decision.preempt), now_s, start_s, predicted_s,
+            counts[~entries.decode].tolist(), len(preempt), now_s, start_s, predicted_s,
             bound_s=max(BOUND_FLOOR_S, BOUND_FACTOR * predicted_s * self.cost.upper),
         )  # fmt: skip
         self.flights.append(flight)
         self.step += 1
         self.siblings.note_planned(table, slots[sampled])
-        confirmed, self._confirmed = self._confirmed, []
+        confirmed, self._confirmed = self._confirmed, Confirmed()
         release, self._release = self._release, []
         spoiled, self._spoiled = self._spoiled, []
         return Plan(
             step=flight.step,
             ids=flight.ids,
-            starts=starts.tolist(),
-            counts=decision.counts,
-            confirmed_ids=[id for id, _ in confirmed],
-            confirmed_counts=[len(tokens) for _, tokens in confirmed],
-            confirmed_tokens=[token for _, tokens in confirmed for token in tokens],
+            starts=entries.starts.tolist(),
+            counts=counts.tolist(),
+            confirmed_ids=confirmed.ids,
+            confirmed_counts=confirmed.counts,
+            confirmed_tokens=confirmed.tokens,
             forks=forks,
             release=release,
-            preempt=[int(table.ids[slot]) for slot in decision.preempt],
+            preempt=preempt,
             copied=[],
             predicted_s=predicted_s,
             bound_s=flight.bound_s,
@@ -345,7 +357,7 @@ class Replica:
             table.last_s[slot] = now_s
             reason = end_reason(request)
             if reason is None:
-                self._confirmed.append((id, tokens))
+                self._confirmed.add(id, tokens)
             yield Outcome(request, tokens, reason)
         for id, cause in zip(result.failed, result.causes, strict=True):
             slot = slot_of.get(id)

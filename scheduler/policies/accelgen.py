@@ -119,9 +119,9 @@ class AccelGen:
         take_nearest(batch, contest)
         return True
 
-    def _may_start(self, batch: Batch, found: Candidates) -> Bools:
-        """Newcomers for which `_fill` need be asked, [n]: the others cannot start."""
-        return (found.blocks <= batch.room) & (batch.seats > 0)
+    def _may_take(self, batch: Batch, found: Candidates) -> Bools:
+        """Candidates for which `_fill` need be asked, [n]."""
+        return found.may_start(batch)
 
     # --- inside ------------------------------------------------------------------------------------------------------
 
@@ -158,7 +158,9 @@ class AccelGen:
     ) -> None:
         """Fills the batch from the requests whose T_r is within gamma of the head's, then from those near the next
         head, and so on."""
-        left = ~np.isin(found.slots, batch.slots + batch.preempted)
+        gone = np.zeros(len(batch.view.table.requests), dtype=bool)
+        gone[batch.slots + batch.preempted] = True
+        left = ~gone[found.slots]
         if batch.preempted:
             left &= found.running  # no newcomer while somebody had to go
         long = ~found.decode & (found.pending > budget)
@@ -172,7 +174,7 @@ class AccelGen:
             now = len(batch.slots), is_open
             if seen != now:  # what cannot be taken now never can: resources shrink
                 seen = now
-                may = found.running | (self._may_start(batch, found) & is_open)
+                may = self._may_take(batch, found) if is_open else found.running.copy()
                 if exclusive:  # finish the long prompt first
                     may &= ~long | begun
                 count = np.cumsum(may[order]).tolist()
@@ -188,8 +190,14 @@ class AccelGen:
         self, batch: Batch, found: Candidates, chosen: Ints, cut: Bools, budget: int
     ) -> Contest:
         units = (1.0, 1.0) if self.raw_units else (float(budget), float(batch.view.total_blocks))
-        columns = (found.slots, found.pending, found.blocks, cut, found.running)
-        return Contest(*(column[chosen] for column in columns), *units)
+        return Contest(
+            found.slots[chosen],
+            found.pending[chosen],
+            found.blocks[chosen],
+            cut[chosen],
+            found.running[chosen],
+            *units,
+        )
 
 
 def bounded(view: View, found: Candidates, tokens: int) -> int:

@@ -50,5 +50,5 @@ class NoBatching(AccelGen):
     def _fill(self, batch: Batch, contest: Contest) -> bool:
         return take_in_order(batch, contest)
 
-    def _may_start(self, batch: Batch, found: Candidates) -> Bools:
-        return ~found.running  # the first that does not fit is what ends it
+    def _may_take(self, batch: Batch, found: Candidates) -> Bools:
+        return np.ones(len(found.slots), dtype=bool)  # the first that does not fit ends it

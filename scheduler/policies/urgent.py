@@ -20,6 +20,10 @@ class Candidates(Struct, frozen=True):
     pending: Ints
     blocks: Ints
 
+    def may_start(self, batch: Batch) -> Bools:
+        """Which of them a seat and blocks are left for, [n]: those that run need neither."""
+        return self.running | ((self.blocks <= batch.room) & (batch.seats > 0))
+
 
 def take_urgent(batch: Batch, found: Candidates, longest_s: float) -> None:
     """Requests that miss their objective unless they are in this iteration, ascending T_r, decodes first. Where there
@@ -45,6 +49,8 @@ def _take_together(batch: Batch, found: Candidates, which: Ints) -> bool:
 
 def _take_singly(batch: Batch, found: Candidates, which: Ints, victims: list[int]) -> None:
     """Takes as much of each as fits; where one lacks blocks or a seat, the last of `victims` is preempted."""
+    if not victims:  # nothing comes free: who does not fit now never will
+        which = which[found.may_start(batch)[which]]
     columns = (found.slots, found.running, found.pending, found.blocks)
     for slot, running, pending, blocks in zip(*(c[which].tolist() for c in columns), strict=True):
         if batch.tokens < 1:
