@@ -17,7 +17,7 @@ running request needs a place among `max_num_seqs`, the end of the lowest level 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from math import ceil, log2
 
 import numpy as np
@@ -80,8 +80,8 @@ class FastServe:
         chosen = self._choose(view, places[:size])
         batch = Batch(view, sum(chosen.values()))
         running = set(table.running.tolist())
-        victims = [slot for _, _, slot in reversed(places) if slot in running]
-        _take(batch, chosen, [slot for slot in victims if slot not in chosen])
+        victims = (s for _, _, s in reversed(places) if s in running and s not in chosen)
+        _take(batch, chosen, victims)
         for slot in chosen:
             if slot not in running:
                 state.jobs[int(table.ids[slot])] = begun(table, state, slot)
@@ -132,7 +132,7 @@ class FastServe:
         return chosen
 
 
-def _take(batch: Batch, chosen: dict[int, int], victims: list[int]) -> None:
+def _take(batch: Batch, chosen: dict[int, int], victims: Iterator[int]) -> None:
     """Takes what is chosen (and removes from it what must go after all), and drops KV until it has its blocks and
     places: of the victims in order, then from the end of the batch. A new request needs blocks for all its tokens."""
     table = batch.view.table
@@ -142,11 +142,10 @@ def _take(batch: Batch, chosen: dict[int, int], victims: list[int]) -> None:
     whole = np.where(new, table.length[slots] - table.computed[slots], counts)
     needs = np.cumsum(table.block_demand(slots, whole)).tolist()
     seats = np.cumsum(new).tolist()
-    gone = iter(victims)
     last = len(slots) - 1
     pinned = batch.reserved if new.any() else 0  # may be the new one's own: not to be counted on
     while last >= 0 and (needs[last] > batch.blocks - pinned or seats[last] > max(0, batch.seats)):
-        victim = next(gone, None)
+        victim = next(victims, None)
         if victim is None:
             victim = int(slots[last])
             del chosen[victim]

@@ -20,6 +20,7 @@ linear pieces are a fit of Llama-3-8B on an A100: `published_times` takes them. 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from heapq import merge
 from itertools import islice
 
@@ -93,9 +94,7 @@ class QoServe:
         slack_s = next_token_due_s(table, decodes, self.offline_tpot_s) - start_s
         first = np.argsort(-slack_s, kind="stable")[: self.chunk_size]
         batch = Batch(view, len(first))
-        running_keys = self._keys(table, table.running, state)
-        running_decode = is_decode(table, table.running)
-        victims = table.running[np.lexsort((-running_keys, running_decode))]
+        victims = partial(self._victims, state)
         take_decodes(batch, decodes[first], victims)
         throughput = _throughput(state, start_s)
         late: list[Place] = []
@@ -115,14 +114,18 @@ class QoServe:
         relegated = keep_known(state.relegated, ids, table)
         state = Memory(throughput, relegated, sum(batch.counts[decoding:]), start_s)
         taken = set(batch.slots)
-        if left := [slot for _, slot in late if slot not in taken]:
-            decision.requeue = dict(
-                zip(left, self._keys(table, np.array(left), state).tolist(), strict=True)
-            )
+        left = np.array([slot for _, slot in late if slot not in taken], dtype=np.int64)
+        keys = self._keys(table, left, state)
+        decision.requeue = dict(zip(left.tolist(), keys.tolist(), strict=True))
         return decision, state
 
     def observe(self, step: StepStats, state: Memory) -> Memory:
         return state
+
+    def _victims(self, state: Memory, view: View) -> Ints:
+        """Prompts, then decodes, of lowest priority first."""
+        table, running = view.table, view.table.running
+        return running[np.lexsort((-self._keys(table, running, state), is_decode(table, running)))]
 
     def _keys(self, table: RequestTable, slots: Ints, state: Memory) -> Floats:
         """Hybrid priority, [n]; relegated ones after all others."""
