@@ -7,6 +7,18 @@ queue keeps its length. KV core and worker are those of the simulator. Timed is 
 check, projection, Plan; not the taking in of reports and results. `core alone` is the same with a policy that goes on
 with whatever runs and looks at nothing else: what no rule can go below. The clock is the thread's processor time, so
 that other work on the machine costs nothing but cold caches; compare policies, or two versions, within one run.
+
+2026-11-21, 2,000 waiting, p50 of the version before and of the one after on a machine with a load of 2 to 5, ms; what
+was expected stands behind it. Decisions are the same (tests/scheduler/test_accelgen_equality.py; plans of all policies).
+
+    core alone             0.20 -> 0.12   arrays and features of a decision are made once
+    accelgen               2.8  -> 0.5    newcomers that cannot start are left out before windows are compared (below 1)
+    accelgen-no-batching   1.9  -> 0.55   likewise
+    accelgen-no-chunking   2.4  -> 0.5    likewise
+    accelgen-no-ordering   1.4  -> 0.65   likewise
+    qoserve, p99           1.9  -> 0.75   places of relegated requests come with the decision, not one by one (half)
+    slidingserve           0.7  -> 0.53   victims are ranked only when blocks are short (a tenth)
+    sarathi                0.25 -> 0.18   likewise (a fifth)
 """
 
 from __future__ import annotations

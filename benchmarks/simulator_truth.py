@@ -74,7 +74,7 @@ def measured(profiles: Path) -> None:
         if row["host_s"] and row["requests"] == "last 150"
     )
     print(f"with the fitted host time, last 150 requests, all within {LIMIT:.0%}: {kept}")
-    save("measured", {"host_s": host_s, "kept": kept, "limit": LIMIT, "rows": rows})
+    save("simulator-truth-measured", {"host_s": host_s, "kept": kept, "limit": LIMIT, "rows": rows})
 
 
 def read_measured(path: Path) -> tuple[list[Arrival], Floats]:
@@ -172,7 +172,7 @@ def distserve(profiles: Path) -> None:
                 " | ".join(map(str, [*cells, within, f"{limit:.0%}", within == len(errors)])),
                 "|",
             )
-    save("distserve", {"kept": kept, "rows": rows})
+    save("simulator-truth-distserve", {"kept": kept, "rows": rows})
 
 
 def decode_rows(device: Device, fits: dict[str, Any]) -> list[dict[str, Any]]:

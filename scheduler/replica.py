@@ -10,7 +10,6 @@ With depth 1, plan k+1 is made after StepResult k-1 and KvReport k, as late as i
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -70,11 +69,6 @@ class Confirmed:
     ids: list[int] = field(default_factory=list)
     counts: list[int] = field(default_factory=list)
     tokens: list[int] = field(default_factory=list)
-
-    def add(self, id: int, tokens: list[int]) -> None:
-        self.ids.append(id)
-        self.counts.append(len(tokens))
-        self.tokens.extend(tokens)
 
 
 @dataclass(slots=True)
@@ -321,9 +315,9 @@ class Replica:
         """Whether `step` is in flight and its KvReport has not come yet."""
         return any(flight.step == step and not flight.reported for flight in self.flights)
 
-    def on_result(self, result: StepResult, now_s: float) -> Iterator[Outcome]:
-        """Takes in a StepResult: yields what it brought, request by request. Raises ResultOutOfTurn if it is not
-        the result that is due."""
+    def on_result(self, result: StepResult, now_s: float) -> list[Outcome]:
+        """Takes in a StepResult: what it brought, request by request. Raises ResultOutOfTurn if it is not the result
+        that is due."""
         if not self.flights or self.flights[0].step != result.step:
             due = self.flights[0].step if self.flights else None
             raise ResultOutOfTurn(f"result of step {result.step} came, step {due} was due")
@@ -333,16 +327,17 @@ class Replica:
             self.flights[0].begun_s = now_s
         self.steps += 1
         self.cost.observe(flight.work, result.run_s)
-        finished = 0
-        for outcome in self._outcomes(flight, result, now_s):
-            finished += outcome.reason is not None
-            yield outcome
-        ids = [id for id in flight.ids if id not in flight.dropped]
+        outcomes = self._outcomes(result, now_s)
+        finished = sum(outcome.reason is not None for outcome in outcomes)
+        gone = flight.dropped
+        ids = [id for id in flight.ids if id not in gone] if gone else flight.ids
         stats = StepStats(result.run_s, flight.chunks, flight.preempted, finished, ids, flight.work)
         self.state = self.policy.observe(stats, self.state)
+        return outcomes
 
-    def _outcomes(self, flight: Flight, result: StepResult, now_s: float) -> Iterator[Outcome]:
-        slot_of, table = self.table.slot_of, self.table
+    def _outcomes(self, result: StepResult, now_s: float) -> list[Outcome]:
+        slot_of, table, confirmed = self.table.slot_of, self.table, self._confirmed
+        outcomes = []
         at = 0
         for id, count in zip(result.ids, result.counts, strict=True):
             tokens = result.tokens[at : at + count]
@@ -357,12 +352,15 @@ class Replica:
             table.last_s[slot] = now_s
             reason = end_reason(request)
             if reason is None:
-                self._confirmed.add(id, tokens)
-            yield Outcome(request, tokens, reason)
+                confirmed.ids.append(id)
+                confirmed.counts.append(count)
+                confirmed.tokens.extend(tokens)
+            outcomes.append(Outcome(request, tokens, reason))
         for id, cause in zip(result.failed, result.causes, strict=True):
             slot = slot_of.get(id)
             if slot is not None:
-                yield Outcome(table.request(slot), [], Reason.FAILED, cause)
+                outcomes.append(Outcome(table.request(slot), [], Reason.FAILED, cause))
+        return outcomes
 
 
 def end_reason(request: Request) -> Reason | None:
