@@ -9,7 +9,7 @@ with whatever runs and looks at nothing else: what no rule can go below. The clo
 that other work on the machine costs nothing but cold caches; compare policies, or two versions, within one run.
 
 2026-11-21, 2,000 waiting, p50 of the version before and of the one after on a machine with a load of 2 to 5, ms; what
-was expected stands behind it. Decisions are the same (tests/scheduler/test_accelgen_equality.py; plans of all policies).
+was expected stands behind it. Decisions are the same (tests/scheduler/test_accelgen_equality.py, and all plans here).
 
     core alone             0.20 -> 0.12   arrays and features of a decision are made once
     accelgen               2.8  -> 0.5    newcomers that cannot start are left out before windows are compared (below 1)
