@@ -256,7 +256,8 @@ def _stem(verb: str, name: str, results: Sequence[Result]) -> str:
 
 
 def _title(name: str, scenario: Scenario) -> str:
-    where = scenario.profile_file or f"{scenario.model} on {scenario.hardware}"
+    spread = f"{scenario.tensor_parallel} x " if scenario.tensor_parallel > 1 else ""
+    where = scenario.profile_file or f"{scenario.model} on {spread}{scenario.hardware}"
     size = f"{scenario.replicas} x " if scenario.replicas > 1 else ""
     return f"{name}: {scenario.about}; {size}{where}, {scenario.requests} requests"
 

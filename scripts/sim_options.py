@@ -31,8 +31,8 @@ from accelgen.simulator.traces import find_trace, read_trace
 F = TypeVar("F", bound=Callable[..., Any])
 
 _OVERRIDES = (
-    "model", "hardware", "kv_gb", "kv_blocks", "block_size", "host_ms", "profile_file", "replicas", "max_num_seqs",
-    "max_num_batched_tokens", "pipeline_depth", "arrivals", "cv", "max_tokens", "cut_tokens", "rule",
+    "model", "hardware", "kv_gb", "kv_blocks", "block_size", "host_ms", "profile_file", "replicas", "tensor_parallel",
+    "max_num_seqs", "max_num_batched_tokens", "pipeline_depth", "arrivals", "cv", "max_tokens", "cut_tokens", "rule",
 )  # fmt: skip
 
 
@@ -129,11 +129,12 @@ _WORKLOAD = (
     click.option("--model", show_default="the scenario's, else llama-3-8b", help="Fitted model."),
     click.option("--hardware", show_default="the scenario's, else a100", help="Device that it is fitted on."),
     click.option("--profile-file", help="This device instead: samples of `accelgen profile`."),
-    click.option("--kv-gb", type=click.FloatRange(0), help="KV cache in GB."),
+    click.option("--kv-gb", type=click.FloatRange(0), help="KV cache of a device in GB."),
     click.option("--kv-blocks", type=_NATURAL, help="KV cache in blocks."),
     click.option("--block-size", type=_COUNT, help="Tokens per block."),
     click.option("--host-ms", type=click.FloatRange(0), help="Time of the host in each iteration."),
     click.option("--replicas", type=click.IntRange(1, 64), help="Devices that each serve whole requests."),
+    click.option("--tensor-parallel", type=click.IntRange(1, 64), help="Devices that each replica is spread over."),
     click.option("--max-num-seqs", type=_COUNT, help="Most requests in one iteration."),
     click.option("--max-num-batched-tokens", type=_COUNT, help="Most tokens in one iteration."),
     click.option("--pipeline-depth", type=click.IntRange(0, 1), help="Plans made ahead."),
