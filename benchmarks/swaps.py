@@ -5,9 +5,9 @@
 Streams of seeded, sampled completions run all the time against an `accelgen up` with the bundled model in float32,
 while one swap after another goes to another of the installed policies, drawn with a fixed seed. Each finished text is
 compared with that of the same request before the first swap, and the number of tokens with what was asked for. Of the
-gaps between two chunks of a stream, those from a swap on are set beside those of the time before: the longest of each
-swap, until the next one begins. With a pause of more than the probation (10 s) the start of a fresh spare falls into
-that time; without one the two processes take turns.
+gaps between two chunks of a stream, the longest over each swap, until the pause after it is over, is set beside the
+longest over as long a time without a swap that follows; without a pause there is no such time, and the two processes
+take turns. With a pause of more than the probation (10 s) the start of a fresh spare falls into it.
 """
 
 from __future__ import annotations
@@ -111,7 +111,9 @@ async def drive(
         await asyncio.sleep(QUIET_S)
         quiet = [gap for _, gap in seen.gaps]
         seen.gaps.clear()
-        begins_s, refused, handovers = [], Counter[str](), []
+        windows_s: list[tuple[float, float]] = []
+        controls_s: list[tuple[float, float]] = []
+        refused, handovers = Counter[str](), []
         draw, policy = random.Random(0), ""
         for _ in range(swaps):
             policy = draw.choice([name for name in known_policies() if name != policy])
@@ -119,9 +121,12 @@ async def drive(
             if found := re.search(r"(\d+) ms after", words):
                 handovers.append(int(found[1]) / 1000)
             refused[fault] += bool(fault)
-            begins_s.append(begin_s)
             await asyncio.sleep(pause_s)
-        end_s = time.monotonic()
+            end_s = time.monotonic()
+            windows_s.append((begin_s, end_s))
+            if pause_s:  # as long again, without a swap
+                await asyncio.sleep(end_s - begin_s)
+                controls_s.append((end_s, time.monotonic()))
         over.set()
         await asyncio.gather(*tasks)
     row = SwapsRow(
@@ -132,19 +137,22 @@ async def drive(
         streams=streams,
         outcomes=dict(seen.outcomes),
         without=spread(quiet),
-        over_a_swap=spread(_longest(seen.gaps, [*begins_s, end_s])),
+        over_a_swap=spread(_longest(seen.gaps, windows_s)),
         handover=spread(handovers),
+        control=spread(_longest(seen.gaps, controls_s)) if controls_s else None,
+        pause_s=pause_s,
     )
     report(row, refused)
     return row
 
 
-def _longest(gaps: list[tuple[float, float]], begins_s: list[float]) -> list[float]:
-    """The longest gap that ended between each time and the next."""
-    found = [0.0] * (len(begins_s) - 1)
+def _longest(gaps: list[tuple[float, float]], windows_s: list[tuple[float, float]]) -> list[float]:
+    """The longest gap that ended within each of these windows, which are in order."""
+    found = [0.0] * len(windows_s)
+    begins_s = [begin_s for begin_s, _ in windows_s]
     for at_s, gap_s in gaps:
         i = bisect_right(begins_s, at_s) - 1
-        if 0 <= i < len(found):
+        if i >= 0 and at_s < windows_s[i][1]:
             found[i] = max(found[i], gap_s)
     return found
 
@@ -162,10 +170,17 @@ def report(row: SwapsRow, refused: Counter[str]) -> None:
     print(f"swaps {row.swaps}, refused {row.refused} {dict(+refused)}")
     print(f"requests {sum(row.outcomes.values())}: {row.outcomes}")
     print(
-        "ms: gaps between two chunks without swaps; longest gap of each swap; handover, yield to ready"
+        "ms: gaps between two chunks without swaps; longest gap over each swap, over as long without; handover"
     )
-    spreads = {"without": row.without, "of a swap": row.over_a_swap, "handover": row.handover}
+    spreads = {
+        "without": row.without,
+        "of a swap": row.over_a_swap,
+        "control": row.control,
+        "handover": row.handover,
+    }
     for name, ms in spreads.items():
+        if ms is None:
+            continue
         print(
             f"  {name:12s}p50 {ms.p50:7.1f}  p90 {ms.p90:7.1f}  p99 {ms.p99:7.1f}  max {ms.longest:7.1f}"
         )

@@ -63,12 +63,18 @@ def _succession_s(events: Events, seen: Mapping[str, Any]) -> float | None:
         later = [e for e in events if e["event"] == "start" and e["child"] == seen["child"]]
     else:
         later = [e for e in events if e["event"] in ("start", "takes office")]
-        later = [e for e in later if _post(e) == "scheduler" and e["child"] != seen["child"]]
-        if later and later[-1]["at_s"] < seen["at_s"]:
-            last = later[-1]
-            gone = [e for e in events if e["event"] == "exit" and e["pid"] == last["pid"]]
-            return None if gone else 0.0
+        later = [e for e in later if _post(e) == "scheduler"]
+        if _is_on_its_way(events, seen, later):
+            return 0.0
     return next((e["at_s"] - seen["at_s"] for e in later if e["at_s"] >= seen["at_s"]), None)
+
+
+def _is_on_its_way(events: Events, seen: Mapping[str, Any], steps: Events) -> bool:
+    """Whether the last step to an office (`steps`) before this death was another's, who lives."""
+    before = [e for e in steps if e["at_s"] < seen["at_s"]]
+    if not before or before[-1]["child"] == seen["child"]:
+        return False
+    return not any(e["event"] == "exit" and e["pid"] == before[-1]["pid"] for e in events)
 
 
 def _post(event: Mapping[str, Any]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import resource
 import socket
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -17,7 +18,6 @@ from accelgen.proto.messages import Role
 
 CLIENTS = 6
 IDLE = 1000
-_ESTABLISHED, _CLOSE_WAIT = "01", "08"
 
 
 class ClientFault(Fault):
@@ -47,7 +47,7 @@ class ClientFault(Fault):
     def proof(self) -> str:
         match self._manner:
             case Manner.SLOW:
-                waiting = sum(map(self._unread, self._sent))
+                waiting = sum(unread(one.port) for one in self._sent if one.port)
                 return f"{waiting} bytes wait for slow readers" if waiting else ""
             case Manner.HALF_CLOSED:
                 ended = [one for one in self._sent if one.first(Kind.ADMIT, Kind.CUT)]
@@ -72,24 +72,33 @@ class ClientFault(Fault):
             if 'finished_reason="abort"' in name
         )
 
-    def _unread(self, history: History) -> int:
-        """Bytes that wait in the kernel because the client does not read, at either end of its connection."""
-        return (
-            sum(queued for ports, _, queued in tcp_connections() if history.port in ports)
-            if history.port
-            else 0
-        )
+
+@dataclass(frozen=True)
+class TcpEnd:
+    """One end of a TCP connection (IPv4): ports, and bytes that wait there, to be sent or to be read."""
+
+    port: int
+    peer_port: int
+    sending: int
+    reading: int
 
 
-def tcp_connections() -> list[tuple[tuple[int, int], str, int]]:
-    """The two ports, the state, and the bytes queued for sending or reading, of each TCP connection (IPv4)."""
+def tcp_ends() -> list[TcpEnd]:
+    """All that the kernel lists; of a connection within this machine both."""
     found = []
     for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
         fields = line.split()
-        ports = tuple(int(field.rpartition(":")[2], 16) for field in fields[1:3])
+        port, peer_port = (int(field.rpartition(":")[2], 16) for field in fields[1:3])
         sending, reading = (int(part, 16) for part in fields[4].split(":"))
-        found.append(((ports[0], ports[1]), fields[3], sending + reading))
+        found.append(TcpEnd(port, peer_port, sending, reading))
     return found
+
+
+def unread(client_port: int) -> int:
+    """Bytes on their way to the client of this port, which it does not read. What it has said itself does not count."""
+    ends = tcp_ends()
+    at_client = sum(end.reading for end in ends if end.port == client_port)
+    return at_client + sum(end.sending for end in ends if end.peer_port == client_port)
 
 
 class IdleConnections(Fault):

@@ -95,7 +95,7 @@ class Judge:
         """What all that was done may cost."""
         case, found = self.trial.case, Allowance()
         if case.moment is Moment.DRAIN:
-            found = DRAINING if case.fault != "sigkill" else ENDING
+            found = DRAINING
         elif case.moment is Moment.END:
             found = DRAINING if case.fault == "sigterm" else ENDING
         for fault in self.trial.faults:
@@ -183,17 +183,7 @@ class Judge:
             return frozenset(
                 {1}
             )  # what dies before it has served ends the start, with one clear line
-        if case.moment is not Moment.DRAIN:
-            return None
-        return frozenset({1 if self._died_too_early() else 0})
-
-    def _died_too_early(self) -> bool:
-        """While frontends finish their requests, the death of anybody else makes the end a fatal one."""
-        exits = [e for e in self._events if e["event"] == "exit" and self._is_new(e)]
-        frontends = [i for i, e in enumerate(exits) if str(e["child"]).startswith("frontend")]
-        died = [i for i, e in enumerate(exits) if e["pid"] == self.trial.seen.pid]
-        is_frontend = self.trial.case.target.startswith("frontend")
-        return bool(died and frontends and died[0] < max(frontends) and not is_frontend)
+        return frozenset({0}) if case.moment is Moment.DRAIN else None
 
     # --- figures -----------------------------------------------------------------------------------------------
 

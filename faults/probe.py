@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import http.client
 import threading
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
@@ -12,6 +12,7 @@ from accelgen.faults.processes import is_gone
 from accelgen.faults.server import Server, name_of
 from accelgen.proto.clocks import now_s
 from accelgen.proto.messages import Directory
+from accelgen.supervisor.client import Onlooker
 from accelgen.supervisor.errors import StartError
 
 EVERY_S = 0.15
@@ -49,16 +50,18 @@ class Probe:
         self._thread.join()
 
     def _run(self) -> None:
-        while not self._over.is_set():
-            self.looks.append(look(self.server))
-            self._over.wait(EVERY_S)
+        # One connection: libzmq ends a process that is without a descriptor when another one comes (README).
+        with suppress(StartError), closing(Onlooker(self.server.run_dir)) as onlooker:
+            while not self._over.is_set():
+                self.looks.append(look(self.server, onlooker))
+                self._over.wait(EVERY_S)
 
 
-def look(server: Server) -> Look:
+def look(server: Server, onlooker: Onlooker) -> Look:
     """One look."""
     at_s, directory = now_s(), None
     with suppress(StartError, OSError):
-        directory = server.see(timeout_s=1.0)
+        directory = server.note(onlooker.directory(timeout_s=1.0))
     ghosts = _ghosts(directory)  # at once: the routes may take their time
     live, _ = get(server.url, "/live")
     ready, _ = get(server.url, "/ready")

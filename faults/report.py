@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import statistics
 import sys
-import textwrap
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from accelgen.faults.cases import COMPONENTS, MATRIX, Case, Moment
 from accelgen.faults.contract import PROMISES
+from accelgen.faults.figures import killed_section, slow_section, swaps_section
 from accelgen.faults.link_faults import LINKS
-from accelgen.faults.rows import KilledRow, Row, SwapsRow, read
+from accelgen.faults.markdown import paragraph, table
+from accelgen.faults.rows import AnyRow, KilledRow, Row, SlowRow, SwapsRow, read
 from accelgen.faults.server import SUPERVISOR
-
-Cells = Sequence[object]
 
 HEAD = """# Reliability: what is promised, and what came of it
 
@@ -28,16 +27,6 @@ METHOD = (
     " are ordered by signal from an agent that Python loads at its start; faults of a link come from a proxy that is"
     " put between two running processes; limits and signals are the kernel's. The product has no hooks for any of this."
 )
-
-DYNAMO = {  # tests/fault_tolerance/README.md of ai-dynamo/dynamo: failed of 800, recovery in s
-    "none": "0",
-    "frontend": "144, 17.5",
-    "frontend, 2 of them": "128, 16.7",
-    "scheduler": "(processor) 216, 26.0",
-    "worker": "280, 38.0",
-    "worker, 2 replicas": "(4 workers) 4, 44.9",
-}
-"""NVIDIA's published figures for its own system: 8 L40, R1-Distill-8B, 8 clients x 100 requests, one kill at 30 s."""
 
 ABSENCE = [  # what does not work while it is away; what goes on
     (
@@ -70,29 +59,15 @@ ABSENCE = [  # what does not work while it is away; what goes on
 MARK = {True: "kept", False: "**broken**", None: "not at stake"}
 
 
-def table(head: Cells, rows: Iterable[Cells]) -> list[str]:
-    """Lines of a Markdown table."""
-    lines = [head, ["---"] * len(head), *rows]
-    return [
-        "| " + " | ".join(str(cell).replace("|", "\\\\|") for cell in line) + " |" for line in lines
-    ]
-
-
-def paragraph(text: str) -> str:
-    """Lines of at most 120 characters."""
-    return textwrap.fill(text, 118, break_on_hyphens=False)
-
-
-def report(rows: Sequence[Row | KilledRow | SwapsRow]) -> str:
+def report(rows: Sequence[AnyRow]) -> str:
     """The whole page. Sections without rows say so."""
     cases = [row for row in rows if isinstance(row, Row)]
-    killed = [row for row in rows if isinstance(row, KilledRow)]
-    swaps = [row for row in rows if isinstance(row, SwapsRow)]
     lines = [
         HEAD,
         *_promises(cases),
-        *_killed(killed),
-        *_swaps(swaps),
+        *killed_section([row for row in rows if isinstance(row, KilledRow)]),
+        *swaps_section([row for row in rows if isinstance(row, SwapsRow)]),
+        *slow_section([row for row in rows if isinstance(row, SlowRow)]),
         *_absence(cases),
         *_matrix(cases),
         *_failures(cases),
@@ -117,54 +92,6 @@ def _promises(cases: Sequence[Row]) -> list[str]:
         f" allow; {sum(row.different for row in cases)} got another text than undisturbed."
     )
     return ["", "## The contract", "", text, "", *table(("", "promise", "result"), found)]
-
-
-def _killed(rows: Sequence[KilledRow]) -> list[str]:
-    lines = ["", "## One process killed under load", ""]
-    if not rows:
-        return [*lines, "No rows: `python benchmarks/recovery.py --rows FILE`."]
-    last = {row.killed: row for row in rows}
-    one = rows[-1]
-    text = paragraph(
-        f"{one.clients} clients, {one.requests} requests (64 tokens in, 32 out, sampled with seeds), one SIGKILL after"
-        f" a third of them, no retries; bundled model, float32, {one.machine}, {one.when}. Different: texts that are"
-        " not those of the run without a kill. Recovery: the longest time in which no client heard anything. Beside it"
-        " NVIDIA Dynamo's published figures for its own system on its own hardware: 8 x L40, an 8B model, 8 clients x"
-        " 100 requests. The models are of another size, so compare the failed requests, not the seconds."
-    )
-    lines.append(text)
-    body = [
-        (
-            row.killed,
-            f"{row.failed}, its {row.connections} connections" if row.connections else row.failed,
-            row.different,
-            "-" if row.recovery_s is None else f"{row.recovery_s:.2f}",
-            DYNAMO.get(row.killed, "-"),
-        )
-        for row in last.values()
-    ]
-    head = ("killed", f"failed of {one.requests}", "different", "recovery s")
-    return [*lines, "", *table((*head, "Dynamo: failed of 800, recovery s"), body)]
-
-
-def _swaps(rows: Sequence[SwapsRow]) -> list[str]:
-    lines = ["", "## The policy replaced under load", ""]
-    if not rows:
-        return [*lines, "No rows: `python benchmarks/swaps.py --rows FILE`."]
-    row = rows[-1]
-    outcomes = ", ".join(f"{count:,} {name}" for name, count in row.outcomes.items())
-    text = paragraph(
-        f"{row.swaps:,} swaps through all policies under {row.streams} streams ({row.machine}, {row.when}):"
-        f" {row.refused} refused; requests with the text that they have without swaps: {outcomes}."
-    )
-    lines.append(text)
-    spreads = [
-        ("gap between two chunks of a stream, no swaps", row.without),
-        ("longest gap of any stream over each swap", row.over_a_swap),
-        ("from the old scheduler's last plan to the new one's readiness", row.handover),
-    ]
-    body = [(n, *(f"{v:.1f}" for v in (s.p50, s.p90, s.p99, s.longest))) for n, s in spreads]
-    return [*lines, "", *table(("ms", "p50", "p90", "p99", "max"), body)]
 
 
 def _absence(cases: Sequence[Row]) -> list[str]:

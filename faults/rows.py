@@ -101,7 +101,8 @@ class Spread(Struct, frozen=True):
 
 class SwapsRow(Struct, frozen=True, kw_only=True, tag_field="kind", tag="swaps"):
     """Many swaps of the policy under concurrent streams (benchmarks/swaps.py). `outcomes` of requests by name; gaps
-    between two chunks of a stream without swaps, the longest of all streams over each swap, and the handover itself."""
+    between two chunks of a stream without swaps, the longest of all streams over each swap, and over as long a time
+    without one right after it (`control`; None where swaps follow each other at once), and the handover itself."""
 
     when: str
     machine: str
@@ -112,9 +113,22 @@ class SwapsRow(Struct, frozen=True, kw_only=True, tag_field="kind", tag="swaps")
     without: Spread
     over_a_swap: Spread
     handover: Spread
+    control: Spread | None = None
+    pause_s: float = 0.0
 
 
-AnyRow = Row | KilledRow | SwapsRow
+class SlowRow(Struct, frozen=True, kw_only=True, tag_field="kind", tag="slow"):
+    """Something that is slow and in order (benchmarks/slow_prefill.py): who was `restarted` all the same."""
+
+    when: str
+    machine: str
+    what: str
+    took_s: float
+    longest_step_s: float
+    restarted: list[str]
+
+
+AnyRow = Row | KilledRow | SwapsRow | SlowRow
 
 
 def append(path: Path, row: AnyRow) -> None:

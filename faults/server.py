@@ -132,7 +132,10 @@ class Server:
 
     def see(self, timeout_s: float = 5.0) -> Directory:
         """The supervisor's Directory. Raises StartError if it does not answer."""
-        directory = ask_directory(self.run_dir, timeout_s)
+        return self.note(ask_directory(self.run_dir, timeout_s))
+
+    def note(self, directory: Directory) -> Directory:
+        """Remembers whose processes were seen."""
         self.pids |= {member.pid for member in directory.members}
         return directory
 

@@ -59,6 +59,9 @@ class Choice:
     first_s: float | None = None
     last_s: float | None = None
     cached_tokens: int = 0
+    taken_over: bool = (
+        False  # amid the answer: the scheduler at the end does not know the beginning
+    )
     losses: Losses = field(default_factory=Losses)
 
     def push(self, tokens: Sequence[int]) -> tuple[str, bool]:
@@ -82,16 +85,20 @@ class Choice:
     def outcome(self, now_s: float, end: End | None) -> Outcome:
         """`end`: what the scheduler said, None when the frontend itself ended the choice."""
         received_s, count = self.demand.received_s, len(self.tokens)
+        ttft_s = None if self.first_s is None else self.first_s - received_s
+        queue_s = end.queue_s if end else None
+        if self.taken_over and queue_s is not None and ttft_s is not None:
+            queue_s = min(queue_s, ttft_s)
         tpot_s = None
         if count > 1 and self.first_s is not None and self.last_s is not None:
             tpot_s = (self.last_s - self.first_s) / (count - 1)
         return Outcome(
             prompt_tokens=len(self.prompt),
             completion_tokens=count,
-            cached_tokens=end.cached_tokens if end else self.cached_tokens,
+            cached_tokens=end.cached_tokens if end and not self.taken_over else self.cached_tokens,
             preemptions=end.preemptions if end else 0,
-            queue_s=end.queue_s if end else None,
-            ttft_s=None if self.first_s is None else self.first_s - received_s,
+            queue_s=queue_s,
+            ttft_s=ttft_s,
             tpot_s=tpot_s,
             e2e_s=(now_s if self.last_s is None else self.last_s) - received_s,
         )
@@ -202,7 +209,10 @@ class Journal:
         choice = self._live.get(message.id)
         if choice is None:
             return
-        choice.cached_tokens = message.cached_tokens
+        if choice.tokens:
+            choice.taken_over = True
+        else:
+            choice.cached_tokens = message.cached_tokens
         turn.events.append(
             Admission(choice.call, choice.index, message.predicted_ttft_s, message.cached_tokens)
         )

@@ -85,7 +85,8 @@ _HELP = {
     "kv_messages_unexpected_total": "Messages of a kind that the KV manager does not expect.",
     # a worker's
     "worker_steps_total": "Iterations executed.",
-    "worker_step_seconds": "Duration of the last iteration.",
+    "worker_step_seconds": "Duration of the last iteration that computed something.",
+    "worker_step_max_seconds": "Duration of the longest iteration so far.",
     "worker_run_seconds_total": "Time spent in iterations.",
     "worker_idle_seconds_total": "Time spent waiting for the next iteration.",
     "worker_tokens_total": "Tokens processed.",

@@ -27,6 +27,8 @@ from accelgen.proto.messages import (
 from accelgen.proto.pulse import SILENCE_S, Metronome
 from accelgen.proto.sockets import Dealer, EndpointError, Router
 
+QUESTION = Resync("a scheduler takes over")
+ASK_AGAIN_S = 1.0
 IDLE_S = 1.0  # so long without a message: time to check the invariants
 CHECK_LIMIT = 200_000  # blocks; the check of more would hold up an arrival for longer than 0.2 s
 
@@ -81,7 +83,7 @@ class KvProcess:
         self.worker: Dealer | None = None  # from the first epoch on
         self.fence = Fence[Activate](Role.SCHEDULER)
         self.state = State.IDLE
-        self.metronome = Metronome()
+        self.metronome, self._asked = Metronome(), Metronome()
         self.counters: Counter[str] = Counter()
         self.sound: bool | None = None  # None: not checked yet
         self._idle_since_s = self._heard_s = now_s()
@@ -134,6 +136,12 @@ class KvProcess:
         """Asks the worker, over a new connection, what it holds; then the scheduler is answered."""
         if given is None:
             return
+        self._heard_s = now_s()
+        if given.repeated and self.state is State.ASKING:
+            return  # it will be answered
+        if given.repeated and self.state is State.SERVING:  # the answer was lost
+            self.router.send(self.fence.peer, self.core.on_activate(), self.fence.epoch)
+            return
         log.info("activated", epoch=given.epoch)
         if self.worker is not None:
             self.poller.unregister(self.worker.socket)
@@ -141,8 +149,8 @@ class KvProcess:
         identity = f"{self.child.name}:{self.child.incarnation}:{self.fence.epoch}"
         self.worker = Dealer(self.worker_endpoint, identity, self.child.incarnation)
         self.poller.register(self.worker.socket, zmq.POLLIN)
-        self.worker.send(Resync("a scheduler takes over"), self.fence.epoch)
-        self.state = State.ASKING
+        self.worker.send(QUESTION, self.fence.epoch)
+        self.state, self._asked = State.ASKING, Metronome(ASK_AGAIN_S, now_s())
 
     def _hear_worker(self) -> None:
         while self.worker is not None and (message := self.worker.recv()) is not None:
@@ -182,6 +190,8 @@ class KvProcess:
     def _rest(self) -> None:
         """What is done between messages: the check of the invariants when idle, and the gauges when due."""
         now = now_s()
+        if self.worker is not None and self.state is State.ASKING and self._asked.due(now):
+            self.worker.send(QUESTION, self.fence.epoch)  # question or answer may have been lost
         if self.worker is not None and self.metronome.due(now):
             self.router.send(self.fence.peer, Pulse(), self.fence.epoch)
             self.worker.send(Pulse(), self.fence.epoch)

@@ -11,6 +11,8 @@ import resource
 import stat
 from collections.abc import Iterator
 from pathlib import Path
+from socket import AF_UNIX, SOCK_STREAM
+from socket import socket as Stream
 
 import zmq
 
@@ -46,6 +48,24 @@ def check_endpoint(endpoint: str) -> str:
     if mode != 0o700:
         raise EndpointError(f"{path.parent}: mode is {mode:04o}, must be 0700")
     return endpoint
+
+
+def clear_path(path: Path) -> None:
+    """Removes a socket file that nobody listens at: a process that was killed has left it. ZeroMQ would take over any
+    path in silence, also that of a living process. Raises EndpointError for that, and for what is no socket."""
+    if not path.exists():
+        return
+    with Stream(AF_UNIX, SOCK_STREAM) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(str(path))
+        except ConnectionRefusedError:
+            if path.is_socket():
+                path.unlink(missing_ok=True)
+                return
+        except OSError:
+            pass  # a full backlog (EAGAIN) is a living listener, too
+    raise EndpointError(f"ipc://{path}: another process has bound this path")
 
 
 def raise_file_limit() -> None:
@@ -90,9 +110,7 @@ class Router:
 
     def __init__(self, endpoint: str, incarnation: int) -> None:
         self.endpoint = check_endpoint(endpoint)
-        # ipc binding silently takes over an existing path: refuse, the run directory is ours alone.
-        if Path(endpoint.removeprefix("ipc://")).exists():
-            raise EndpointError(f"{endpoint}: another process has bound this path")
+        clear_path(Path(endpoint.removeprefix("ipc://")))
         self.codec = Codec(incarnation, _log_malformed)
         self.socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.ROUTER)
         _prepare(self.socket)

@@ -38,7 +38,11 @@ class Links:
         self._dealers[role, index] = dealer
         self._heard_s[role, index] = now_s()
         self._poller.register(dealer.socket, zmq.POLLIN)
-        dealer.send(Activate(credits), self._epoch)
+        self.activate(role, index, credits)
+
+    def activate(self, role: Role, index: int, credits: int = 0) -> None:
+        """Says, maybe again, that this epoch has begun."""
+        self.send(role, index, Activate(credits))
 
     def disconnect(self, role: Role, index: int) -> None:
         """Closes the link to a peer that is gone, if there is one."""

@@ -31,6 +31,7 @@ from accelgen.proto.messages import (
     Yield,
 )
 from accelgen.proto.profiles import ProfileError, load_profile, profile_path
+from accelgen.proto.pulse import Metronome
 from accelgen.scheduler.core import ReplicaSpec, SchedulerCore
 from accelgen.scheduler.cost_model import Coefficients, fit
 from accelgen.scheduler.frontends import Frontends
@@ -47,6 +48,7 @@ STARVED_S = 5.0  # a policy that leaves waiting requests alone for so long, with
 CREDIT_MARGIN = 256  # open requests of a frontend beyond the queue bound, so that the scheduler does the refusing
 ANSWER_S = 2.0  # for KV managers to answer Activate; doubled each time: a worker may be amid a long iteration
 ANSWER_MOST_S = 16.0
+ASK_AGAIN_S = 0.5  # before that
 RETRY_S = 10.0  # a replica that did not answer is left alone for so long, while others serve
 
 log = structlog.get_logger()
@@ -127,17 +129,27 @@ class Session:
             self.links.connect(role, index)
         found: dict[int, Inventory] = {}
         until_s = now_s() + min(ANSWER_MOST_S, ANSWER_S * 2**self.office.failures)
+        again = Metronome(ASK_AGAIN_S, now_s())
         while pending and now_s() < until_s and not self._must_end():
             for role, index, body in self.links.receive(IDLE_S):
                 if isinstance(body, Inventory):
                     pending.discard((role, index))
                     if role is Role.KVMANAGER:
                         found[index] = body
+            if again.due(now_s()):  # question or answer may have been lost
+                for role, index in pending:
+                    self.links.activate(role, index)
+            self._tend(pending)
             self.child.beat()
         if pending and self._must_end():
             return {}
         self._skip({index for _, index in pending})
         return {index: found[index] for index in self._lives}
+
+    def _tend(self, pending: set[Peer]) -> None:
+        """Who has answered must not take us for dead. A worker may have an iteration left that its KV manager waits
+        for."""
+        self.links.tend(pending | {(Role.WORKER, index) for _, index in pending})
 
     def _skip(self, indices: set[int]) -> None:
         if indices:
@@ -263,6 +275,8 @@ def _dispatch(core: SchedulerCore, role: Role, index: int, body: Body, now: floa
             core.on_report(body, index, now)
         case StepResult():
             core.on_result(body, index, now)
+        case Inventory():
+            pass  # asked for twice
         case _:
             log.warning(
                 "unexpected message", kind=type(body).__name__, sender=f"{role.name}-{index}"

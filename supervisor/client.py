@@ -39,18 +39,40 @@ def ask_directory(run_dir: Path, timeout_s: float = 5.0) -> Directory:
     return _ask(run_dir, Query(), Directory, timeout_s)
 
 
+class Onlooker:
+    """Asks for the Directory again and again, over one connection. Raises StartError where no server runs."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self._run_dir, self._link = run_dir, _connect(run_dir)
+
+    def directory(self, timeout_s: float) -> Directory:
+        """As `ask_directory`."""
+        while self._link.recv() is not None:
+            pass  # what came too late the last time
+        return _answer(self._link, self._run_dir, Query(), Directory, timeout_s)
+
+    def close(self) -> None:
+        self._link.socket.close(linger=0)
+
+
 def _ask(run_dir: Path, question: Body, kind: type[Answer], timeout_s: float) -> Answer:
     link = _connect(run_dir)
     try:
-        link.send(question)
-        until_s = now_s() + timeout_s
-        while (left_s := until_s - now_s()) > 0:
-            link.socket.poll(int(1000 * left_s) + 1)
-            message = link.recv()
-            if message is not None and isinstance(message[1], kind):
-                return message[1]
+        return _answer(link, run_dir, question, kind, timeout_s)
     finally:
         link.socket.close(linger=0)
+
+
+def _answer(
+    link: Dealer, run_dir: Path, question: Body, kind: type[Answer], timeout_s: float
+) -> Answer:
+    link.send(question)
+    until_s = now_s() + timeout_s
+    while (left_s := until_s - now_s()) > 0:
+        link.socket.poll(int(1000 * left_s) + 1)
+        message = link.recv()
+        if message is not None and isinstance(message[1], kind):
+            return message[1]
     raise StartError(f"the supervisor (pid {holder_of(run_dir)}) did not answer in {timeout_s:g} s")
 
 

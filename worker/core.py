@@ -42,6 +42,7 @@ class WorkerCore:
         self.requests: dict[int, Request] = {}
         self.steps = self.tokens_processed = 0
         self.run_s = self.wait_s = 0.0
+        self.last_s = self.longest_s = 0.0  # of the iterations that computed something
         self._clock = clock
         self._idle_since_s = clock()
         self._failures = 0
@@ -171,6 +172,8 @@ class WorkerCore:
         self.tokens_processed += sum(len(work.span.tokens) for work in works)
         self.wait_s += wait_s
         self.run_s += run_s
+        if works:
+            self.last_s, self.longest_s = run_s, max(self.longest_s, run_s)
 
 
 def _common(old: list[int], new: list[int]) -> int:

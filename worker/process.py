@@ -169,14 +169,19 @@ class Loop:
 
     def _resync(self, given: Claim[Resync] | None) -> None:
         """A KV manager wants to know what there is, once what it has sent has been run."""
-        if given is not None:
-            self._gap, self._heard_s = False, now_s()
-            self.queue.append(Queued(given.body, given.epoch, given.peer))
+        if given is None:
+            return
+        self._gap, self._heard_s = False, now_s()
+        self.router.codec.lost(given.peer)  # what it has asked in vain is of no consequence
+        asked = Queued(given.body, given.epoch, given.peer)
+        if asked not in self.queue:
+            self.queue.append(asked)
 
     def _activate(self, given: Claim[Activate] | None) -> None:
         """A scheduler takes over (or repeats itself): results go to it from now on."""
         if given is not None:
-            log.info("activated", epoch=given.epoch, step=self.core.step)
+            if not given.repeated:
+                log.info("activated", epoch=given.epoch, step=self.core.step)
             self.router.send(given.peer, Inventory(self.core.step, []), given.epoch)
 
     def _do(self, item: Queued) -> None:
@@ -188,13 +193,14 @@ class Loop:
         self.router.send(self.fence.peer, result, item.epoch)
         for id, cause in zip(result.failed, result.causes, strict=True):
             log.warning("request failed", id=id, step=result.step, cause=cause)
-        self._gauge(result.run_s)
+        self._gauge()
 
-    def _gauge(self, step_s: float) -> None:
+    def _gauge(self) -> None:
         label = f'{{replica="{self.child.index}"}}'
         core, gauges = self.core, self.child.gauges
         gauges[f"accelgen:worker_steps_total{label}"] = core.steps
-        gauges[f"accelgen:worker_step_seconds{label}"] = step_s
+        gauges[f"accelgen:worker_step_seconds{label}"] = core.last_s
+        gauges[f"accelgen:worker_step_max_seconds{label}"] = core.longest_s
         gauges[f"accelgen:worker_run_seconds_total{label}"] = core.run_s
         gauges[f"accelgen:worker_idle_seconds_total{label}"] = core.wait_s
         gauges[f"accelgen:worker_tokens_total{label}"] = core.tokens_processed

@@ -153,7 +153,7 @@ def test_no_file_and_no_disk(orders: Orders, process: Process) -> None:
     assert orders.give_and_await(process.pid, "log") == "EFBIG"
     processes.lift_limits(process.pid)
     opened, logged = (orders.give_and_await(process.pid, do) for do in ("open", "log"))
-    assert (opened, logged) == ("could open a file", "could write")
+    assert (opened, logged) == ("could open files", "could write")
 
 
 def test_the_clock_jumps(orders: Orders, process: Process) -> None:

@@ -52,6 +52,15 @@ def office(*more: dict[str, Any]) -> list[dict[str, Any]]:
             office(event(90.0, "start", "scheduler-1", 8), event(95.0, "exit", "scheduler-1", 8)),
             "not started",
         ),
+        # the seat of the dead may be the free one: its next process is a successor, too
+        (
+            office(
+                event(99.0, "takes office", "scheduler-0", 7),
+                event(100.2, "start", "scheduler-0", 8),
+                event(102.0, "start", "scheduler-1", 9),
+            ),
+            "",
+        ),
     ],
 )
 def test_deaths(events: list[dict[str, Any]], words: str) -> None:

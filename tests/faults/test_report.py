@@ -10,7 +10,7 @@ import pytest
 
 from accelgen.faults.contract import NOT_AT_STAKE, PROMISES, Verdict
 from accelgen.faults.report import main, report
-from accelgen.faults.rows import AnyRow, KilledRow, Row, Spread, SwapsRow, append, read
+from accelgen.faults.rows import AnyRow, KilledRow, Row, SlowRow, Spread, SwapsRow, append, read
 
 KEPT = {promise: Verdict(True, "fine") for promise in PROMISES}
 
@@ -37,6 +37,14 @@ SWAPS = SwapsRow(
 )  # fmt: skip
 
 
+PAUSED = msgspec.structs.replace(
+    SWAPS, pause_s=0.2, control=Spread(1, 2, 3, 5), over_a_swap=Spread(5, 6, 47, 60)
+)
+SLOW = SlowRow(
+    when="2026-11-21", machine="a processor", what="prefill", took_s=12.0, longest_step_s=11.5, restarted=[],
+)  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -59,7 +67,7 @@ def test_what_makes_a_case_fail(changes: dict[str, Any], words: list[str]) -> No
 
 
 def test_rows_survive_a_file(tmp_path: Path) -> None:
-    rows: list[AnyRow] = [row(), killed("worker", 0), SWAPS]
+    rows: list[AnyRow] = [row(), killed("worker", 0), SWAPS, PAUSED, SLOW]
     for one in rows:
         append(tmp_path / "rows.jsonl", one)
     assert read([tmp_path / "rows.jsonl"]) == rows
@@ -82,6 +90,26 @@ def test_the_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "| worker | 3 | 0 | 0.50 | 280, 38.0 |" in page
     assert "| longest gap of any stream over each swap | 5.0 | 6.0 | 7.0 | 8.0 |" in page
     assert all(len(line) <= 120 for line in page.splitlines() if not line.startswith("|"))
+
+
+def test_what_a_swap_costs_is_set_beside_as_long_without_one() -> None:
+    page = report([SWAPS, msgspec.structs.replace(PAUSED, refused=9), PAUSED])
+    assert page.count("1,000 swaps") == 2 and "9 refused" not in page  # of each pause the last run
+    assert "is 44 ms longer" in page.replace("\n", " ")
+    assert (
+        "| longest gap of any stream over as long without a swap | 1.0 | 2.0 | 3.0 | 5.0 |" in page
+    )
+
+
+def test_the_clients_of_a_killed_frontend_are_told_apart() -> None:
+    lost = msgspec.structs.replace(killed("frontend", 8), connections=8)
+    assert "| frontend | 8, its 8 connections | 0 | 0.50 | 144, 17.5 |" in report([lost])
+
+
+def test_who_was_started_again_though_only_slow_is_named() -> None:
+    assert "| prefill | 11.5 | nobody | 2026-11-21 |" in report([SLOW])
+    other = msgspec.structs.replace(SLOW, restarted=["worker-0", "kvmanager-0"])
+    assert "| prefill | 11.5 | worker-0, kvmanager-0 | 2026-11-21 |" in report([other])
 
 
 def test_a_page_of_nothing_says_so(capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -59,8 +60,8 @@ class Link:
 def link(run_dir: Path) -> Iterator[Link]:
     made = Link(run_dir)
     yield made
-    for socket in (made.router, *made.dealers):
-        socket.socket.close(linger=0)
+    for end in (made.router, *made.dealers):
+        end.socket.close(linger=0)
 
 
 def test_messages_arrive_in_order_both_ways(link: Link) -> None:
@@ -155,8 +156,8 @@ def test_oversize_frame_ends_only_the_connection_that_sent_it(
                 break
             assert now_s() < end_s
     finally:
-        for socket in (link.router, good, giant):
-            socket.socket.close(linger=0)
+        for end in (link.router, good, giant):
+            end.socket.close(linger=0)
 
 
 def test_a_body_too_large_for_the_receiver_is_not_sent(
@@ -264,6 +265,27 @@ def test_a_bound_path_is_not_taken_over(link: Link) -> None:
         Router(link.endpoint, 9)
     link.dealer("good").send(Abort([1]))
     assert link.ids(1) == [1]
+
+
+def test_what_a_killed_process_has_left_is_no_obstacle(run_dir: Path) -> None:
+    """Found by an hour of chaos: a worker loaded its model for 10 s, met the dead socket and had to load it again."""
+    path = run_dir / "router.sock"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as leftover:
+        leftover.bind(str(path))
+    assert path.is_socket()
+    link = Link(run_dir)
+    link.dealer("good").send(Abort([1]))
+    assert link.ids(1) == [1]
+    for end in (link.router, *link.dealers):
+        end.socket.close(linger=0)
+
+
+def test_what_is_no_socket_is_left_alone(run_dir: Path) -> None:
+    path = run_dir / "router.sock"
+    path.write_text("somebody's file")
+    with pytest.raises(EndpointError, match="another process has bound"):
+        Router(f"ipc://{path}", 1)
+    assert path.read_text() == "somebody's file"
 
 
 def test_large_and_empty_bodies_pass(link: Link) -> None:

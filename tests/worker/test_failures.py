@@ -93,6 +93,17 @@ def test_a_repeated_prompt_keeps_its_cache_and_truncates_to_the_journal(core: Wo
     assert [(h.id, h.computed, h.blocks) for h in core.inventory().held] == [(1, 4, [3])]
 
 
+def test_an_iteration_without_work_is_not_the_last_or_longest_one(bench: Any) -> None:
+    """Found by the benchmark of a long prefill: the metrics showed the empty iteration that follows it."""
+    moments_s = iter([0.0, 10.0, 22.0, 30.0, 31.0, 40.0, 40.5])
+    core = WorkerCore(bench("llama").core.runner, clock=lambda: next(moments_s))
+    core.execute(batch(0, [(1, 0, 3, 0, [4])], [Prompt(1, [5, 6, 7], GREEDY)]))
+    core.execute(batch(1, []))
+    assert (core.last_s, core.longest_s, core.run_s) == (12.0, 12.0, 13.0)
+    core.execute(batch(2, [(1, 0, 3, 0, [4])], [Prompt(1, [5, 6, 7], GREEDY)]))
+    assert (core.last_s, core.longest_s) == (0.5, 12.0)
+
+
 def test_released_requests_are_forgotten(core: WorkerCore) -> None:
     core.execute(batch(0, [(1, 0, 3, 0, [3])], [Prompt(1, [5, 6, 7], GREEDY)]))
     core.execute(batch(1, [], release=[1, 77]))

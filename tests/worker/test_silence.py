@@ -72,3 +72,23 @@ def test_pulses_that_wait_to_be_read_are_no_silence(
         assert stage.loop._gap == (not pulses)
     finally:
         stage.close()
+
+
+def test_a_question_that_is_asked_twice_is_answered_once_or_twice_and_is_no_gap(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first of another epoch was lost, the second is heard, the third waits for the same answer."""
+    tmp_path.chmod(0o700)
+    stage = Stage(tmp_path, monkeypatch)
+    again = Dealer(stage.loop.child.endpoint, "kvmanager-0:6:2", 6)
+    try:
+        stage.loop.queue.clear()
+        again.codec.pack(b"", Resync(), 2)  # never sent
+        for _ in range(2):
+            again.send(Resync(), 2)
+            assert stage.loop.router.socket.poll(5000)
+            stage.loop._receive()
+        assert [item.epoch for item in stage.loop.queue] == [2] and not stage.loop._gap
+    finally:
+        again.close()
+        stage.close()

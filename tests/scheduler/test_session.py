@@ -1,0 +1,79 @@
+"""A scheduler that takes over on links that lose messages."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import zmq
+
+from accelgen.proto.child import endpoint_of
+from accelgen.proto.messages import Activate, Body, Inventory, Pulse, Role
+from accelgen.proto.sockets import Router
+from accelgen.scheduler.links import Peer
+from accelgen.scheduler.session import Session
+
+PEERS: list[Peer] = [(role, index) for role in (Role.KVMANAGER, Role.WORKER) for index in (0, 1)]
+
+
+class Replicas(threading.Thread):
+    """Two replicas that answer Activate, except the first ones that KV manager 1 gets. `heard`: what each was told."""
+
+    def __init__(self, run_dir: Path, deaf: int) -> None:
+        super().__init__(daemon=True)
+        self.routers = {peer: Router(endpoint_of(run_dir, *peer), 7) for peer in PEERS}
+        self.heard: dict[Peer, list[Body]] = {peer: [] for peer in PEERS}
+        self.over = threading.Event()
+        self._deaf = deaf
+
+    def run(self) -> None:
+        while not self.over.is_set():
+            for peer, router in self.routers.items():
+                router.socket.poll(5)
+                if (message := router.recv()) is not None:
+                    self._hear(peer, router, message)
+        for router in self.routers.values():
+            router.close()
+
+    def _hear(self, peer: Peer, router: Router, message: Any) -> None:
+        who, header, body = message
+        self.heard[peer].append(body)
+        if not isinstance(body, Activate):
+            return
+        if peer == (Role.KVMANAGER, 1) and self._deaf:
+            self._deaf -= 1
+            return
+        router.send(who, Inventory(3, []), header.epoch)
+
+
+def test_a_takeover_asks_again_and_shows_those_who_have_answered_that_it_lives(
+    tmp_path: Path,
+) -> None:
+    """Found by dropping messages: what was lost of a takeover was asked again only seconds later, by the next one."""
+    tmp_path.chmod(0o700)
+    replicas = Replicas(tmp_path, deaf=3)
+    link = zmq.Context.instance().socket(zmq.PULL)
+    child = SimpleNamespace(
+        run_dir=tmp_path, incarnation=5, link=SimpleNamespace(socket=link), beat=lambda: None,
+        directory=None, orders=[], stopping=False,
+    )  # fmt: skip
+    office: Any = SimpleNamespace(child=child, failures=0, counters=Counter())
+    session = Session(office, 1)
+    life: Any = SimpleNamespace()
+    session._lives = {0: life, 1: life}
+    replicas.start()
+    try:
+        found = session._activate()
+        assert sorted(found) == [0, 1] and not session.links.trouble and not session._skipped
+    finally:
+        replicas.over.set()
+        replicas.join()
+        session.links.close()
+        link.close()
+    told = replicas.heard[Role.KVMANAGER, 1]
+    assert sum(isinstance(body, Activate) for body in told) == 4
+    for peer in PEERS:
+        assert any(isinstance(body, Pulse) for body in replicas.heard[peer])
