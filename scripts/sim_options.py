@@ -32,7 +32,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 _OVERRIDES = (
     "model", "hardware", "kv_gb", "kv_blocks", "block_size", "host_ms", "profile_file", "replicas", "tensor_parallel",
-    "max_num_seqs", "max_num_batched_tokens", "pipeline_depth", "arrivals", "cv", "max_tokens", "cut_tokens", "rule",
+    "max_num_seqs", "max_num_batched_tokens", "pipeline_depth", "preemption", "swap_gb_s",
+    "arrivals", "cv", "max_tokens", "cut_tokens", "rule",
 )  # fmt: skip
 
 
@@ -138,6 +139,8 @@ _WORKLOAD = (
     click.option("--max-num-seqs", type=_COUNT, help="Most requests in one iteration."),
     click.option("--max-num-batched-tokens", type=_COUNT, help="Most tokens in one iteration."),
     click.option("--pipeline-depth", type=click.IntRange(0, 1), help="Plans made ahead."),
+    click.option("--preemption", type=click.Choice(["recompute", "swap"]), help="What becomes of a victim's KV."),
+    click.option("--swap-gb-s", type=_RATE, help="To the host and back."),
     click.option("--arrivals", type=click.Choice(["poisson", "gamma", "trace", "thinned"]),
                  help="Arrival process; trace: the times of the trace, scaled."),
     click.option("--cv", type=_RATE, help="Of the gaps, with --arrivals gamma."),

@@ -118,7 +118,8 @@ def _make_simulation(
     name, config = setting.policy, setting.scenario.config(setting.policy)
     params = {**setting.scenario.policies.get(name, {}), **setting.params}
     if name != DISTSERVE:
-        return Simulation(load_policy(name, params), workload, device, config)
+        swap = setting.scenario.preemption == "swap"
+        return Simulation(load_policy(name, params), workload, device, config, swap=swap)
     try:
         rules = Rules(**params)
     except (TypeError, ValueError) as error:

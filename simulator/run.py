@@ -17,6 +17,7 @@ from accelgen.kvmanager.core import KvCore
 from accelgen.proto.config import Config
 from accelgen.proto.messages import (
     Finished,
+    KvReport,
     Lookup,
     Plan,
     Prompt,
@@ -30,6 +31,7 @@ from accelgen.scheduler.core import ReplicaSpec, SchedulerCore
 from accelgen.scheduler.policy import Policy
 from accelgen.scheduler.predictor import LengthPredictor
 from accelgen.simulator.device import Device
+from accelgen.simulator.swapping import SwappingKv
 from accelgen.simulator.worker import STOP, TOKEN, SimulatedWorker
 from accelgen.simulator.workload import Arrival, Workload
 
@@ -87,13 +89,17 @@ class Simulation:
         device: Device,
         config: Config,
         predictor: LengthPredictor | None = None,
+        swap: bool = False,
     ) -> None:
+        """`swap`: KV of who is preempted goes to the host, instead of being computed again."""
         self.workload, self.config = workload, config
         blocks = config.kv_blocks or device.blocks(config.block_size)
         spec = ReplicaSpec(blocks, config.block_size, device.coefficients)
         specs = dict.fromkeys(range(config.replicas), spec)
         self.core = SchedulerCore(config, policy, specs, predictor)
-        self.kvs = [KvCore(blocks, config.block_size, config.prefix_caching) for _ in specs]
+        kind = SwappingKv if swap else KvCore
+        self.kvs = [kind(blocks, config.block_size, config.prefix_caching) for _ in specs]
+        self._block_s = config.block_size * device.kv_token_bytes / device.swap_bytes_s
         self._stops: dict[int, int] = {}  # request id -> tokens at its end
         self.workers = [SimulatedWorker(device, self._stops) for _ in specs]
         self.fates: list[Fate] = []
@@ -209,7 +215,7 @@ class Simulation:
                 if role is Role.FRONTEND:
                     self._receive(body, now_s)
                 elif isinstance(body, Lookup):
-                    core.on_report(self.kvs[index].on_lookup(body), index, now_s)
+                    self._report(self.kvs[index].on_lookup(body), index, now_s)
                 else:
                     assert isinstance(body, Plan)
                     self._execute(body, index, now_s)
@@ -219,12 +225,19 @@ class Simulation:
         kv = self.kvs[index]
         batch, report = kv.on_plan(plan)
         kv.settle()
-        done_s, result = self.workers[index].run(batch, now_s)
+        copies_s = kv.moved * self._block_s if isinstance(kv, SwappingKv) else 0.0
+        done_s, result = self.workers[index].run(batch, now_s, copies_s)
         self.run.steps += bool(batch.ids)
         self.run.entries += len(batch.ids)
         self._order += 1
         heapq.heappush(self._results, (done_s, self._order, index, result))
+        self._report(report, index, now_s)
+
+    def _report(self, report: KvReport, index: int, now_s: float) -> None:
         self.core.on_report(report, index, now_s)
+        kv = self.kvs[index]
+        if isinstance(kv, SwappingKv):
+            kv.hide(self.core.replicas[index].table)
 
     def _note_use(self, index: int, now_s: float) -> None:
         """Blocks change hands with a Plan only: what was in use since the last one was so all the time."""

@@ -102,6 +102,8 @@ class Scenario(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     max_num_batched_tokens: Count = 8192
     pipeline_depth: Annotated[int, Meta(ge=0, le=1)] = 0  # the papers plan between iterations
     prefix_caching: bool = True
+    preemption: Literal["recompute", "swap"] = "recompute"  # distserve always swaps
+    swap_gb_s: Factor = 25.0  # per device, to the host and back
     rule: Rule = Rule.CUMULATIVE  # that figures of goodput and capacity are judged by
     policies: dict[str, Params] = field(default_factory=dict)  # parameters, by policy
 
@@ -125,7 +127,7 @@ class Scenario(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
             device = profiled_device(Path(self.profile_file), kv_bytes, host_s or 0.0)
         else:
             device = find_device(self.model, self.hardware, 0, host_s)
-        device = split(device, self.tensor_parallel)
+        device = split(replace(device, swap_bytes_s=self.swap_gb_s * 1e9), self.tensor_parallel)
         return replace(device, kv_bytes=kv_bytes) if kv_bytes else device
 
     def room(self, device: Device) -> int:

@@ -7,7 +7,8 @@ until the batch has `max_batch_size` of them or its prompts exceed `max_tokens_p
 more processing time than its level's quantum moves one level down, with its time reset, and all go to the *front* of
 their level. Every `starvation_period` iterations those idle for `starvation_s` go to the front of the highest level.
 
-Until swapping to host memory exists, what the code swaps out is dropped and computed again: KV goes from the end of the
+Until the live KV manager can swap, what the code swaps out is dropped there and computed again (`accelgen sim
+--preemption swap` does as the code): KV goes from the end of the
 lowest level upwards, then from the end of the batch. Nothing is dropped ahead of need, because that would not be free.
 So the proactive part of the rule, and the deferral of new prompts when host memory is short, are missing.
 
