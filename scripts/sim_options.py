@@ -13,7 +13,7 @@ import msgspec
 from accelgen.proto.policies import POLICY_GROUP, fault_in, known_policies, unknown_policy
 from accelgen.scripts.chat_objective import ObjectiveError, parse_objective
 from accelgen.simulator.distserve import NAME as DISTSERVE
-from accelgen.simulator.experiment import Setting
+from accelgen.simulator.experiment import PolicyAt, Setting
 from accelgen.simulator.mix import own_rate
 from accelgen.simulator.scenarios import (
     SYNTHETIC,
@@ -76,6 +76,26 @@ class ListParam(click.ParamType):
     ) -> list[Any]:
         words = value.split(",") if isinstance(value, str) else value
         return [self.inner.convert(word, param, ctx) for word in words]
+
+
+class SwapParam(click.ParamType):
+    """`SECONDS:POLICY`, parameters as elsewhere."""
+
+    name = "seconds:policy"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> PolicyAt:
+        if isinstance(value, PolicyAt):
+            return value
+        moment, colon, policy = value.partition(":")
+        if not colon:
+            self.fail(f"{value!r} is not of the form SECONDS:POLICY", param, ctx)
+        at_s = click.FloatRange(0, 1e9).convert(moment, param, ctx)
+        name, params = PolicyParam().convert(policy, param, ctx)
+        if name == DISTSERVE:
+            self.fail(f"{DISTSERVE} cannot take over: it needs devices of two kinds", param, ctx)
+        return PolicyAt(at_s, name, params)
 
 
 class SloParam(click.ParamType):
@@ -240,6 +260,7 @@ def setting_of(
     seed: int,
     stand_ins: bool,
     enough: float = 0.0,
+    swaps: tuple[PolicyAt, ...] = (),
 ) -> Setting:
     """One simulation of the scenario."""
     return Setting(
@@ -253,6 +274,7 @@ def setting_of(
         half=scenario.part_of_trace,
         stand_ins=stand_ins,
         enough=enough,
+        swaps=swaps,
     )
 
 
