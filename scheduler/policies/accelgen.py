@@ -177,9 +177,11 @@ class AccelGen:
                 may = self._may_take(batch, found) if is_open else found.running.copy()
                 if exclusive:  # finish the long prompt first
                     may &= ~long | begun
-                count = np.cumsum(may[order]).tolist()
+                passed = [0, *np.cumsum(may[order]).tolist()]
+            if passed[lo] == passed[-1]:
+                return
             hi = bisect_right(times_s, times_s[lo] + self.gamma_s, lo)
-            if count[hi - 1] > (count[lo - 1] if lo else 0):
+            if passed[hi] > passed[lo]:
                 chosen = order[lo:hi]
                 contest = self._contest(batch, found, chosen[may[chosen]], long | begun, budget)
                 is_open = self._fill(batch, contest) and is_open
