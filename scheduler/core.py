@@ -50,6 +50,14 @@ class ReplicaSpec:
     worker: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class _Find:
+    """Where a request of the scheduler before was found, and how many of its tokens are computed there."""
+
+    replica: int
+    computed: int
+
+
 @dataclass(slots=True)
 class _Sheaf:
     """What one frontend gets of one iteration."""
@@ -88,7 +96,7 @@ class SchedulerCore:
         self.outbox: list[tuple[Role, int, Body]] = []
         self.refused = self.finished = self.admitted = 0
         self._home: dict[int, int] = {}  # request id -> replica
-        self._inherited: dict[int, int] = {}  # request id -> its replica; nobody has claimed it yet
+        self._inherited: dict[int, _Find] = {}  # by request id: nobody has claimed it yet
         self._adopted: set[int] = set()  # claimed, but the KV manager's word has not come yet
         self._waits_for_claims = True
         self._expiry = Expiry()
@@ -104,7 +112,8 @@ class SchedulerCore:
         if self._is_over(requests[0], now_s):
             return
         views = [replica.view() for replica in self.replicas.values()]
-        known = self._inherited.pop(submit.prompt.id, None)
+        found = self._inherited.pop(submit.prompt.id, None)
+        known = None if found is None else found.replica
         accepted = known is not None or submit.prompt.generated  # by the scheduler before this one
         refusal = None if accepted else judge(self.config, submit, views, self.draining)
         if refusal is not None:
@@ -145,11 +154,18 @@ class SchedulerCore:
     # --- from the scheduler before this one ------------------------------------------------------------------------
 
     def inherit(self, inventory: Inventory, index: int) -> None:
-        """Takes over a replica that has served another scheduler: before anything is submitted or planned."""
+        """Takes over a replica that has served another scheduler: before anything is submitted or planned. What two
+        replicas hold, because one was away for a while, is given back by the one that has computed less."""
         replica = self.replicas[index]
         replica.step = inventory.step + 1
         replica.free_blocks = inventory.free + inventory.cached
-        self._inherited |= {held.id: index for held in inventory.held}
+        for held in inventory.held:
+            found = _Find(index, held.computed)
+            other = self._inherited.setdefault(held.id, found)
+            if other is not found:
+                less, more = sorted((found, other), key=lambda one: one.computed)
+                self.replicas[less.replica].release(held.id)
+                self._inherited[held.id] = more
 
     def go_on(self) -> None:
         """Those who have claimed theirs have waited long enough for the others."""
@@ -157,8 +173,8 @@ class SchedulerCore:
 
     def release_unclaimed(self) -> None:
         """All frontends have submitted again what is live: the rest of what was inherited has ended meanwhile."""
-        for id, index in self._inherited.items():
-            self.replicas[index].release(id)
+        for id, found in self._inherited.items():
+            self.replicas[found.replica].release(id)
         self._inherited = {}
 
     def _is_over(self, request: Request, now_s: float) -> bool:

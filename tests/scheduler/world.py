@@ -192,10 +192,12 @@ class World:
     def abort(self, ids: list[int], at_s: float | None = None) -> None:
         self._at(self.now_s if at_s is None else at_s, ("abort", Abort(ids)))
 
-    def crash(self, at_s: float, policy: str | None = None, kv: bool = False) -> None:
+    def crash(
+        self, at_s: float, policy: str | None = None, kv: bool = False, without: int | None = None
+    ) -> None:
         """The scheduler dies at that moment with everything on its way to or from it; another one takes over. With
-        `kv`, the KV managers die, too."""
-        self._at(at_s, ("crash", policy or self.config.policy, kv))
+        `kv`, the KV managers die, too. `without`: this replica does not answer; the next takeover finds it again."""
+        self._at(at_s, ("crash", policy or self.config.policy, kv, without))
 
     def lose_batch(self, at_s: float) -> None:
         """The next Batch made after that moment gets lost; the scheduler takes over from itself."""
@@ -294,14 +296,17 @@ class World:
             own = structs.replace(prompt, id=id, sampling=sampling)
             self.journal[id] = structs.replace(submit, prompt=own, siblings=[])
 
-    def _take_over(self, policy: str, kv_dies: bool = False) -> None:
+    def _take_over(self, policy: str, kv_dies: bool = False, without: int | None = None) -> None:
         """What the processes do when a new scheduler activates them, in one moment."""
         if kv_dies:
             size = self.workers[0].block_size
             self.kvs = [KvCore(kv.pool.num_blocks, size) for kv in self.kvs]
         self.epoch += 1
-        self.core = SchedulerCore(self.config, load_policy(policy, {}), self.specs)
+        specs = {index: spec for index, spec in self.specs.items() if index != without}
+        self.core = SchedulerCore(self.config, load_policy(policy, {}), specs)
         for index, (kv, worker) in enumerate(zip(self.kvs, self.workers, strict=True)):
+            if index == without:
+                continue
             assert kv.on_inventory(worker.inventory()) == []
             inventory = kv.on_activate()
             assert kv.check() == []
