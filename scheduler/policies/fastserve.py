@@ -83,9 +83,7 @@ class FastServe:
         running = set(table.running.tolist())
         victims = (s for _, _, s in reversed(places) if s in running and s not in chosen)
         _take(batch, chosen, victims)
-        for slot in chosen:
-            if slot not in running:
-                state.jobs[int(table.ids[slot])] = begun(table, state, slot)
+        state.jobs.update(begun(table, state, [slot for slot in chosen if slot not in running]))
         state = structs.replace(state, iterations=state.iterations + bool(chosen))
         if chosen and state.iterations % self.starvation_period == 0:
             state = promote(view.table, state, start_s - self.starvation_s, batch.slots)
