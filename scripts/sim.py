@@ -15,6 +15,7 @@ import msgspec
 from accelgen.scripts.sim_options import (
     ListParam,
     PolicyParam,
+    SwapParam,
     jobs_option,
     label,
     middle_rate,
@@ -24,7 +25,7 @@ from accelgen.scripts.sim_options import (
     workload_options,
 )
 from accelgen.simulator.crew import FAULTS, Crew, CrewError
-from accelgen.simulator.experiment import Result, Setting, Store, key_of, simulate
+from accelgen.simulator.experiment import PolicyAt, Result, Setting, Store, key_of, simulate
 from accelgen.simulator.metrics import Rule
 from accelgen.simulator.scenarios import Scenario
 from accelgen.simulator.traces import MissingTrace
@@ -96,8 +97,22 @@ def list_names(file: Path | None) -> None:
 @click.option(
     "--rate", type=RATE, show_default="the middle one of the scenario", help="Requests/s."
 )
+@click.option(
+    "--swap",
+    "swaps",
+    type=SwapParam(),
+    multiple=True,
+    metavar="SECONDS:POLICY",
+    help="Another policy takes over at that time; several times if you like.",
+)
 @click.option("--save-detailed", is_flag=True, help="Write a CSV with a row per request.")
-def run(policy: Policy, rate: float | None, save_detailed: bool, **given: Any) -> None:
+def run(
+    policy: Policy,
+    rate: float | None,
+    swaps: tuple[PolicyAt, ...],
+    save_detailed: bool,
+    **given: Any,
+) -> None:
     """Simulate one policy at one rate."""
     from accelgen.scripts.sim_bars import bars
     from accelgen.scripts.sim_table import print_summary, write_requests, write_results
@@ -106,7 +121,7 @@ def run(policy: Policy, rate: float | None, save_detailed: bool, **given: Any) -
     at = rate or middle_rate(scenario)
     store = Store(given["out"] / "runs")
     for seed in scenario.seeds[:1] if given["seeds"] is None else scenario.seeds:
-        setting = setting_of(name, scenario, policy, at, seed, given["synthetic"])
+        setting = setting_of(name, scenario, policy, at, seed, given["synthetic"], swaps=swaps)
         result = None if given["anew"] or save_detailed else store.load(key_of(setting))
         fates = []
         if result is None:
@@ -114,7 +129,9 @@ def run(policy: Policy, rate: float | None, save_detailed: bool, **given: Any) -
                 result, outcome = simulate(setting, progress)
             store.save(result)
             fates = outcome.fates
-        click.echo(f"{_title(name, scenario)}\n{label(policy)} at {at:g} requests/s, seed {seed}")
+        later = [f", from {one.at_s:g} s {label((one.policy, one.params))}" for one in swaps]
+        who = "".join([label(policy), *later])
+        click.echo(f"{_title(name, scenario)}\n{who} at {at:g} requests/s, seed {seed}")
         if result.summary is None:
             raise click.ClickException(f"{label(policy)} failed: {result.fault}")
         print_summary(result)
@@ -256,7 +273,8 @@ def _stem(verb: str, name: str, results: Sequence[Result]) -> str:
 
 
 def _title(name: str, scenario: Scenario) -> str:
-    where = scenario.profile_file or f"{scenario.model} on {scenario.hardware}"
+    spread = f"{scenario.tensor_parallel} x " if scenario.tensor_parallel > 1 else ""
+    where = scenario.profile_file or f"{scenario.model} on {spread}{scenario.hardware}"
     size = f"{scenario.replicas} x " if scenario.replicas > 1 else ""
     return f"{name}: {scenario.about}; {size}{where}, {scenario.requests} requests"
 

@@ -26,8 +26,8 @@ from accelgen.simulator.distserve import NAME as DISTSERVE
 from accelgen.simulator.distserve import DistServe
 from accelgen.simulator.metrics import Summary, hopeless, summarise
 from accelgen.simulator.mix import Asked, Half, load_sources, make_workload
-from accelgen.simulator.run import Run, Simulation, Stuck
-from accelgen.simulator.scenarios import SYNTHETIC, Scenario
+from accelgen.simulator.run import Run, Simulation, Stuck, Successor
+from accelgen.simulator.scenarios import SYNTHETIC, Scenario, ScenarioError
 from accelgen.simulator.stages import Rules
 from accelgen.simulator.traces import find_trace
 from accelgen.simulator.workload import Workload
@@ -35,6 +35,14 @@ from accelgen.simulator.workload import Workload
 _IMPORT = re.compile(rb"^\s*from (accelgen\.[\w.]+) import", re.MULTILINE)
 Progress = Callable[[int, int], None]
 """Told now and then how many requests of how many have ended."""
+
+
+class PolicyAt(Struct, frozen=True):
+    """A policy that takes over at a moment of virtual time."""
+
+    at_s: float
+    policy: str
+    params: dict[str, Any] = field(default_factory=dict)
 
 
 class Setting(Struct, frozen=True, kw_only=True):
@@ -50,6 +58,7 @@ class Setting(Struct, frozen=True, kw_only=True):
     half: Half = "all"
     stand_ins: bool = False
     enough: float = 0.0
+    swaps: tuple[PolicyAt, ...] = ()
 
 
 class Result(Struct, frozen=True, kw_only=True):
@@ -117,13 +126,26 @@ def _make_simulation(
     """What runs the policy. Raises UnknownPolicy or ScenarioError."""
     name, config = setting.policy, setting.scenario.config(setting.policy)
     params = {**setting.scenario.policies.get(name, {}), **setting.params}
+    swap = setting.scenario.preemption == "swap"
+    if setting.swaps and (swap or name == DISTSERVE):
+        detail = "preemption: swap" if swap else f"policy: {name}"
+        raise ScenarioError(f"{detail} cannot be replaced under way; live neither exists")
     if name != DISTSERVE:
-        return Simulation(load_policy(name, params), workload, device, config)
+        successors = [
+            Successor(one.at_s, load_policy(one.policy, _params(setting, one)))
+            for one in setting.swaps
+        ]
+        policy = load_policy(name, params)
+        return Simulation(policy, workload, device, config, swap=swap, successors=successors)
     try:
         rules = Rules(**params)
     except (TypeError, ValueError) as error:
         raise UnknownPolicy(f"policy_params: {name}: {error}") from error
     return DistServe(rules, workload, device, config)
+
+
+def _params(setting: Setting, one: PolicyAt) -> dict[str, Any]:
+    return {**setting.scenario.policies.get(one.policy, {}), **one.params}
 
 
 # --- names of results --------------------------------------------------------------------------------------------
@@ -136,7 +158,8 @@ def key_of(setting: Setting) -> str:
     for source in sorted({part.source for part in setting.scenario.parts}):
         stand_in = setting.stand_ins or source.startswith(SYNTHETIC)
         digest.update(b"" if stand_in else _file_digest(find_trace(source)))
-    digest.update(_code_digest(setting.policy))
+    for policy in [setting.policy, *(one.policy for one in setting.swaps)]:
+        digest.update(_code_digest(policy))
     return digest.hexdigest()[:24]
 
 
