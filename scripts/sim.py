@@ -25,6 +25,7 @@ from accelgen.scripts.sim_options import (
     rate_option,
     search_options,
     setting_of,
+    title_of,
     workload_options,
 )
 from accelgen.simulator.crew import FAULTS, Crew, CrewError
@@ -115,7 +116,7 @@ def run(policy: Policy, rate: float | None, save_detailed: bool, **given: Any) -
                 result, outcome = simulate(setting, progress)
             store.save(result)
             fates = outcome.fates
-        click.echo(f"{_title(name, scenario)}\n{label(policy)} at {at:g} requests/s, seed {seed}")
+        click.echo(f"{title_of(name, scenario)}\n{label(policy)} at {at:g} requests/s, seed {seed}")
         if result.summary is None:
             raise click.ClickException(f"{label(policy)} failed: {result.fault}")
         print_summary(result)
@@ -141,17 +142,16 @@ def compare(
 ) -> None:
     """Compare policies at one rate: a table and a figure."""
     from accelgen.scripts.sim_figure import draw_comparison
-
-    name, scenario = pick_scenario(given)
-    rates = [rate or middle_rate(scenario)]
-    if not oracle:
-        results = _run_grid(name, scenario, policies, rates, jobs, given)
-        _report("compare", name, scenario, results, given["out"], draw_comparison, with_rate=False)
-        return
     from accelgen.scripts.sim_oracle import with_reference
 
+    name, scenario = pick_scenario(given)
+    at = rate or middle_rate(scenario)
+    if not oracle:
+        results = _run_grid(name, scenario, policies, [at], jobs, given)
+        _report("compare", name, scenario, results, given["out"], draw_comparison, with_rate=False)
+        return
     with _crew(jobs, given) as crew, bars(given["quiet"]) as shown:
-        results, reference = with_reference(crew, shown, name, scenario, policies, rates[0], given)
+        results, reference = with_reference(crew, shown, name, scenario, policies, at, given)
     draw = partial(draw_comparison, limits=reference.limits())
     results, rows = [*results, *reference.best], reference.rows(Rule(scenario.rule))
     _report("compare", name, scenario, results, given["out"], draw, with_rate=False, more=rows)
@@ -172,10 +172,11 @@ def oracle(policies: list[Policy], rate: float | None, jobs: int | None, **given
     at = rate or middle_rate(scenario)
     with _crew(jobs, given) as crew, bars(given["quiet"]) as shown:
         results, reference = with_reference(crew, shown, name, scenario, policies, at, given)
-    title = f"{_title(name, scenario)}, {at:g} requests/s"
+    title = f"{title_of(name, scenario)}, {at:g} requests/s"
     print_reference(groups_of(results), reference, scenario, title)
-    path = given["out"] / _stem("oracle", name, [*results, *reference.best])
-    written = write_results([*results, *reference.best], path)
+    everything = [*results, *reference.best]
+    path = given["out"] / _stem("oracle", name, everything)
+    written = write_results(everything, path)
     _say_written([*written, write_bounds(reference, path.with_suffix(".bounds.csv"))])
 
 
@@ -226,7 +227,7 @@ def capacity(
             crew, shown, name, scenario, policies, attainment, tolerance, given["synthetic"]
         )
     stem = _stem("capacity", name, [result for _, results in found.values() for result in results])
-    report_capacities(found, scenario, attainment, _title(name, scenario), given["out"] / stem)
+    report_capacities(found, scenario, attainment, title_of(name, scenario), given["out"] / stem)
 
 
 # --- shared ------------------------------------------------------------------------------------------------------
@@ -274,7 +275,7 @@ def _report(
     from accelgen.scripts.sim_figure import NO_MATPLOTLIB
     from accelgen.scripts.sim_table import groups_of, print_groups, write_results
 
-    groups, rule, title = groups_of(results), Rule(scenario.rule), _title(name, scenario)
+    groups, rule, title = groups_of(results), Rule(scenario.rule), title_of(name, scenario)
     print_groups(groups, rule, title, with_rate, more)
     path = out / _stem(verb, name, results)
     written = write_results(results, path)
@@ -290,12 +291,6 @@ def _stem(verb: str, name: str, results: Sequence[Result]) -> str:
     """Another name for other settings, so that nothing is overwritten but what is made again."""
     settings = msgspec.json.encode([result.setting for result in results], order="sorted")
     return f"{verb}-{name}-{sha256(settings).hexdigest()[:8]}"
-
-
-def _title(name: str, scenario: Scenario) -> str:
-    where = scenario.profile_file or f"{scenario.model} on {scenario.hardware}"
-    size = f"{scenario.replicas} x " if scenario.replicas > 1 else ""
-    return f"{name}: {scenario.about}; {size}{where}, {scenario.requests} requests"
 
 
 def _say_written(paths: Sequence[Path]) -> None:

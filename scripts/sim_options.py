@@ -286,3 +286,10 @@ def label(policy: tuple[str, dict[str, Any]]) -> str:
     if policy[0] == ORACLE:
         return SEARCHED
     return ":".join([policy[0], *(f"{key}={value}" for key, value in policy[1].items())])
+
+
+def title_of(name: str, scenario: Scenario) -> str:
+    """What is simulated, in a line."""
+    where = scenario.profile_file or f"{scenario.model} on {scenario.hardware}"
+    size = f"{scenario.replicas} x " if scenario.replicas > 1 else ""
+    return f"{name}: {scenario.about}; {size}{where}, {scenario.requests} requests"
