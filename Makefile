@@ -42,6 +42,7 @@ check: install-dev
 
 bench: install-dev
 	@$(BIN)/pytest benchmarks
+	@$(BIN)/python benchmarks/decisions.py
 
 # The long lane of fault injection; nothing else should run meanwhile. ARGS="--seed 7" repeats a schedule.
 chaos: install-dev

@@ -1,7 +1,7 @@
 """Is the simulator true? Against measurements of others, and against this machine.
 
     python benchmarks/simulator_truth.py measured PROFILES    300 requests measured on vLLM 0.19, RTX PRO 6000
-    python benchmarks/simulator_truth.py distserve PROFILES   OPT-13B on A100 against DistServe's own fits
+    python benchmarks/simulator_truth.py distserve PROFILES   OPT-13B on A100 against DistServe's own fits (--devices 2)
     python benchmarks/simulator_truth.py live                 a server on this machine against its simulation
 
 PROFILES is the folder with `measured_vllm0.19_llama3.1-8b_RTXPRO6000_requests.csv.gz` and
@@ -32,6 +32,7 @@ from accelgen.scheduler.policy import load_policy
 from accelgen.simulator.device import Device, Iteration, find_device
 from accelgen.simulator.metrics import Times
 from accelgen.simulator.run import Simulation
+from accelgen.simulator.tensor_parallel import split
 from accelgen.simulator.workload import Arrival, Workload
 
 Floats = NDArray[np.float64]
@@ -74,7 +75,7 @@ def measured(profiles: Path) -> None:
         if row["host_s"] and row["requests"] == "last 150"
     )
     print(f"with the fitted host time, last 150 requests, all within {LIMIT:.0%}: {kept}")
-    save("measured", {"host_s": host_s, "kept": kept, "limit": LIMIT, "rows": rows})
+    save("simulator-truth-measured", {"host_s": host_s, "kept": kept, "limit": LIMIT, "rows": rows})
 
 
 def read_measured(path: Path) -> tuple[list[Arrival], Floats]:
@@ -142,11 +143,13 @@ def compare(host_s: float, name: str, seen: Floats, found: Floats) -> list[dict[
 
 @main.command()
 @click.argument("profiles", type=click.Path(exists=True, file_okay=False, path_type=Path))
-def distserve(profiles: Path) -> None:
-    """Iteration times of the device model beside DistServe's fits of its own measurements, over their range."""
+@click.option("--devices", type=click.Choice(["1", "2", "4"]), default="1", show_default=True)
+def distserve(profiles: Path, devices: str) -> None:
+    """Iteration times of the device model beside DistServe's fits of its own measurements, over their range; on
+    several devices by tensor parallelism."""
     path = profiles / "profile_distserve_a100-80g_distserve.json"
-    fits = json.loads(path.read_text())["facebook/opt-13b"]["1"]
-    device = find_device("opt-13b", "a100")
+    fits = json.loads(path.read_text())["facebook/opt-13b"][devices]
+    device = split(find_device("opt-13b", "a100"), int(devices))
     rows, kept = [], {}
     print("| what | host ms | points | mean error | largest | within limit | limit | kept |")
     print("|---|---|---|---|---|---|---|---|")
@@ -172,7 +175,8 @@ def distserve(profiles: Path) -> None:
                 " | ".join(map(str, [*cells, within, f"{limit:.0%}", within == len(errors)])),
                 "|",
             )
-    save("distserve", {"kept": kept, "rows": rows})
+    several = f"-tp{devices}" if devices != "1" else ""
+    save(f"simulator-truth-distserve{several}", {"kept": kept, "rows": rows})
 
 
 def decode_rows(device: Device, fits: dict[str, Any]) -> list[dict[str, Any]]:

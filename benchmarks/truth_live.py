@@ -73,7 +73,10 @@ def live(
         host_s = fit_host(profile, arrivals, names[0], seen[0][names[0]])
         content = report(profile, arrivals, names, seen, host_s)
     options = {"requests": requests, "rate": rate, "rounds": rounds, "scale": scale}
-    save("live", {**options, "host_s": host_s, "load_average": os.getloadavg()[0], **content})
+    save(
+        "simulator-truth-live",
+        {**options, "host_s": host_s, "load_average": os.getloadavg()[0], **content},
+    )
 
 
 def draw(requests: int, rate: float, scale: float, objective: Objective) -> list[Arrival]:

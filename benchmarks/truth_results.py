@@ -1,4 +1,4 @@
-"""Where simulator_truth.py keeps what it found."""
+"""Where scripts keep what they found."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def save(name: str, content: dict[str, Any]) -> None:
         "command": shlex.join(["python", *(_outside(word) for word in sys.argv)]),
     }
     RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"simulator-truth-{name}-{datetime.now():%Y-%m-%d}.json"
+    path = RESULTS / f"{name}-{datetime.now():%Y-%m-%d}.json"
     path.write_text(json.dumps(head | content, indent=1) + "\n")
     click.echo(f"Wrote {path}", err=True)
 

@@ -169,8 +169,9 @@ class Rerun:
 
 def _admissible(decision: Decision, replica: Replica, policy: str) -> Decision:
     """As the server would have carried it out."""
-    check(decision, replica.table, policy)
-    clip(decision, replica.table, replica.limits, replica.cost)
+    entries = check(decision, replica.table, policy)
+    clip(entries, replica.table.block_size, replica.limits, replica.cost)
+    decision.counts = entries.counts.tolist()
     return decision
 
 

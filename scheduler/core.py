@@ -6,6 +6,7 @@ wants to be called. Live and simulator run this same class.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -215,11 +216,11 @@ class SchedulerCore:
         if self.replicas[index].awaits_report(result.step):
             self._early[index] = result
             return
-        sheaves: dict[int, _Sheaf] = {}
+        sheaves: defaultdict[int, _Sheaf] = defaultdict(_Sheaf)
         over: list[Outcome] = []
         for outcome in self.replicas[index].on_result(result, now_s):
             request = outcome.request
-            sheaf = sheaves.setdefault(request.frontend, _Sheaf())
+            sheaf = sheaves[request.frontend]
             if outcome.tokens:
                 sheaf.ids.append(request.id)
                 sheaf.counts.append(len(outcome.tokens))

@@ -2,18 +2,36 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
-from accelgen.scheduler.cost_model import CostModel
-from accelgen.scheduler.policy import Decision, Limits, work_of_decision
-from accelgen.scheduler.table import RUNNING, WAITING, RequestTable
+from accelgen.scheduler.cost_model import CostModel, Work
+from accelgen.scheduler.policy import Decision, Limits, is_decode
+from accelgen.scheduler.table import RUNNING, WAITING, Bools, Ints, RequestTable
 
 
 class BadDecision(RuntimeError):
     """A policy answered with something that cannot be executed; the text says what."""
 
 
-def check(decision: Decision, table: RequestTable, policy: str) -> None:
+@dataclass(slots=True)
+class Entries:
+    """What a decision processes, [n] each: `counts` tokens of the requests in `slots`, after the `starts` tokens that
+    are computed; which of them decode."""
+
+    slots: Ints
+    counts: Ints
+    starts: Ints
+    decode: Bools
+
+    @property
+    def work(self) -> Work:
+        """The features of the iteration."""
+        return Work.of(self.starts, self.counts, self.decode)
+
+
+def check(decision: Decision, table: RequestTable, policy: str) -> Entries:
     """Raises BadDecision unless every entry can be processed and everyone preempted runs."""
     slots = np.array(decision.slots, dtype=np.int64)
     counts = np.array(decision.counts, dtype=np.int64)
@@ -32,19 +50,23 @@ def check(decision: Decision, table: RequestTable, policy: str) -> None:
         raise BadDecision(f"{policy}: preempts a request that does not run")
     if any(table.state[slot] != WAITING for slot in decision.requeue):
         raise BadDecision(f"{policy}: requeues a request that does not wait")
+    return Entries(slots, counts, table.computed[slots], is_decode(table, slots))
 
 
-def clip(decision: Decision, table: RequestTable, limits: Limits, cost: CostModel) -> None:
-    """Holds the decision to the limits by cutting prompt chunks: for tokens the last ones, for time the largest."""
-    excess = sum(decision.counts) - limits.max_num_batched_tokens
-    for i in range(len(decision.counts) - 1, -1, -1) if excess > 0 else ():
-        cut = min(max(excess, 0), decision.counts[i] - 1)
-        decision.counts[i] -= cut
+def clip(entries: Entries, block_size: int, limits: Limits, cost: CostModel) -> Work:
+    """Holds entries to the limits by cutting prompt chunks: for tokens the last ones, for time the largest. Returns
+    the features of what is left."""
+    counts = entries.counts
+    excess = int(counts.sum()) - limits.max_num_batched_tokens
+    for i in range(len(counts) - 1, -1, -1) if excess > 0 else ():
+        cut = min(max(excess, 0), int(counts[i]) - 1)
+        counts[i] -= cut
         excess -= cut
-    work = work_of_decision(table, decision)
+    work = entries.work
     while cost.predict(work) > limits.max_step_s:
-        largest = max(range(len(decision.counts)), key=decision.counts.__getitem__)
-        if decision.counts[largest] <= table.block_size:
+        largest = int(counts.argmax())
+        if counts[largest] <= block_size:
             break
-        decision.counts[largest] = max(table.block_size, decision.counts[largest] // 2)
-        work = work_of_decision(table, decision)
+        counts[largest] = max(block_size, counts[largest] // 2)
+        work = entries.work
+    return work

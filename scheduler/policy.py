@@ -50,13 +50,13 @@ class View:
 class Decision:
     """Which request (by slot) processes how many tokens; whose KV is dropped before. Slots are unique.
 
-    `requeue`: waiting requests, none of the others, whose place in the waiting order has changed: `order_key` is asked
-    for them again, with the new state."""
+    `requeue`: waiting requests, none of the others, whose place in the waiting order has changed, and their new keys:
+    what `order_key` would say with the new state."""
 
     slots: list[int]
     counts: list[int]
     preempt: list[int]
-    requeue: list[int] = field(default_factory=list)
+    requeue: dict[int, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +88,7 @@ class Policy(Protocol):
         """The state of a policy that has seen nothing: a msgspec-serialisable value."""
 
     def order_key(self, view: View, slot: int, state: Any) -> float:
-        """Place in the waiting order (ascending), asked on arrival, on preemption, and when a decision says so."""
+        """Place in the waiting order (ascending), asked on arrival and on preemption."""
 
     def admit(self, request: Request, views: Sequence[View]) -> Verdict:
         """The replica for a request that arrives."""

@@ -10,7 +10,6 @@ With depth 1, plan k+1 is made after StepResult k-1 and KvReport k, as late as i
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,15 +17,8 @@ import numpy as np
 
 from accelgen.proto.messages import Fork, KvReport, Plan, Reason, StepResult
 from accelgen.scheduler.cost_model import CostModel, Work
-from accelgen.scheduler.decision import check, clip
-from accelgen.scheduler.policy import (
-    Decision,
-    Limits,
-    Policy,
-    StepStats,
-    View,
-    is_decode,
-)
+from accelgen.scheduler.decision import Entries, check, clip
+from accelgen.scheduler.policy import Limits, Policy, StepStats, View
 from accelgen.scheduler.request import Request
 from accelgen.scheduler.siblings import Siblings
 from accelgen.scheduler.table import ARRIVING, RUNNING, WAITING, Bools, Ints, RequestTable
@@ -70,7 +62,16 @@ class Flight:
     dropped: set[int] = field(default_factory=set)  # request ids
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
+class Confirmed:
+    """Tokens that the KV manager has not heard of: `counts` of each request, one after the other."""
+
+    ids: list[int] = field(default_factory=list)
+    counts: list[int] = field(default_factory=list)
+    tokens: list[int] = field(default_factory=list)
+
+
+@dataclass(slots=True)
 class Outcome:
     """What a StepResult brought for one request: its new tokens, and how it ended if it did."""
 
@@ -108,7 +109,7 @@ class Replica:
         self._stalled_s: float | None = None  # nothing could be planned; cleared by news
         self._release: list[int] = []
         self._spoiled: list[int] = []
-        self._confirmed: list[tuple[int, list[int]]] = []
+        self._confirmed = Confirmed()
         self.siblings = Siblings()
 
     def view(self) -> View:
@@ -132,7 +133,7 @@ class Replica:
         """A looked-up request is queued; one that ran under the scheduler before goes on where it was."""
         request = self.table.request(slot)
         if request.generated:
-            request.started_s = request.first_token_s = self.table.last_s[slot] = now_s
+            request.started_s = self.table.first_s[slot] = self.table.last_s[slot] = now_s
             if self.table.remaining(np.array([slot]))[0] == 1:
                 self._stalled_s = None
                 self.table.start(slot)
@@ -176,16 +177,19 @@ class Replica:
         start_s = self.flights[-1].begun_s + self.flights[-1].predicted_s if self.flights else now_s
         start_s = max(start_s, now_s)
         decision, self.state = self.policy.plan(self.view(), self.state, start_s)
-        check(decision, self.table, self.policy.name)
-        clip(decision, self.table, self.limits, self.cost)
-        for slot in decision.requeue:
-            self.table.move(slot, self.policy.order_key(self.view(), slot, self.state))
+        entries = check(decision, self.table, self.policy.name)
+        work = clip(entries, self.table.block_size, self.limits, self.cost)
+        for slot, key in decision.requeue.items():
+            self.table.move(slot, key)
         self._note_starving(bool(decision.slots), now_s)
         idle_words = forks or (self._release and not self.flights) or decision.preempt
         if not decision.slots and not idle_words:
             self._stalled_s = now_s
             return None
-        return self._commit(decision, forks, now_s, start_s)
+        for slot in decision.preempt:
+            self._preempt(slot)
+        preempt = self.table.ids[decision.preempt].tolist() if decision.preempt else []
+        return self._commit(entries, work, preempt, forks, now_s, start_s)
 
     def _note_starving(self, planned: bool, now_s: float) -> None:
         if planned or not (len(self.table.running) or self.table.waiting):
@@ -197,43 +201,45 @@ class Replica:
         table = self.table
         return bool(len(table.running) or table.waiting or self._release or self.siblings.ripe)
 
-    def _commit(self, decision: Decision, forks: list[Fork], now_s: float, start_s: float) -> Plan:
-        table = self.table
-        for slot in decision.preempt:
-            self._preempt(slot)
-        slots = np.array(decision.slots, dtype=np.int64)
-        counts = np.array(decision.counts, dtype=np.int64)
+    def _commit(
+        self,
+        entries: Entries,
+        work: Work,
+        preempt: list[int],
+        forks: list[Fork],
+        now_s: float,
+        start_s: float,
+    ) -> Plan:
+        table, slots, counts = self.table, entries.slots, entries.counts
         started = set(slots[table.state[slots] == WAITING].tolist())
         for slot in started:
             table.start(slot)
             request = table.request(slot)
             request.started_s = now_s if request.started_s is None else request.started_s
-        starts, decode = table.computed[slots], is_decode(table, slots)
-        work = Work.of(starts, counts, decode)
         predicted_s = self.cost.predict(work)
         sampled = table.plan(slots, counts, start_s + predicted_s)
         flight = Flight(
             self.step, slots, table.ids[slots].tolist(), counts, sampled, started, work,
-            counts[~decode].tolist(), len(decision.preempt), now_s, start_s, predicted_s,
+            counts[~entries.decode].tolist(), len(preempt), now_s, start_s, predicted_s,
             bound_s=max(BOUND_FLOOR_S, BOUND_FACTOR * predicted_s * self.cost.upper),
         )  # fmt: skip
         self.flights.append(flight)
         self.step += 1
         self.siblings.note_planned(table, slots[sampled])
-        confirmed, self._confirmed = self._confirmed, []
+        confirmed, self._confirmed = self._confirmed, Confirmed()
         release, self._release = self._release, []
         spoiled, self._spoiled = self._spoiled, []
         return Plan(
             step=flight.step,
             ids=flight.ids,
-            starts=starts.tolist(),
-            counts=decision.counts,
-            confirmed_ids=[id for id, _ in confirmed],
-            confirmed_counts=[len(tokens) for _, tokens in confirmed],
-            confirmed_tokens=[token for _, tokens in confirmed for token in tokens],
+            starts=entries.starts.tolist(),
+            counts=counts.tolist(),
+            confirmed_ids=confirmed.ids,
+            confirmed_counts=confirmed.counts,
+            confirmed_tokens=confirmed.tokens,
             forks=forks,
             release=release,
-            preempt=[int(table.ids[slot]) for slot in decision.preempt],
+            preempt=preempt,
             copied=[],
             predicted_s=predicted_s,
             bound_s=flight.bound_s,
@@ -309,9 +315,9 @@ class Replica:
         """Whether `step` is in flight and its KvReport has not come yet."""
         return any(flight.step == step and not flight.reported for flight in self.flights)
 
-    def on_result(self, result: StepResult, now_s: float) -> Iterator[Outcome]:
-        """Takes in a StepResult: yields what it brought, request by request. Raises ResultOutOfTurn if it is not
-        the result that is due."""
+    def on_result(self, result: StepResult, now_s: float) -> list[Outcome]:
+        """Takes in a StepResult: what it brought, request by request. Raises ResultOutOfTurn if it is not the result
+        that is due."""
         if not self.flights or self.flights[0].step != result.step:
             due = self.flights[0].step if self.flights else None
             raise ResultOutOfTurn(f"result of step {result.step} came, step {due} was due")
@@ -321,16 +327,17 @@ class Replica:
             self.flights[0].begun_s = now_s
         self.steps += 1
         self.cost.observe(flight.work, result.run_s)
-        finished = 0
-        for outcome in self._outcomes(flight, result, now_s):
-            finished += outcome.reason is not None
-            yield outcome
-        ids = [id for id in flight.ids if id not in flight.dropped]
+        outcomes = self._outcomes(result, now_s)
+        finished = sum(outcome.reason is not None for outcome in outcomes)
+        gone = flight.dropped
+        ids = [id for id in flight.ids if id not in gone] if gone else flight.ids
         stats = StepStats(result.run_s, flight.chunks, flight.preempted, finished, ids, flight.work)
         self.state = self.policy.observe(stats, self.state)
+        return outcomes
 
-    def _outcomes(self, flight: Flight, result: StepResult, now_s: float) -> Iterator[Outcome]:
-        slot_of, table = self.table.slot_of, self.table
+    def _outcomes(self, result: StepResult, now_s: float) -> list[Outcome]:
+        slot_of, table, confirmed = self.table.slot_of, self.table, self._confirmed
+        outcomes = []
         at = 0
         for id, count in zip(result.ids, result.counts, strict=True):
             tokens = result.tokens[at : at + count]
@@ -340,17 +347,20 @@ class Replica:
                 continue
             request = table.request(slot)
             request.generated.extend(tokens)
-            if request.first_token_s is None:
-                request.first_token_s = now_s
+            if len(request.generated) == count:
+                table.first_s[slot] = now_s
             table.last_s[slot] = now_s
             reason = end_reason(request)
             if reason is None:
-                self._confirmed.append((id, tokens))
-            yield Outcome(request, tokens, reason)
+                confirmed.ids.append(id)
+                confirmed.counts.append(count)
+                confirmed.tokens.extend(tokens)
+            outcomes.append(Outcome(request, tokens, reason))
         for id, cause in zip(result.failed, result.causes, strict=True):
             slot = slot_of.get(id)
             if slot is not None:
-                yield Outcome(table.request(slot), [], Reason.FAILED, cause)
+                outcomes.append(Outcome(table.request(slot), [], Reason.FAILED, cause))
+        return outcomes
 
 
 def end_reason(request: Request) -> Reason | None:

@@ -26,6 +26,5 @@ class Request:
     predicted_ttft_s: float = 0.0
     expires_s: float = float("inf")  # must have started by then
     started_s: float | None = None  # first planned
-    first_token_s: float | None = None
     preemptions: int = 0
     cached_tokens: int = 0

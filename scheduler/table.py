@@ -45,6 +45,7 @@ _COLUMNS: dict[str, type] = {
     "first_due_s": np.float64,  # arrival + TTFT objective
     "tpot_s": np.float64,
     "end_due_s": np.float64,  # arrival + end-to-end objective
+    "first_s": np.float64,  # time of the first token, FAR_S before it
     "last_s": np.float64,  # (predicted) time of the newest token; arrival before the first
     "predicted_output": np.int64,  # tokens, an estimate
     "key": np.float64,  # place in the waiting order, given by the policy
@@ -65,6 +66,7 @@ class RequestTable:
     first_due_s: Floats
     tpot_s: Floats
     end_due_s: Floats
+    first_s: Floats
     last_s: Floats
     predicted_output: Ints
     key: Floats
@@ -106,6 +108,7 @@ class RequestTable:
         self.prompt_len[slot] = len(request.prompt)
         self.limit[slot] = len(request.prompt) + request.max_tokens
         self.arrival_s[slot] = self.last_s[slot] = arrival_s
+        self.first_s[slot] = FAR_S
         self.first_due_s[slot] = arrival_s + _or_far(objective.ttft_s)
         self.tpot_s[slot] = _or_far(objective.tpot_s)
         self.end_due_s[slot] = arrival_s + _or_far(objective.e2e_s)

@@ -17,6 +17,7 @@ from accelgen.scripts.sim_bars import bars
 from accelgen.scripts.sim_options import (
     ListParam,
     PolicyParam,
+    SwapParam,
     jobs_option,
     label,
     middle_rate,
@@ -25,11 +26,12 @@ from accelgen.scripts.sim_options import (
     rate_option,
     search_options,
     setting_of,
+    title_of,
     workload_options,
 )
 from accelgen.scripts.sim_report import report
 from accelgen.simulator.crew import FAULTS, Crew, CrewError
-from accelgen.simulator.experiment import Result, Setting, Store, key_of, simulate
+from accelgen.simulator.experiment import PolicyAt, Result, Setting, Store, key_of, simulate
 from accelgen.simulator.metrics import Rule
 from accelgen.simulator.scenarios import Scenario
 from accelgen.simulator.traces import MissingTrace
@@ -102,8 +104,22 @@ def list_names(file: Path | None) -> None:
     help="Policy; NAME:key=value sets parameters.",
 )
 @rate_option
+@click.option(
+    "--swap",
+    "swaps",
+    type=SwapParam(),
+    multiple=True,
+    metavar="SECONDS:POLICY",
+    help="Another policy takes over at that time; several times if you like.",
+)
 @click.option("--save-detailed", is_flag=True, help="Write a CSV with a row per request.")
-def run(policy: Policy, rate: float | None, save_detailed: bool, **given: Any) -> None:
+def run(
+    policy: Policy,
+    rate: float | None,
+    swaps: tuple[PolicyAt, ...],
+    save_detailed: bool,
+    **given: Any,
+) -> None:
     """Simulate one policy at one rate."""
     from accelgen.scripts.sim_table import print_summary, write_requests, write_results
 
@@ -111,7 +127,7 @@ def run(policy: Policy, rate: float | None, save_detailed: bool, **given: Any) -
     at = rate or middle_rate(scenario)
     store = Store(given["out"] / "runs")
     for seed in scenario.seeds[:1] if given["seeds"] is None else scenario.seeds:
-        setting = setting_of(name, scenario, policy, at, seed, given["synthetic"])
+        setting = setting_of(name, scenario, policy, at, seed, given["synthetic"], swaps=swaps)
         result = None if given["anew"] or save_detailed else store.load(key_of(setting))
         fates = []
         if result is None:
@@ -119,7 +135,9 @@ def run(policy: Policy, rate: float | None, save_detailed: bool, **given: Any) -
                 result, outcome = simulate(setting, progress)
             store.save(result)
             fates = outcome.fates
-        click.echo(f"{_title(name, scenario)}\n{label(policy)} at {at:g} requests/s, seed {seed}")
+        later = [f", from {one.at_s:g} s {label((one.policy, one.params))}" for one in swaps]
+        who = "".join([label(policy), *later])
+        click.echo(f"{title_of(name, scenario)}\n{who} at {at:g} requests/s, seed {seed}")
         if result.summary is None:
             raise click.ClickException(f"{label(policy)} failed: {result.fault}")
         print_summary(result)
@@ -145,17 +163,16 @@ def compare(
 ) -> None:
     """Compare policies at one rate: a table and a figure."""
     from accelgen.scripts.sim_figure import draw_comparison
-
-    name, scenario = pick_scenario(given)
-    rates = [rate or middle_rate(scenario)]
-    if not oracle:
-        results = _run_grid(name, scenario, policies, rates, jobs, given)
-        _report("compare", name, scenario, results, given["out"], draw_comparison, with_rate=False)
-        return
     from accelgen.scripts.sim_oracle import with_reference
 
+    name, scenario = pick_scenario(given)
+    at = rate or middle_rate(scenario)
+    if not oracle:
+        results = _run_grid(name, scenario, policies, [at], jobs, given)
+        _report("compare", name, scenario, results, given["out"], draw_comparison, with_rate=False)
+        return
     with _crew(jobs, given) as crew, bars(given["quiet"]) as shown:
-        results, reference = with_reference(crew, shown, name, scenario, policies, rates[0], given)
+        results, reference = with_reference(crew, shown, name, scenario, policies, at, given)
     draw = partial(draw_comparison, limits=reference.limits())
     results, rows = [*results, *reference.best], reference.rows(Rule(scenario.rule))
     _report("compare", name, scenario, results, given["out"], draw, with_rate=False, more=rows)
@@ -176,10 +193,11 @@ def oracle(policies: list[Policy], rate: float | None, jobs: int | None, **given
     at = rate or middle_rate(scenario)
     with _crew(jobs, given) as crew, bars(given["quiet"]) as shown:
         results, reference = with_reference(crew, shown, name, scenario, policies, at, given)
-    title = f"{_title(name, scenario)}, {at:g} requests/s"
+    title = f"{title_of(name, scenario)}, {at:g} requests/s"
     print_reference(groups_of(results), reference, scenario, title)
-    path = given["out"] / _stem("oracle", name, [*results, *reference.best])
-    written = write_results([*results, *reference.best], path)
+    everything = [*results, *reference.best]
+    path = given["out"] / _stem("oracle", name, everything)
+    written = write_results(everything, path)
     _say_written([*written, write_bounds(reference, path.with_suffix(".bounds.csv"))])
 
 
@@ -230,7 +248,7 @@ def capacity(
             crew, shown, name, scenario, policies, attainment, tolerance, given["synthetic"]
         )
     stem = _stem("capacity", name, [result for _, results in found.values() for result in results])
-    report_capacities(found, scenario, attainment, _title(name, scenario), given["out"] / stem)
+    report_capacities(found, scenario, attainment, title_of(name, scenario), given["out"] / stem)
 
 
 # --- shared ------------------------------------------------------------------------------------------------------
@@ -278,7 +296,7 @@ def _report(
     from accelgen.scripts.sim_figure import NO_MATPLOTLIB
     from accelgen.scripts.sim_table import groups_of, print_groups, write_results
 
-    groups, rule, title = groups_of(results), Rule(scenario.rule), _title(name, scenario)
+    groups, rule, title = groups_of(results), Rule(scenario.rule), title_of(name, scenario)
     print_groups(groups, rule, title, with_rate, more)
     path = out / _stem(verb, name, results)
     written = write_results(results, path)
@@ -294,12 +312,6 @@ def _stem(verb: str, name: str, results: Sequence[Result]) -> str:
     """Another name for other settings, so that nothing is overwritten but what is made again."""
     settings = msgspec.json.encode([result.setting for result in results], order="sorted")
     return f"{verb}-{name}-{sha256(settings).hexdigest()[:8]}"
-
-
-def _title(name: str, scenario: Scenario) -> str:
-    where = scenario.profile_file or f"{scenario.model} on {scenario.hardware}"
-    size = f"{scenario.replicas} x " if scenario.replicas > 1 else ""
-    return f"{name}: {scenario.about}; {size}{where}, {scenario.requests} requests"
 
 
 def _say_written(paths: Sequence[Path]) -> None:

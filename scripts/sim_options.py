@@ -13,7 +13,7 @@ import msgspec
 from accelgen.proto.policies import POLICY_GROUP, fault_in, known_policies, unknown_policy
 from accelgen.scripts.chat_objective import ObjectiveError, parse_objective
 from accelgen.simulator.distserve import NAME as DISTSERVE
-from accelgen.simulator.experiment import Setting
+from accelgen.simulator.experiment import PolicyAt, Setting
 from accelgen.simulator.groups import SEARCHED as SEARCHED
 from accelgen.simulator.groups import words_of
 from accelgen.simulator.mix import own_rate
@@ -33,8 +33,9 @@ from accelgen.simulator.traces import find_trace, read_trace
 F = TypeVar("F", bound=Callable[..., Any])
 
 _OVERRIDES = (
-    "model", "hardware", "kv_gb", "kv_blocks", "block_size", "host_ms", "profile_file", "replicas", "max_num_seqs",
-    "max_num_batched_tokens", "pipeline_depth", "arrivals", "cv", "max_tokens", "cut_tokens", "rule",
+    "model", "hardware", "kv_gb", "kv_blocks", "block_size", "host_ms", "profile_file", "replicas", "tensor_parallel",
+    "max_num_seqs", "max_num_batched_tokens", "pipeline_depth", "preemption", "swap_gb_s",
+    "arrivals", "cv", "max_tokens", "cut_tokens", "rule",
 )  # fmt: skip
 
 
@@ -77,6 +78,26 @@ class ListParam(click.ParamType):
     ) -> list[Any]:
         words = value.split(",") if isinstance(value, str) else value
         return [self.inner.convert(word, param, ctx) for word in words]
+
+
+class SwapParam(click.ParamType):
+    """`SECONDS:POLICY`, parameters as elsewhere."""
+
+    name = "seconds:policy"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> PolicyAt:
+        if isinstance(value, PolicyAt):
+            return value
+        moment, colon, policy = value.partition(":")
+        if not colon:
+            self.fail(f"{value!r} is not of the form SECONDS:POLICY", param, ctx)
+        at_s = click.FloatRange(0, 1e9).convert(moment, param, ctx)
+        name, params = PolicyParam().convert(policy, param, ctx)
+        if name == DISTSERVE:
+            self.fail(f"{DISTSERVE} cannot take over: it needs devices of two kinds", param, ctx)
+        return PolicyAt(at_s, name, params)
 
 
 class SloParam(click.ParamType):
@@ -131,14 +152,17 @@ _WORKLOAD = (
     click.option("--model", show_default="the scenario's, else llama-3-8b", help="Fitted model."),
     click.option("--hardware", show_default="the scenario's, else a100", help="Device that it is fitted on."),
     click.option("--profile-file", help="This device instead: samples of `accelgen profile`."),
-    click.option("--kv-gb", type=click.FloatRange(0), help="KV cache in GB."),
+    click.option("--kv-gb", type=click.FloatRange(0), help="KV cache of a device in GB."),
     click.option("--kv-blocks", type=_NATURAL, help="KV cache in blocks."),
     click.option("--block-size", type=_COUNT, help="Tokens per block."),
     click.option("--host-ms", type=click.FloatRange(0), help="Time of the host in each iteration."),
     click.option("--replicas", type=click.IntRange(1, 64), help="Devices that each serve whole requests."),
+    click.option("--tensor-parallel", type=click.IntRange(1, 64), help="Devices that each replica is spread over."),
     click.option("--max-num-seqs", type=_COUNT, help="Most requests in one iteration."),
     click.option("--max-num-batched-tokens", type=_COUNT, help="Most tokens in one iteration."),
     click.option("--pipeline-depth", type=click.IntRange(0, 1), help="Plans made ahead."),
+    click.option("--preemption", type=click.Choice(["recompute", "swap"]), help="What becomes of a victim's KV."),
+    click.option("--swap-gb-s", type=_RATE, help="To the host and back."),
     click.option("--arrivals", type=click.Choice(["poisson", "gamma", "trace", "thinned"]),
                  help="Arrival process; trace: the times of the trace, scaled."),
     click.option("--cv", type=_RATE, help="Of the gaps, with --arrivals gamma."),
@@ -261,6 +285,7 @@ def setting_of(
     seed: int,
     stand_ins: bool,
     enough: float = 0.0,
+    swaps: tuple[PolicyAt, ...] = (),
 ) -> Setting:
     """One simulation of the scenario."""
     return Setting(
@@ -274,6 +299,7 @@ def setting_of(
         half=scenario.part_of_trace,
         stand_ins=stand_ins,
         enough=enough,
+        swaps=swaps,
     )
 
 
@@ -285,3 +311,11 @@ def middle_rate(scenario: Scenario) -> float:
 def label(policy: tuple[str, dict[str, Any]]) -> str:
     """As it is written on the command line; what a search has found is called that."""
     return words_of(*policy)
+
+
+def title_of(name: str, scenario: Scenario) -> str:
+    """What is simulated, in a line."""
+    spread = f"{scenario.tensor_parallel} x " if scenario.tensor_parallel > 1 else ""
+    where = scenario.profile_file or f"{scenario.model} on {spread}{scenario.hardware}"
+    size = f"{scenario.replicas} x " if scenario.replicas > 1 else ""
+    return f"{name}: {scenario.about}; {size}{where}, {scenario.requests} requests"

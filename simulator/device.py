@@ -29,7 +29,8 @@ class Device:
     """A model on a device. Times in seconds, memory in bytes.
 
     `mixed_context_s` per decode context token when prefill is in the batch, `prior_s` per prior token of a chunk,
-    `host_s` and `host_sequence_s` for the time of the host in each iteration, all beyond the knee form."""
+    `host_s` and `host_sequence_s` for the time of the host in each iteration, all beyond the knee form. KV is copied to
+    the host's memory and back at `swap_bytes_s` per second: 25 GB/s is what DistServe assumes of PCIe 4.0."""
 
     model: str
     hardware: str
@@ -40,6 +41,7 @@ class Device:
     prior_s: float = 0.0
     host_s: float = 0.0
     host_sequence_s: float = 0.0
+    swap_bytes_s: float = 25e9
 
     def seconds(self, iteration: Iteration) -> float:
         """How long the iteration takes."""

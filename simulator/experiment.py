@@ -28,7 +28,7 @@ from accelgen.simulator.distserve import DistServe
 from accelgen.simulator.lengths import KnownLengths
 from accelgen.simulator.metrics import Rule, Summary, hopeless, summarise
 from accelgen.simulator.mix import Asked, Half, load_sources, make_workload
-from accelgen.simulator.run import Run, Simulation, Stuck
+from accelgen.simulator.run import Run, Simulation, Stuck, Successor
 from accelgen.simulator.scenarios import SYNTHETIC, Scenario, ScenarioError
 from accelgen.simulator.stages import Rules
 from accelgen.simulator.traces import find_trace
@@ -41,6 +41,14 @@ ORACLE, ORACLE_MODULE = (
 _IMPORT = re.compile(rb"^\s*from (accelgen\.[\w.]+) import", re.MULTILINE)
 Progress = Callable[[int, int], None]
 """Told now and then how many requests of how many have ended."""
+
+
+class PolicyAt(Struct, frozen=True):
+    """A policy that takes over at a moment of virtual time."""
+
+    at_s: float
+    policy: str
+    params: dict[str, Any] = field(default_factory=dict)
 
 
 class Setting(Struct, frozen=True, kw_only=True):
@@ -60,6 +68,7 @@ class Setting(Struct, frozen=True, kw_only=True):
     enough: float = 0.0
     length_error: float | None = None
     detailed: bool = False
+    swaps: tuple[PolicyAt, ...] = ()
 
 
 class Result(Struct, frozen=True, kw_only=True):
@@ -129,10 +138,11 @@ def simulate(setting: Setting, progress: Progress | None = None) -> tuple[Result
 def _observe(simulation: Simulation | DistServe) -> Log:
     if isinstance(simulation, DistServe):
         raise ScenarioError(f"detailed: {DISTSERVE} has no log of its iterations")
-    core = simulation.core
 
     def relegated(index: int) -> frozenset[int]:
-        found: frozenset[int] = getattr(core.replicas[index].state, "relegated", frozenset())
+        found: frozenset[int] = getattr(
+            simulation.core.replicas[index].state, "relegated", frozenset()
+        )
         return found
 
     log = Log(simulation.fates, relegated)
@@ -147,9 +157,18 @@ def _make_simulation(
     name, config = setting.policy, setting.scenario.config(setting.policy)
     params = {**setting.scenario.policies.get(name, {}), **setting.params}
     sigma = setting.length_error
+    swap = setting.scenario.preemption == "swap"
+    if setting.swaps and (swap or name == DISTSERVE):
+        detail = "preemption: swap" if swap else f"policy: {name}"
+        raise ScenarioError(f"{detail} cannot be replaced under way; live neither exists")
     if name != DISTSERVE:
+        successors = [
+            Successor(one.at_s, load_policy(one.policy, _params(setting, one)))
+            for one in setting.swaps
+        ]
         predictor = None if sigma is None else KnownLengths(sigma, setting.seed)
-        return Simulation(load_policy(name, params), workload, device, config, predictor)
+        policy = load_policy(name, params)
+        return Simulation(policy, workload, device, config, predictor, swap, successors)
     if sigma is not None:
         raise ScenarioError(f"length_error: {DISTSERVE} does not go by lengths")
     try:
@@ -157,6 +176,10 @@ def _make_simulation(
     except (TypeError, ValueError) as error:
         raise UnknownPolicy(f"policy_params: {name}: {error}") from error
     return DistServe(rules, workload, device, config)
+
+
+def _params(setting: Setting, one: PolicyAt) -> dict[str, Any]:
+    return {**setting.scenario.policies.get(one.policy, {}), **one.params}
 
 
 # --- names of results --------------------------------------------------------------------------------------------
@@ -169,7 +192,8 @@ def key_of(setting: Setting) -> str:
     for source in sorted({part.source for part in setting.scenario.parts}):
         stand_in = setting.stand_ins or source.startswith(SYNTHETIC)
         digest.update(b"" if stand_in else _file_digest(find_trace(source)))
-    digest.update(_code_digest(setting.policy))
+    for policy in [setting.policy, *(one.policy for one in setting.swaps)]:
+        digest.update(_code_digest(policy))
     return digest.hexdigest()[:24]
 
 

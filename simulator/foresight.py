@@ -59,7 +59,7 @@ class Facts:
         if self.rule is Rule.EVERY_GAP:
             due_s = table.last_s[slots] + gap_s
         else:
-            came_s = np.array([self._first_s(table, slot) for slot in slots.tolist()])
+            came_s = np.minimum(table.first_s[slots], table.last_s[slots])
             given = table.length[slots] - table.prompt_len[slots]
             if self.rule is Rule.MEAN:
                 due_s = came_s + (given + left - 1) * gap_s - (left - 1) * self.least_s
@@ -69,10 +69,6 @@ class Facts:
                 due_s = due_s + given * gap_s
         found: Floats = np.minimum(due_s, table.end_due_s[slots] - (left - 1) * self.least_s)
         return found
-
-    def _first_s(self, table: RequestTable, slot: int) -> float:
-        first_s = table.request(slot).first_token_s
-        return float(table.last_s[slot]) if first_s is None else first_s
 
     def due_s(self, table: RequestTable, slot: int) -> float:
         """When the prompt of a request, or what must be computed again, must be done."""

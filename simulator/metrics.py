@@ -205,6 +205,7 @@ class Machine(Struct, frozen=True):
     kv_utilisation: float  # share of KV blocks in use
     busy: float  # share of time in which a worker runs
     compute_utilisation: float  # share of time that the work takes at the device's best
+    copies: float  # share of time in which a worker waits for KV to be swapped
     preemptions: int
     preempted: int  # requests that were, at least once
     cached_tokens: int  # found in the prefix cache at arrival
@@ -220,6 +221,7 @@ class Machine(Struct, frozen=True):
             kv_utilisation=run.kv_used_s / machine_s,
             busy=sum(worker.busy_s for worker in run.workers) / machine_s,
             compute_utilisation=sum(worker.saturated_s for worker in run.workers) / machine_s,
+            copies=sum(worker.copies_s for worker in run.workers) / machine_s,
             preemptions=sum(fate.preemptions for fate in run.fates),
             preempted=sum(fate.preemptions > 0 for fate in run.fates),
             cached_tokens=sum(fate.cached_tokens for fate in run.fates),

@@ -96,12 +96,13 @@ class Ordered:
         running = view.table.running
         stay = running if not victims else running[~np.isin(running, victims)]
         last_first = stay[np.argsort(-self._ranks(view.table, stay), kind="stable")]
-        take_decodes(batch, scene.decodes[~np.isin(scene.decodes, victims)], last_first)
+        take_decodes(batch, scene.decodes[~np.isin(scene.decodes, victims)], lambda _: last_first)
         prompts = [slot for slot in scene.begun.tolist() if slot not in batch.preempted]
         self._take_prompts(batch, scene, prompts + new, limit_s)
-        make_room(batch, stay, last_first)
+        make_room(batch, stay, lambda _: last_first)
         decision = batch.decision()
-        decision.requeue = [slot for slot in scene.late if slot not in batch.slots]
+        late = [slot for slot in scene.late if slot not in batch.slots]
+        decision.requeue = {slot: self.order_key(view, slot, state) for slot in late}
         return decision, None
 
     def _ranks(self, table: RequestTable, slots: Ints) -> Floats:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import heapq
 from array import array
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from math import inf
@@ -18,6 +19,7 @@ from accelgen.proto.config import Config
 from accelgen.proto.messages import (
     Batch,
     Finished,
+    KvReport,
     Lookup,
     Plan,
     Prompt,
@@ -31,7 +33,9 @@ from accelgen.scheduler.core import ReplicaSpec, SchedulerCore
 from accelgen.scheduler.policy import Policy
 from accelgen.scheduler.predictor import LengthPredictor
 from accelgen.simulator.device import Device
+from accelgen.simulator.handover import live, successor
 from accelgen.simulator.lengths import KnownLengths
+from accelgen.simulator.swapping import SwappingKv
 from accelgen.simulator.worker import STOP, TOKEN, SimulatedWorker
 from accelgen.simulator.workload import Arrival, Workload
 
@@ -54,11 +58,21 @@ class Fate:
     end: Reason | None = None
     preemptions: int = 0
     cached_tokens: int = 0
+    taken_over: bool = False  # its policy was replaced while it lived
+
+
+@dataclass(frozen=True, slots=True)
+class Successor:
+    """A policy that is to take over at `at_s`."""
+
+    at_s: float
+    policy: Policy
 
 
 @dataclass(slots=True)
 class Run:
-    """The outcome of a simulation. `fates` in the order in which requests were sent."""
+    """The outcome of a simulation. `fates` in the order in which requests were sent; `policy`: the first one, and when
+    others took over."""
 
     workload: str
     policy: str
@@ -72,6 +86,7 @@ class Run:
     given_up: bool = (
         False  # a watcher has ended it early: what was not sent by then is in no figure
     )
+    takeovers_s: list[float] = field(default_factory=list)
     decision_s: array[float] = field(
         default_factory=lambda: array("d")
     )  # processor time of each plan
@@ -91,15 +106,23 @@ class Simulation:
         device: Device,
         config: Config,
         predictor: LengthPredictor | None = None,
+        swap: bool = False,
+        successors: Sequence[Successor] = (),
     ) -> None:
+        """`swap`: KV of who is preempted goes to the host, instead of being computed again. `successors` take over, in
+        the order of time."""
+        assert not (swap and successors), "live, nothing can be on the host"
         self.workload, self.config = workload, config
         self.observer: Observer | None = None
         self._known = predictor if isinstance(predictor, KnownLengths) else None
         blocks = config.kv_blocks or device.blocks(config.block_size)
         spec = ReplicaSpec(blocks, config.block_size, device.coefficients)
-        specs = dict.fromkeys(range(config.replicas), spec)
+        self._specs = specs = dict.fromkeys(range(config.replicas), spec)
+        self._successors = deque(sorted(successors, key=lambda one: one.at_s))
         self.core = SchedulerCore(config, policy, specs, predictor)
-        self.kvs = [KvCore(blocks, config.block_size, config.prefix_caching) for _ in specs]
+        kind = SwappingKv if swap else KvCore
+        self.kvs = [kind(blocks, config.block_size, config.prefix_caching) for _ in specs]
+        self._block_s = config.block_size * device.kv_token_bytes / device.swap_bytes_s
         self._stops: dict[int, int] = {}  # request id -> tokens at its end
         self.workers = [SimulatedWorker(device, self._stops) for _ in specs]
         self.fates: list[Fate] = []
@@ -118,13 +141,13 @@ class Simulation:
 
     def go(self, until_s: float = inf, watch: Watcher | None = None) -> Run:
         """Until every request has ended, or `until_s`, or until `watch` says so. Raises Stuck."""
-        core = self.core
         now_s, watched = 0.0, 0
         while True:
+            core = self.core
             result_s = self._results[0][0] if self._results else inf
             arrival_s = self._arrival_s()
             tick_s = max(now_s, core.next_s(now_s))
-            before_s, now_s = now_s, min(result_s, arrival_s, tick_s)
+            before_s, now_s = now_s, min(result_s, arrival_s, tick_s, self._swap_s(now_s))
             if now_s > until_s or now_s == inf or core.starved_s(now_s) > STARVED_S:
                 break
             if now_s == result_s:
@@ -132,9 +155,11 @@ class Simulation:
                 core.on_result(result, index, now_s)
             elif now_s == arrival_s:
                 self._arrive(now_s)
-            else:
+            elif now_s == tick_s:
                 self._tick(now_s)
             self._flush(now_s)
+            if self._successors and now_s >= self._successors[0].at_s:
+                self._change_policy(now_s)
             if watch is not None and self.run.steps - watched >= WATCH_STEPS:
                 watched = self.run.steps
                 self.run.given_up = watch(self.run, now_s)
@@ -151,13 +176,35 @@ class Simulation:
             self._note_use(index, end_s)
         tokens_s = max((fate.token_s[-1] for fate in self.fates if fate.token_s), default=0.0)
         run.end_s = end_s if left else tokens_s
-        run.dropped = sum(replica.dropped for replica in core.replicas.values())
+        run.dropped += sum(replica.dropped for replica in core.replicas.values())
         return run
 
     def _tick(self, now_s: float) -> None:
         begin_s = thread_time()
         self.core.tick(now_s)
         self.run.decision_s.append(thread_time() - begin_s)
+
+    def _swap_s(self, now_s: float) -> float:
+        """When the next policy is called for; it may have to wait for iterations then."""
+        at_s = self._successors[0].at_s if self._successors else inf
+        return inf if at_s <= now_s and self.core.yielding else max(now_s, at_s)
+
+    def _change_policy(self, now_s: float) -> None:
+        """The one in office yields; when its iterations are back, the next one takes over."""
+        old = self.core
+        old.yielding = True
+        if not old.settled:
+            return
+        policy = self._successors.popleft().policy
+        for request, _ in live(old):
+            fate = self.fates[request.id - 1]
+            fate.preemptions += request.preemptions
+            if not fate.taken_over:
+                fate.taken_over, fate.cached_tokens = True, request.cached_tokens
+        self.run.dropped += sum(replica.dropped for replica in old.replicas.values())
+        self.run.takeovers_s.append(now_s)
+        self.core = successor(old, policy, self.config, self._specs, self.kvs, now_s)
+        self._flush(now_s)
 
     # --- arrivals --------------------------------------------------------------------------------------------------
 
@@ -217,7 +264,7 @@ class Simulation:
                 if role is Role.FRONTEND:
                     self._receive(body, now_s)
                 elif isinstance(body, Lookup):
-                    core.on_report(self.kvs[index].on_lookup(body), index, now_s)
+                    self._report(self.kvs[index].on_lookup(body), index, now_s)
                 else:
                     assert isinstance(body, Plan)
                     self._execute(body, index, now_s)
@@ -227,14 +274,21 @@ class Simulation:
         kv = self.kvs[index]
         batch, report = kv.on_plan(plan)
         kv.settle()
-        done_s, result = self.workers[index].run(batch, now_s)
+        copies_s = kv.moved * self._block_s if isinstance(kv, SwappingKv) else 0.0
+        done_s, result = self.workers[index].run(batch, now_s, copies_s)
         self.run.steps += bool(batch.ids)
         self.run.entries += len(batch.ids)
         if self.observer is not None:
             self.observer(batch, index, done_s, result)
         self._order += 1
         heapq.heappush(self._results, (done_s, self._order, index, result))
+        self._report(report, index, now_s)
+
+    def _report(self, report: KvReport, index: int, now_s: float) -> None:
         self.core.on_report(report, index, now_s)
+        kv = self.kvs[index]
+        if isinstance(kv, SwappingKv):
+            kv.hide(self.core.replicas[index].table)
 
     def _note_use(self, index: int, now_s: float) -> None:
         """Blocks change hands with a Plan only: what was in use since the last one was so all the time."""
@@ -254,8 +308,10 @@ class Simulation:
             case Finished(ends=ends):
                 for end in ends:
                     fate = self.fates[end.id - 1]
-                    fate.end, fate.preemptions = end.reason, end.preemptions
-                    fate.cached_tokens = end.cached_tokens
+                    fate.end = end.reason
+                    fate.preemptions += end.preemptions
+                    if not fate.taken_over:  # the policy that saw it arrive knows
+                        fate.cached_tokens = end.cached_tokens
                     self._stops.pop(end.id, None)
                     if end.id in self._said:
                         self._send_follow_up(end.id, fate, now_s)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import tomllib
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -20,6 +21,7 @@ from accelgen.simulator.device import Device, UnknownDevice, find_device
 from accelgen.simulator.local_device import profiled_device
 from accelgen.simulator.metrics import Rule
 from accelgen.simulator.synthetic import STAND_INS
+from accelgen.simulator.tensor_parallel import NoNetwork, split
 
 T = TypeVar("T")
 Count = Annotated[int, Meta(ge=1, le=1_000_000_000)]
@@ -93,10 +95,15 @@ class Scenario(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     block_size: Count = 16
     kv_blocks: Annotated[int, Meta(ge=0)] = 0  # 0: from kv_gb
     replicas: Annotated[int, Meta(ge=1, le=64)] = 1
+    tensor_parallel: Annotated[int, Meta(ge=1, le=64)] = (
+        1  # devices of each replica; kv_gb is each one's
+    )
     max_num_seqs: Count = 256
     max_num_batched_tokens: Count = 8192
     pipeline_depth: Annotated[int, Meta(ge=0, le=1)] = 0  # the papers plan between iterations
     prefix_caching: bool = True
+    preemption: Literal["recompute", "swap"] = "recompute"  # distserve always swaps
+    swap_gb_s: Factor = 25.0  # per device, to the host and back
     rule: Rule = Rule.CUMULATIVE  # that figures of goodput and capacity are judged by
     policies: dict[str, Params] = field(default_factory=dict)  # parameters, by policy
 
@@ -113,12 +120,15 @@ class Scenario(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
             raise ValueError(f"cut_tokens: {self.cut_tokens} leaves no room beside max_tokens")
 
     def device(self) -> Device:
-        """The model on its hardware. Raises UnknownDevice or ProfileError."""
+        """The model on the hardware of one replica. Raises UnknownDevice or ProfileError."""
         kv_bytes = round(self.kv_gb * 1e9)
         host_s = None if self.host_ms is None else self.host_ms / 1000
         if self.profile_file:
-            return profiled_device(Path(self.profile_file), kv_bytes, host_s or 0.0)
-        return find_device(self.model, self.hardware, kv_bytes, host_s)
+            device = profiled_device(Path(self.profile_file), kv_bytes, host_s or 0.0)
+        else:
+            device = find_device(self.model, self.hardware, 0, host_s)
+        device = split(replace(device, swap_bytes_s=self.swap_gb_s * 1e9), self.tensor_parallel)
+        return replace(device, kv_bytes=kv_bytes) if kv_bytes else device
 
     def room(self, device: Device) -> int:
         """Tokens of KV that one replica holds."""
@@ -196,7 +206,8 @@ def make_scenario(fields: Any, at: str = "", policies: dict[str, Params] | None 
     try:
         device = scenario.device()
     except UnknownDevice as error:
-        raise ScenarioError(_at(at, "model", error)) from error
+        field = "tensor_parallel" if isinstance(error, NoNetwork) else "model"
+        raise ScenarioError(_at(at, field, error)) from error
     for part in scenario.parts:
         _check_source(part, _at(at, f"parts.{part.name}.source"))
     room, needed = scenario.room(device), scenario.cut_tokens or scenario.max_tokens + 1

@@ -24,19 +24,19 @@ class _Known:
 
 
 class SimulatedWorker:
-    """`busy_s`, `idle_s`, `prefill_tokens`, `decode_tokens`: what it has done so far. `saturated_s` is what the same
-    work takes at best (`Device.saturated_seconds`). `stops` says, by request, after how many tokens (prompt included)
-    it ends by itself; the caller fills it in."""
+    """`busy_s`, `idle_s`, `copies_s`, `prefill_tokens`, `decode_tokens`: what it has done so far. `saturated_s` is what
+    the same work takes at best (`Device.saturated_seconds`). `stops` says, by request, after how many tokens (prompt
+    included) it ends by itself; the caller fills it in."""
 
     def __init__(self, device: Device, stops: Mapping[int, int] = MappingProxyType({})) -> None:
         self.device, self._stops = device, stops
-        self.busy_s = self.idle_s = self.saturated_s = 0.0
+        self.busy_s = self.idle_s = self.copies_s = self.saturated_s = 0.0
         self.steps = self.prefill_tokens = self.decode_tokens = 0
         self._known: dict[int, _Known] = {}
         self._free_s = 0.0  # when it has run everything it was given
 
-    def run(self, batch: Batch, now_s: float) -> tuple[float, StepResult]:
-        """When the batch will be done, and its result."""
+    def run(self, batch: Batch, now_s: float, copies_s: float = 0.0) -> tuple[float, StepResult]:
+        """When the batch will be done, and its result. It begins after copies of KV that take `copies_s`."""
         known = self._known
         for id in batch.release:
             known.pop(id, None)
@@ -45,13 +45,14 @@ class SimulatedWorker:
             stop_at = self._stops.get(prompt.id, NEVER)
             known[prompt.id] = _Known(tokens - prompt.generated, tokens, stop_at)
         iteration, counts, sampled = self._entries(batch)
-        begin_s = max(now_s, self._free_s)
+        begin_s = max(now_s, self._free_s) + copies_s
         run_s = self.device.seconds(iteration) if batch.ids else 0.0  # it has only to forget
         wait_s = begin_s - self._free_s
         self._free_s = begin_s + run_s
         self.steps += bool(batch.ids)
         self.busy_s += run_s
-        self.idle_s += wait_s
+        self.idle_s += wait_s - copies_s
+        self.copies_s += copies_s
         self.saturated_s += self.device.saturated_seconds(iteration)
         result = StepResult(
             batch.step, batch.ids, counts, sampled, [], [], batch.copy_to, wait_s, run_s

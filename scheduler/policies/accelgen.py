@@ -20,6 +20,7 @@ of blocks preempts the largest T_r.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 
 import numpy as np
@@ -118,6 +119,10 @@ class AccelGen:
         take_nearest(batch, contest)
         return True
 
+    def _may_take(self, batch: Batch, found: Candidates) -> Bools:
+        """Candidates for which `_fill` need be asked, [n]."""
+        return found.may_start(batch)
+
     # --- inside ------------------------------------------------------------------------------------------------------
 
     def _pace(self, view: View, state: Memory) -> Pace:
@@ -142,7 +147,8 @@ class AccelGen:
         decode = is_decode(table, slots) & is_running
         rank_s = self._rank_s(view, slots, times, pace)
         pending = table.length[slots] - table.computed[slots]
-        found = Candidates(slots, rank_s, decode, is_running, pending)
+        blocks = table.block_demand(slots, pending)
+        found = Candidates(slots, rank_s, decode, is_running, pending, blocks)
         near = rank_s <= rank_s.min(initial=np.inf) + self.gamma_s
         which = near & decode if (near & decode).any() else near
         return found, float(times.iteration_s[which].min(initial=np.inf))
@@ -152,36 +158,48 @@ class AccelGen:
     ) -> None:
         """Fills the batch from the requests whose T_r is within gamma of the head's, then from those near the next
         head, and so on."""
-        left = ~np.isin(found.slots, batch.slots + batch.preempted)
+        gone = np.zeros(len(batch.view.table.requests), dtype=bool)
+        gone[batch.slots + batch.preempted] = True
+        left = ~gone[found.slots]
         if batch.preempted:
             left &= found.running  # no newcomer while somebody had to go
         long = ~found.decode & (found.pending > budget)
         begun = ~found.decode & found.running & (found.pending > 0)
         order = np.flatnonzero(left)
         order = order[np.argsort(found.remaining_s[order], kind="stable")]
-        times_s, long_slots = found.remaining_s[order], set(found.slots[long].tolist())
+        times_s, long_slots = found.remaining_s[order].tolist(), set(found.slots[long].tolist())
         exclusive = bool(begun.any()) or not long_slots.isdisjoint(batch.slots)
-        lo, is_open = 0, True
+        lo, seen, is_open = 0, (-1, True), True
         while lo < len(order) and batch.tokens > 0:
-            hi = int(np.searchsorted(times_s, times_s[lo] + self.gamma_s, side="right"))
-            chosen = order[lo:hi]
-            if exclusive:  # finish the long prompt first
-                chosen = chosen[~long[chosen] | begun[chosen]]
-            if not is_open:
-                chosen = chosen[found.running[chosen]]
-            before = len(batch.slots)
-            contest = self._contest(batch, found, chosen, long | begun, budget)
-            is_open = self._fill(batch, contest) and is_open
-            exclusive = exclusive or not long_slots.isdisjoint(batch.slots[before:])
+            now = len(batch.slots), is_open
+            if seen != now:  # what cannot be taken now never can: resources shrink
+                seen = now
+                may = self._may_take(batch, found) if is_open else found.running.copy()
+                if exclusive:  # finish the long prompt first
+                    may &= ~long | begun
+                passed = [0, *np.cumsum(may[order]).tolist()]
+            if passed[lo] == passed[-1]:
+                return
+            hi = bisect_right(times_s, times_s[lo] + self.gamma_s, lo)
+            if passed[hi] > passed[lo]:
+                chosen = order[lo:hi]
+                contest = self._contest(batch, found, chosen[may[chosen]], long | begun, budget)
+                is_open = self._fill(batch, contest) and is_open
+                exclusive = exclusive or not long_slots.isdisjoint(batch.slots[seen[0] :])
             lo = hi
 
     def _contest(
         self, batch: Batch, found: Candidates, chosen: Ints, cut: Bools, budget: int
     ) -> Contest:
-        slots, pending = found.slots[chosen], found.pending[chosen]
-        blocks = batch.view.table.block_demand(slots, pending)
         units = (1.0, 1.0) if self.raw_units else (float(budget), float(batch.view.total_blocks))
-        return Contest(slots, pending, blocks, cut[chosen], found.running[chosen], *units)
+        return Contest(
+            found.slots[chosen],
+            found.pending[chosen],
+            found.blocks[chosen],
+            cut[chosen],
+            found.running[chosen],
+            *units,
+        )
 
 
 def bounded(view: View, found: Candidates, tokens: int) -> int:

@@ -22,7 +22,7 @@ from accelgen.scheduler.policies.shared import Batch
 from accelgen.scheduler.policies.slack import Pace, Slack
 from accelgen.scheduler.policies.urgent import Candidates
 from accelgen.scheduler.policy import View
-from accelgen.scheduler.table import Floats, Ints
+from accelgen.scheduler.table import Bools, Floats, Ints
 
 
 class NoChunking(AccelGen):
@@ -49,3 +49,6 @@ class NoBatching(AccelGen):
 
     def _fill(self, batch: Batch, contest: Contest) -> bool:
         return take_in_order(batch, contest)
+
+    def _may_take(self, batch: Batch, found: Candidates) -> Bools:
+        return np.ones(len(found.slots), dtype=bool)  # the first that does not fit ends it

@@ -61,7 +61,7 @@ def _judge_cut(batch: Batch, contest: Contest, alive: Bools, squares: Floats) ->
     chunks: dict[int, int] = {}
     for i in np.flatnonzero(alive & contest.cut).tolist():
         slot = int(contest.slots[i])
-        if not contest.running[i] and not batch.admits(slot):
+        if not contest.running[i] and not batch.may_start(int(contest.blocks[i])):
             continue
         chunk = batch.largest_chunk(slot, int(contest.pending[i]))
         if chunk:

@@ -7,9 +7,10 @@ until the batch has `max_batch_size` of them or its prompts exceed `max_tokens_p
 more processing time than its level's quantum moves one level down, with its time reset, and all go to the *front* of
 their level. Every `starvation_period` iterations those idle for `starvation_s` go to the front of the highest level.
 
-Until swapping to host memory exists, what the code swaps out is dropped and computed again: KV goes from the end of the
-lowest level upwards, then from the end of the batch. Nothing is dropped ahead of need, because that would not be free.
-So the proactive part of the rule, and the deferral of new prompts when host memory is short, are missing.
+Until the live KV manager can swap, what the code swaps out is dropped there and computed again; simulated with
+`--preemption swap` it is swapped. KV goes from the end of the lowest level upwards, then from the end of the batch.
+Nothing goes ahead of need. So the proactive part of the rule, and the deferral of new prompts when host memory is
+short, are missing.
 
 Reconstructed: a prompt longer than the limit of tokens is cut, and goes on from the front of its level; where a
 running request needs a place among `max_num_seqs`, the end of the lowest level gives it up.
@@ -17,7 +18,7 @@ running request needs a place among `max_num_seqs`, the end of the lowest level 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from math import ceil, log2
 
 import numpy as np
@@ -79,11 +80,10 @@ class FastServe:
         places = in_order(view.table, state, size)
         chosen = self._choose(view, places[:size])
         batch = Batch(view, sum(chosen.values()))
-        victims = [slot for _, _, slot in reversed(places) if table.state[slot] == RUNNING]
-        _take(batch, chosen, [slot for slot in victims if slot not in chosen])
-        for slot in chosen:
-            if table.state[slot] == WAITING:
-                state.jobs[int(table.ids[slot])] = begun(table, state, slot)
+        running = set(table.running.tolist())
+        victims = (s for _, _, s in reversed(places) if s in running and s not in chosen)
+        _take(batch, chosen, victims)
+        state.jobs.update(begun(table, state, [slot for slot in chosen if slot not in running]))
         state = structs.replace(state, iterations=state.iterations + bool(chosen))
         if chosen and state.iterations % self.starvation_period == 0:
             state = promote(view.table, state, start_s - self.starvation_s, batch.slots)
@@ -106,9 +106,9 @@ class FastServe:
         jobs = state.jobs
         if len(jobs) > 2 * len(table) + 64:
             jobs = {id: job for id, job in jobs.items() if id in table.slot_of}
-        running = table.running.tolist()
-        strangers = [slot for slot in running if int(table.ids[slot]) not in jobs]
-        begun = {int(table.ids[s]): Job(self._first_level(view, s), 0.0, 0) for s in strangers}
+        running = zip(table.ids[table.running].tolist(), table.running.tolist(), strict=True)
+        strangers = [(id, slot) for id, slot in running if id not in jobs]
+        begun = {id: Job(self._first_level(view, slot), 0.0, 0) for id, slot in strangers}
         return structs.replace(state, jobs=jobs | begun)
 
     def _choose(self, view: View, places: list[Place]) -> dict[int, int]:
@@ -131,7 +131,7 @@ class FastServe:
         return chosen
 
 
-def _take(batch: Batch, chosen: dict[int, int], victims: list[int]) -> None:
+def _take(batch: Batch, chosen: dict[int, int], victims: Iterator[int]) -> None:
     """Takes what is chosen (and removes from it what must go after all), and drops KV until it has its blocks and
     places: of the victims in order, then from the end of the batch. A new request needs blocks for all its tokens."""
     table = batch.view.table
@@ -141,11 +141,10 @@ def _take(batch: Batch, chosen: dict[int, int], victims: list[int]) -> None:
     whole = np.where(new, table.length[slots] - table.computed[slots], counts)
     needs = np.cumsum(table.block_demand(slots, whole)).tolist()
     seats = np.cumsum(new).tolist()
-    gone = iter(victims)
     last = len(slots) - 1
     pinned = batch.reserved if new.any() else 0  # may be the new one's own: not to be counted on
     while last >= 0 and (needs[last] > batch.blocks - pinned or seats[last] > max(0, batch.seats)):
-        victim = next(gone, None)
+        victim = next(victims, None)
         if victim is None:
             victim = int(slots[last])
             del chosen[victim]

@@ -66,14 +66,16 @@ def promote(table: RequestTable, state: Queues, starved_s: float, batch: list[in
     return Queues(jobs, front - 1, state.iterations, starved_s, front - 1)
 
 
-def begun(table: RequestTable, state: Queues, slot: int) -> Job:
-    """The job of a waiting request that now runs: at the front of the level where it stood."""
-    old = state.jobs.get(int(table.ids[slot]))
-    if _starved(table, state, np.array([slot]))[0]:
-        level = 0
-    else:
-        level = int(table.key[slot] // SPAN) if old is None else old.level
-    return Job(level, old.used_s if old else 0.0, state.front)
+def begun(table: RequestTable, state: Queues, waiting: list[int]) -> dict[int, Job]:
+    """The jobs, by id, of waiting requests that now run: at the front of the level where each stood."""
+    slots = np.array(waiting, dtype=np.int64)
+    first_levels = (table.key[slots] // SPAN).astype(np.int64)
+    columns = (table.ids[slots], first_levels, _starved(table, state, slots))
+    found = {}
+    for id, first_level, starved in zip(*(column.tolist() for column in columns), strict=True):
+        old = state.jobs.get(id) or Job(first_level, 0.0, 0)
+        found[id] = Job(0 if starved else old.level, old.used_s, state.front)
+    return found
 
 
 def _starved(table: RequestTable, state: Queues, slots: Ints) -> Bools:

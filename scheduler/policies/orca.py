@@ -51,13 +51,13 @@ class Orca:
         ready = table.running[table.remaining(table.running) > 0]
         decode = is_decode(table, ready)
         batch = Batch(view, max(view.limits.max_num_batched_tokens, int(decode.sum())))
-        take_decodes(batch, ready[decode], latest_first(view))
+        take_decodes(batch, ready[decode], latest_first)
         for slot in ready[~decode].tolist():  # cut by the engine's limit
             chunk = batch.largest_chunk(slot, batch.pending(slot))
             if chunk and slot not in batch.preempted:
                 batch.take(slot, chunk)
         self._admit(batch)
-        make_room(batch, ready, latest_first(view))
+        make_room(batch, ready, latest_first)
         return batch.decision(), None
 
     def observe(self, step: StepStats, state: None) -> None:

@@ -77,10 +77,10 @@ class FixedChunk:
         decode = is_decode(table, ready)
         budget = min(self.chunk_size, view.limits.max_num_batched_tokens)
         batch = Batch(view, max(budget, int(decode.sum())))  # decodes never wait
-        take_decodes(batch, ready[decode], latest_first(view))
+        take_decodes(batch, ready[decode], latest_first)
         begun = ready[~decode]
         take_prompts(batch, begun, self.keys(table, begun), iter(table.waiting))
-        make_room(batch, ready, latest_first(view))
+        make_room(batch, ready, latest_first)
         return batch.decision(), None
 
     def observe(self, step: StepStats, state: None) -> None:

@@ -20,6 +20,7 @@ linear pieces are a fit of Llama-3-8B on an A100: `published_times` takes them. 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from heapq import merge
 from itertools import islice
 
@@ -93,9 +94,7 @@ class QoServe:
         slack_s = next_token_due_s(table, decodes, self.offline_tpot_s) - start_s
         first = np.argsort(-slack_s, kind="stable")[: self.chunk_size]
         batch = Batch(view, len(first))
-        running_keys = self._keys(table, table.running, state)
-        running_decode = is_decode(table, table.running)
-        victims = table.running[np.lexsort((-running_keys, running_decode))]
+        victims = partial(self._victims, state)
         take_decodes(batch, decodes[first], victims)
         throughput = _throughput(state, start_s)
         late: list[Place] = []
@@ -111,13 +110,22 @@ class QoServe:
         take_prompts(batch, begun, keys, waiting)
         make_room(batch, ready, victims)
         decision = batch.decision()
-        decision.requeue = [slot for _, slot in late if slot not in set(batch.slots)]
         ids = table.ids[[slot for _, slot in late]].tolist() if late else []
         relegated = keep_known(state.relegated, ids, table)
-        return decision, Memory(throughput, relegated, sum(batch.counts[decoding:]), start_s)
+        state = Memory(throughput, relegated, sum(batch.counts[decoding:]), start_s)
+        taken = set(batch.slots)
+        left = np.array([slot for _, slot in late if slot not in taken], dtype=np.int64)
+        keys = self._keys(table, left, state)
+        decision.requeue = dict(zip(left.tolist(), keys.tolist(), strict=True))
+        return decision, state
 
     def observe(self, step: StepStats, state: Memory) -> Memory:
         return state
+
+    def _victims(self, state: Memory, view: View) -> Ints:
+        """Prompts, then decodes, of lowest priority first."""
+        table, running = view.table, view.table.running
+        return running[np.lexsort((-self._keys(table, running, state), is_decode(table, running)))]
 
     def _keys(self, table: RequestTable, slots: Ints, state: Memory) -> Floats:
         """Hybrid priority, [n]; relegated ones after all others."""

@@ -46,13 +46,13 @@ class Sarathi:
         decode = is_decode(table, ready)
         budget = min(self.chunk_size, view.limits.max_num_batched_tokens)
         batch = Batch(view, max(budget, int(decode.sum())))  # decodes never wait
-        take_decodes(batch, ready[decode], latest_first(view))
+        take_decodes(batch, ready[decode], latest_first)
         for slot in ready[~decode].tolist():
             chunk = batch.largest_chunk(slot, batch.pending(slot))
             if chunk and slot not in batch.preempted:
                 batch.take(slot, chunk)
         self._take_new(batch)
-        make_room(batch, ready, latest_first(view))
+        make_room(batch, ready, latest_first)
         return batch.decision(), None
 
     def observe(self, step: StepStats, state: None) -> None:

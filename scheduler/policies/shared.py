@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from math import inf
 
 import numpy as np
@@ -49,8 +49,11 @@ class Batch:
 
     def admits(self, slot: int) -> bool:
         """Whether a waiting request may start: a free seat, and blocks for all its pending tokens."""
-        whole = self.block_demand(slot, self.pending(slot))
-        return self.seats > 0 and self.tokens > 0 and whole <= self.room
+        return self.may_start(self.block_demand(slot, self.pending(slot)))
+
+    def may_start(self, blocks: int) -> bool:
+        """As `admits`, of a request that needs so many blocks for all its pending tokens."""
+        return self.seats > 0 and self.tokens > 0 and blocks <= self.room
 
     def largest_chunk(self, slot: int, remaining: int) -> int:
         """The most tokens of `slot`, at most `remaining`, that the tokens and blocks left allow."""
@@ -93,23 +96,27 @@ class Batch:
         return Decision(self.slots, self.counts, self.preempted)
 
 
-def take_decodes(batch: Batch, slots: Ints, latest_first: Ints) -> None:
-    """All decodes of `slots` that fit; while one lacks a block, the first of `latest_first` that is not yet in the
-    batch is preempted: vLLM's rule, recompute the latest arrival (papers.md 5.2)."""
+Victims = Callable[[View], Ints]
+"""Running slots, who is preempted first in front. Asked only when blocks are short."""
+
+
+def take_decodes(batch: Batch, slots: Ints, victims: Victims) -> None:
+    """All decodes of `slots` that fit; while one lacks a block, the first of `victims` that is not yet in the batch is
+    preempted: with `latest_first` vLLM's rule, recompute the latest arrival (papers.md 5.2)."""
     table = batch.view.table
     ones = np.ones(len(slots), dtype=np.int64)
     demands = table.block_demand(slots, ones)
     if len(slots) <= batch.tokens and int(demands.sum()) <= batch.blocks:
         batch.take_all(slots, ones, demands)
         return
-    victims = latest_first.tolist()
+    order = victims(batch.view).tolist()
     gone: set[int] = set()
     taken = set(batch.slots)
     for slot in slots.tolist():
         if slot in gone or batch.tokens < 1:
             continue
         while batch.block_demand(slot, 1) > batch.blocks:
-            victim = next(v for v in victims if v not in gone and v not in taken)
+            victim = next(v for v in order if v not in gone and v not in taken)
             gone.add(victim)
             batch.preempt(victim)
             if victim == slot:
@@ -119,10 +126,10 @@ def take_decodes(batch: Batch, slots: Ints, latest_first: Ints) -> None:
             taken.add(slot)
 
 
-def make_room(batch: Batch, ready: Ints, victims: Ints) -> None:
+def make_room(batch: Batch, ready: Ints, victims: Victims) -> None:
     """Nothing of what is ready fitted, and nobody was preempted: the first victim makes room for the next iteration."""
     if not batch.slots and not batch.preempted and len(ready):
-        batch.preempt(int(victims[0]))
+        batch.preempt(int(victims(batch.view)[0]))
 
 
 def at_least(name: str, value: float, least: float, unit: str = "") -> None:

@@ -70,9 +70,8 @@ def first_token_due_s(table: RequestTable, slots: Ints, offline_tpot_s: float) -
 def next_token_due_s(table: RequestTable, slots: Ints, offline_tpot_s: float) -> Floats:
     """Deadline of the next token of decodes, [n], as in QoServe's code: cumulative, arrival + max(time the prompt took,
     TTFT deadline) + (generated + 1) * TBT."""
-    first_s = [table.request(slot).first_token_s for slot in slots.tolist()]
-    last_s = table.last_s[slots]
-    came_s = np.array([last_s[i] if at_s is None else at_s for i, at_s in enumerate(first_s)])
+    first_s = table.first_s[slots]
+    came_s = np.where(first_s < FAR_S, first_s, table.last_s[slots])
     due_s = first_token_due_s(table, slots, offline_tpot_s)
     first_due_s = np.where(due_s < NEAR_S, np.maximum(due_s, came_s), came_s)
     generated = table.length[slots] - table.prompt_len[slots]

@@ -71,25 +71,32 @@ class SlidingServe:
         decode = is_decode(table, ready)
         decodes = ready[decode]
         batch = Batch(view, len(decodes))
-        due_s = first_token_due_s(table, table.running, self.offline_tpot_s)
-        victims = table.running[np.lexsort((-due_s, is_decode(table, table.running)))]
-        take_decodes(batch, decodes, victims)
+        take_decodes(batch, decodes, self._victims)
         most = view.limits.max_num_seqs if batch.seats > 0 else 0
         waiting = [slot for _, slot in table.waiting.islice(0, most)]
         slots = np.concatenate([ready[~decode], np.array(waiting, dtype=np.int64)])
         order, lost = self._sort(view, slots, start_s)
-        order = order[~np.isin(order, batch.preempted)]
+        if batch.preempted:
+            order = order[~np.isin(order, batch.preempted)]
         batch.tokens = self._prompt_tokens(view, decodes, order, start_s)
         _take_in_order(batch, order)
-        make_room(batch, ready, victims)
+        make_room(batch, ready, self._victims)
         decision = batch.decision()
-        late = [slot for slot in lost.tolist() if slot not in set(batch.slots)]
-        decision.requeue = [slot for slot in late if table.key[slot] < LOST_S / 2]
-        ids = table.ids[decision.requeue].tolist()
+        taken = set(batch.slots)
+        late = [slot for slot in lost[table.key[lost] < LOST_S / 2].tolist() if slot not in taken]
+        keys_s = first_token_due_s(table, np.array(late, dtype=np.int64), self.offline_tpot_s)
+        decision.requeue = dict(zip(late, (keys_s + LOST_S).tolist(), strict=True))
+        ids = table.ids[late].tolist()
         return decision, Lost(keep_known(state.ids, ids, table))
 
     def observe(self, step: StepStats, state: Lost) -> Lost:
         return state
+
+    def _victims(self, view: View) -> Ints:
+        """Prompts, then decodes, with the latest deadline first."""
+        table = view.table
+        due_s = first_token_due_s(table, table.running, self.offline_tpot_s)
+        return table.running[np.lexsort((-due_s, is_decode(table, table.running)))]
 
     def _sort(self, view: View, slots: Ints, now_s: float) -> tuple[Ints, Ints]:
         """Prompts in the order of execution, and the waiting ones among them whose objective is lost."""
@@ -105,8 +112,9 @@ class SlidingServe:
         misses = np.cumsum(takes_s[first]) > spare_s[first] + takes_s[first]
         if misses.any():
             until_s = float((spare_s + takes_s)[first][misses].min())
-            chosen = first[knapsack(takes_s[first], until_s)]
-            order = np.concatenate([chosen, order[~np.isin(order, chosen)]])
+            chosen = np.zeros(len(slots), dtype=bool)
+            chosen[first[knapsack(takes_s[first], until_s)]] = True
+            order = np.concatenate([order[chosen[order]], order[~chosen[order]]])
         return slots[order], slots[lost & (table.state[slots] == WAITING)]
 
     def _prompt_tokens(self, view: View, decodes: Ints, order: Ints, now_s: float) -> int:

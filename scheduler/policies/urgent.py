@@ -6,17 +6,23 @@ import numpy as np
 from msgspec import Struct
 
 from accelgen.scheduler.policies.shared import Batch
-from accelgen.scheduler.table import WAITING, Bools, Floats, Ints
+from accelgen.scheduler.table import Bools, Floats, Ints
 
 
 class Candidates(Struct, frozen=True):
-    """Requests that may be in the batch, [n] each: running ones first, then the waiting ones near the head."""
+    """Requests that may be in the batch, [n] each: running ones first, then the waiting ones near the head. Their
+    `pending` tokens need `blocks` further KV blocks."""
 
     slots: Ints
     remaining_s: Floats
     decode: Bools
     running: Bools
     pending: Ints
+    blocks: Ints
+
+    def may_start(self, batch: Batch) -> Bools:
+        """Which of them a seat and blocks are left for, [n]: those that run need neither."""
+        return self.running | ((self.blocks <= batch.room) & (batch.seats > 0))
 
 
 def take_urgent(batch: Batch, found: Candidates, longest_s: float) -> None:
@@ -24,38 +30,41 @@ def take_urgent(batch: Batch, found: Candidates, longest_s: float) -> None:
     is no room, the running request with the largest T_r that is not urgent is preempted."""
     is_urgent = found.remaining_s < longest_s
     others = np.flatnonzero(found.running & ~is_urgent)
-    victims = found.slots[others[np.argsort(found.remaining_s[others])]].tolist()
+    victims = found.slots[others[np.argsort(found.remaining_s[others], kind="stable")]].tolist()
     for part in (is_urgent & found.decode, is_urgent & ~found.decode):
         which = np.flatnonzero(part)
-        slots = found.slots[which[np.argsort(found.remaining_s[which], kind="stable")]]
-        if not _take_together(batch, slots, found.decode[which]):
-            _take_singly(batch, slots.tolist(), victims)
+        which = which[np.argsort(found.remaining_s[which], kind="stable")]
+        if not _take_together(batch, found, which):
+            _take_singly(batch, found, which, victims)
 
 
-def _take_together(batch: Batch, slots: Ints, decode: Bools) -> bool:
+def _take_together(batch: Batch, found: Candidates, which: Ints) -> bool:
     """Takes decodes that all fit; False, and nothing taken, if they do not or are none."""
-    ones = np.ones(len(slots), dtype=np.int64)
-    demands = batch.view.table.block_demand(slots, ones)
-    if not decode.all() or len(slots) > batch.tokens or int(demands.sum()) > batch.blocks:
+    blocks = found.blocks[which]
+    if len(which) > batch.tokens or not found.decode[which].all() or blocks.sum() > batch.blocks:
         return False
-    batch.take_all(slots, ones, demands)
+    batch.take_all(found.slots[which], found.pending[which], blocks)
     return True
 
 
-def _take_singly(batch: Batch, slots: list[int], victims: list[int]) -> None:
+def _take_singly(batch: Batch, found: Candidates, which: Ints, victims: list[int]) -> None:
     """Takes as much of each as fits; where one lacks blocks or a seat, the last of `victims` is preempted."""
-    table = batch.view.table
-    for slot in slots:
+    if not victims:  # nothing comes free: who does not fit now never will
+        which = which[found.may_start(batch)[which]]
+    columns = (found.slots, found.running, found.pending, found.blocks)
+    for slot, running, pending, blocks in zip(*(c[which].tolist() for c in columns), strict=True):
         if batch.tokens < 1:
             return
-        newcomer = table.state[slot] == WAITING
-        wanted = min(batch.pending(slot), batch.tokens)
-        while victims and (
-            not batch.admits(slot) if newcomer else batch.block_demand(slot, wanted) > batch.blocks
-        ):
+        if not running:
+            while victims and not batch.may_start(blocks):
+                batch.preempt(victims.pop())
+            if not batch.may_start(blocks):
+                continue
+        wanted = min(pending, batch.tokens)
+        while running and victims and batch.block_demand(slot, wanted) > batch.blocks:
             batch.preempt(victims.pop())
         chunk = batch.largest_chunk(slot, wanted)
-        if chunk and (not newcomer or batch.admits(slot)):
+        if chunk:
             batch.take(slot, chunk)
 
 

@@ -45,8 +45,8 @@ class Vllm:
         if not batch.slots:
             running = view.table.running
             ready = running[view.table.remaining(running) > 0]
-            take_decodes(batch, ready[is_decode(view.table, ready)], latest_first(view))
-            make_room(batch, ready, latest_first(view))  # only cut prompts, and no block for them
+            take_decodes(batch, ready[is_decode(view.table, ready)], latest_first)
+            make_room(batch, ready, latest_first)  # only cut prompts, and no block for them
         return batch.decision(), None
 
     def observe(self, step: StepStats, state: None) -> None:

@@ -57,15 +57,16 @@ class Scene:
         self.table.start(slot)
         sampled = self.table.plan(np.array([slot]), np.array([computed]), last_s)
         if sampled[0]:
-            self.table.request(slot).first_token_s = last_s
+            self.table.first_s[slot] = last_s
         return slot
 
     def plan(self, at_s: float = 0.0) -> dict[int, int]:
         """Tokens by slot; nothing is carried out but changes of the order."""
         decision, self.state = self.policy.plan(self.view, self.state, at_s)
-        self.preempted, self.requeued = decision.preempt, decision.requeue
-        for slot in decision.requeue:
-            self.table.move(slot, self.policy.order_key(self.view, slot, self.state))
+        self.preempted, self.requeued = decision.preempt, [*decision.requeue]
+        for slot, key in decision.requeue.items():
+            assert key == self.policy.order_key(self.view, slot, self.state)
+            self.table.move(slot, key)
         return dict(zip(decision.slots, decision.counts, strict=True))
 
     def step(self, at_s: float = 0.0, run_s: float = 0.01) -> dict[int, int]:

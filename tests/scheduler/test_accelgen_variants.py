@@ -46,7 +46,7 @@ def test_each_ablation_changes_exactly_its_part() -> None:
 
     assert changed(NoChunking) == {"_budget"}
     assert changed(NoOrdering) == {"_rank_s", "order_key"}
-    assert changed(NoBatching) == {"_fill"}
+    assert changed(NoBatching) == {"_fill", "_may_take"}
     for kind in (NoChunking, NoOrdering, NoBatching):
         assert kind.__mro__[1] is AccelGen
 

@@ -86,7 +86,7 @@ def test_the_starved_are_promoted_every_so_often() -> None:
     assert scene.state.starved_s == pytest.approx(1.0)
     order = [slot for _, _, slot in in_order(scene.table, scene.state, 10)]
     assert order == [busy, idle, idler, fresh]
-    assert begun(scene.table, scene.state, idle).level == 0
+    assert begun(scene.table, scene.state, [idle])[int(scene.table.ids[idle])].level == 0
 
 
 def test_a_promotion_counts_once() -> None:

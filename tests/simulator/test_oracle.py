@@ -10,6 +10,7 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 from hypothesis import given, settings
+from msgspec import structs
 
 from accelgen.proto.config import Config, SloClass
 from accelgen.proto.messages import Objective
@@ -18,11 +19,12 @@ from accelgen.scheduler.policy import load_policy
 from accelgen.simulator.candidates import GRID, Candidate, Judge, Metric
 from accelgen.simulator.climb import Chain
 from accelgen.simulator.device import Device
+from accelgen.simulator.experiment import Setting, key_of, run_setting
 from accelgen.simulator.metrics import Rule
-from accelgen.simulator.oracle import try_all
+from accelgen.simulator.oracle import CHAINS, choose, run_oracle, searches, try_all, value_of
 from accelgen.simulator.precedence import Order, Script, done_share, next_choices
 from accelgen.simulator.run import Simulation
-from accelgen.simulator.scenarios import ScenarioError
+from accelgen.simulator.scenarios import ScenarioError, make_scenario
 from accelgen.simulator.workload import Arrival, Workload, session
 
 COSTS = Coefficients(a=1.0, b=0.01, b2=0.01, c=0.05, d=0.0005, e=1e-5, knee=32.0)
@@ -159,9 +161,9 @@ def test_local_search_reaches_what_is_best_of_few(seed: int, metric: Metric) -> 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(4))
-def test_local_search_reaches_what_is_best_of_six(seed: int) -> None:
-    judged = judge(crowd(6, seed), metric="attainment")
+@pytest.mark.parametrize("seed", range(3))
+def test_local_search_reaches_what_is_best_of_five(seed: int) -> None:
+    judged = judge(crowd(5, seed), metric="attainment")
     best = searched(judged)
     assert reached(judged, seed, steps=60) == best
     assert best >= max(policy_value(judged, name) for name in POLICIES)
@@ -195,3 +197,36 @@ def test_what_cannot_beat_the_best_is_cut_short_and_nothing_else() -> None:
 def test_sessions_are_refused() -> None:
     with pytest.raises(ScenarioError, match="sessions"):
         judge([session([Arrival(0.0, 10, 2), Arrival(0.0, 20, 2)])])
+
+
+def test_a_search_is_made_of_settings_and_the_best_of_all_is_chosen() -> None:
+    scenario = make_scenario(
+        {
+            "about": "x", "model": "opt-13b", "hardware": "a100", "rates": [1.0], "seeds": [0], "max_tokens": 8,
+            "kv_blocks": 512, "rule": "every_gap",
+            "parts": [
+                {"name": "a", "source": "synthetic:azure2023_code", "ttft": {"base_s": 0.3}, "tpot": {"base_s": 0.1}}
+            ],
+        }
+    )  # fmt: skip
+    base = Setting(name="s", scenario=scenario, policy="edf", rate=8.0, requests=4)
+    known = [run_setting(structs.replace(base, policy=name)) for name in POLICIES]
+    for requests, parts, words in (
+        (4, len(GRID), "the best of all"),
+        (9, CHAINS, "schedules tried"),
+    ):
+        setting = structs.replace(base, requests=requests)
+        settings_ = searches(setting, 8, 1, "goodput", known[1])
+        assert len({key_of(one) for one in settings_}) == parts == len(settings_)
+        found = [run_oracle(one) for one in settings_]
+        assert all(words in result.note for result in found)
+        again = run_oracle(settings_[0])
+        assert (again.note, value_of(again, "goodput")) == (
+            found[0].note,
+            value_of(found[0], "goodput"),
+        )
+        if requests == 4:
+            best = choose([*known, *found], "goodput")
+            assert value_of(best, "goodput") == max(
+                value_of(r, "goodput") for r in [*known, *found]
+            )
