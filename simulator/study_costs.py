@@ -14,15 +14,12 @@ from accelgen.simulator.study import Arm, Ask, Found, Scale, Section
 from accelgen.simulator.study_ratios import BASELINES, NEWER, OWN, WITHOUT
 
 WORKLOAD = "accelgen"
-BUDGETS_MS = {2_000: 1.0, 10_000: 5.0}
-"""p99 of a decision with so many waiting and 256 running: the project's own budgets."""
 SPEED = 100_000
 """Scheduled request-iterations per second and core that `sarathi` is wanted to reach."""
 HOW = (
-    "No results of benchmarks were given (--rows). make bench writes those of decisions and of the simulator's speed to"
-    " benchmarks/results, python benchmarks/simulator_truth.py those of its truth."
+    "No results of benchmarks were given (--rows). To benchmarks/results write: python benchmarks/decisions.py --write"
+    " (decisions), make bench (the simulator's speed), python benchmarks/simulator_truth.py (its truth)."
 )
-_DECISION = re.compile(r"test_decision\[(.+)-(\d+)\]$")
 _SIMULATOR = re.compile(r"test_simulator\[(.+)\]$")
 
 
@@ -85,44 +82,34 @@ def _own(found: Found) -> Table:
     return Table("costs-own", title, heads, rows, found.made(WORKLOAD), note)
 
 
+def _rows_of(found: Found, *needed: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """File and row of all lists of rows that have these fields."""
+    for file, content in found.rows.items():
+        rows = content.get("rows") if isinstance(content, dict) else None
+        for row in rows if isinstance(rows, list) else []:
+            if isinstance(row, dict) and all(name in row for name in needed):
+                yield file, row
+
+
 def _decisions(found: Found) -> Table:
     rows = []
-    for file, name, figures in _measured(found):
-        match = _DECISION.search(name)
-        if match is None:
-            continue
-        waiting, p99 = int(match[2]), _known(figures, "cpu_p99_ms") or _known(figures, "p99_ms")
-        budget = BUDGETS_MS.get(waiting)
+    for file, row in _rows_of(found, "policy", "waiting", "p99_ms", "budget_ms"):
+        p99, budget = _known(row, "p99_ms"), _known(row, "budget_ms")
         kept: Cell = NONE
         if budget is not None and p99 is not None:
             kept = text("kept") if p99 <= budget else text("missed", "short")
-        cells = [
-            number(_known(figures, key), "{:.2f}")
-            for key in ("p50_ms", "p99_ms", "cpu_p50_ms", "cpu_p99_ms")
-        ]
+        figures = [number(_known(row, name), "{:.2f}") for name in ("p50_ms", "p99_ms")]
+        waiting = number(_known(row, "waiting"), "{:,.0f}")
         rows.append(
-            [
-                text(match[1]),
-                number(waiting, "{:,.0f}"),
-                *cells,
-                number(budget, "{:g}"),
-                kept,
-                text(file),
-            ]
+            [text(str(row["policy"])), waiting, *figures, number(budget, "{:g}"), kept, text(file)]
         )
-    heads = [
-        "policy",
-        "waiting",
-        "p50 ms",
-        "p99 ms",
-        "processor p50 ms",
-        "processor p99 ms",
-        "budget p99 ms",
-        "",
-        "file",
-    ]
-    note = "256 requests run beside those that wait. Kept or missed by processor time, where that was measured."
-    return Table("costs-decisions", "A decision, measured", heads, rows, "make bench", note)
+    heads = ["policy", "waiting", "p50 ms", "p99 ms", "budget of p99 ms", "", "file"]
+    note = (
+        "Processor time of a whole plan of a full server: 256 requests run beside those that wait."
+    )
+    return Table(
+        "costs-decisions", "A decision, measured", heads, rows, "benchmarks/decisions.py", note
+    )
 
 
 def _speeds(found: Found) -> Table:
@@ -156,32 +143,16 @@ def _speeds(found: Found) -> Table:
 
 def _truth(found: Found) -> Table:
     rows = []
-    for file, content in found.rows.items():
-        rows_of = content.get("rows") if isinstance(content, dict) else None
-        for row in rows_of if isinstance(rows_of, list) else []:
-            if isinstance(row, dict) and "figure" in row and "mean_error" in row:
-                cells = [
-                    number(_known(row, key), "{:+.1f} %", 100)
-                    for key in ("mean_error", "p99_error")
-                ]
-                host = number(_known(row, "host_s"), "{:.2f}", 1000)
-                rows.append(
-                    [
-                        text(str(row["figure"])),
-                        text(str(row.get("requests", ""))),
-                        host,
-                        *cells,
-                        text(file),
-                    ]
-                )
+    for file, row in _rows_of(found, "figure", "mean_error"):
+        errors = [
+            number(_known(row, name), "{:+.1f} %", 100) for name in ("mean_error", "p99_error")
+        ]
+        host = number(_known(row, "host_s"), "{:.2f}", 1000)
+        which = text(str(row.get("requests", "")))
+        rows.append([text(str(row["figure"])), which, host, *errors, text(file)])
     heads = ["figure", "requests", "host time ms", "error of the mean", "of the p99", "file"]
-    return Table(
-        "costs-truth",
-        "The simulator beside measured requests",
-        heads,
-        rows,
-        "benchmarks/simulator_truth.py",
-    )
+    made = "benchmarks/simulator_truth.py"
+    return Table("costs-truth", "The simulator beside measured requests", heads, rows, made)
 
 
 def _tabulate(found: Found) -> list[Table]:

@@ -263,36 +263,28 @@ def test_the_best_found_is_at_least_every_policy() -> None:
 def test_costs_read_the_results_of_benchmarks() -> None:
     one = section("costs")
     assert "make bench" in one.say(Found(SMALL))[0]
-    decisions = {
-        "benchmarks/bench_scheduler.py::test_decision[sarathi-2000]": {
-            "p50_ms": 0.2,
-            "p99_ms": 3.0,
-            "cpu_p99_ms": 0.4,
-        },
-        "benchmarks/bench_scheduler.py::test_decision[accelgen-10000]": {
-            "p50_ms": 0.2,
-            "p99_ms": 7.0,
-        },
-        "benchmarks/bench_simulator.py::test_simulator[sarathi-prefix-cache]": {
-            "entries_per_cpu_s": 90_000
-        },
+    decisions = [
+        {"policy": "sarathi", "waiting": 2000, "p50_ms": 0.2, "p99_ms": 0.4, "budget_ms": 1.0},
+        {"policy": "accelgen", "waiting": 10_000, "p50_ms": 0.2, "p99_ms": 7.0, "budget_ms": 5.0},
+    ]
+    speed = {
+        "bench_simulator.py::test_simulator[sarathi-prefix-cache]": {"entries_per_cpu_s": 90_000}
     }
     rows: dict[str, Any] = {
-        "components": {"date": "today", "results": decisions},
+        "decisions": {"date": "today", "rows": decisions},
+        "components": {"results": speed},
         "odd": [1],
         "other": {"results": 3, "rows": 4},
         "truth": {"rows": [3, {"figure": "TTFT", "mean_error": "much", "p99_error": 0.5}]},
     }
     found = Found(SMALL, rows=rows)
-    own, decided, speed, truth = one.tabulate(found)
+    own, decided, fast, truth = one.tabulate(found)
     assert own.rows == []
-    assert (
-        row_of(decided, "sarathi")[""].text == "kept"
-        and row_of(decided, "accelgen")[""].mark == "short"
-    )
-    assert speed.rows[0][3].mark == "short"
+    assert row_of(decided, "sarathi")[""].text == "kept"
+    assert row_of(decided, "accelgen")[""].mark == "short"
+    assert fast.rows[0][3].mark == "short"
     assert [cell.text for cell in truth.rows[0][3:5]] == ["–", "+50.0 %"]
-    assert one.say(found) == ["Measured results: components (today)."]
+    assert one.say(found) == ["Measured results: decisions (today)."]
 
 
 def test_made_of_says_with_what() -> None:
