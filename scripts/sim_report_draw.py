@@ -52,6 +52,7 @@ STYLES = {
 
 _OTHERS = ("#364fc7", "#c2255c", "#087f5b", "#e67700", "#5f3dc4", "#0c8599", "#66a80f", "#862e9c")
 _SIGNS = (("o", "●"), ("s", "■"), ("^", "▲"), ("D", "◆"), ("v", "▼"), ("P", "✚"))
+_PLAIN = Style("#495057", "o", "●")  # of a bar whose name is no policy's
 _PANEL = (4.5, 3.1)  # inches
 
 
@@ -213,7 +214,9 @@ def _bars(axes: Any, panel: Panel) -> None:
     for number, (series, (_, style)) in enumerate(zip(panel.series, styles_of(panel), strict=True)):
         places = [names.index(str(x)) - 0.4 + (number + 0.5) * thick for x in series.x]
         values = [y or 0.0 for y in series.y]
-        colours = [style_of(str(x)).colour for x in series.x] if count == 1 else style.colour
+        colours = (
+            [STYLES.get(str(x), _PLAIN).colour for x in series.x] if count == 1 else style.colour
+        )
         axes.barh(places, values, height=0.9 * thick, color=colours, label=series.name if count > 1 else None,
                   xerr=_errors(series, values), ecolor="#495057", error_kw={"linewidth": 0.8})  # fmt: skip
         for place, y in zip(places, series.y, strict=True):
