@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import click
 import msgspec
 
+from accelgen.scripts.sim_bars import bars
 from accelgen.scripts.sim_options import (
     ListParam,
     PolicyParam,
@@ -21,7 +23,10 @@ from accelgen.scripts.sim_options import (
     middle_rate,
     pick_scenario,
     policies_option,
+    rate_option,
+    search_options,
     setting_of,
+    title_of,
     workload_options,
 )
 from accelgen.simulator.crew import FAULTS, Crew, CrewError
@@ -94,9 +99,7 @@ def list_names(file: Path | None) -> None:
     show_default=True,
     help="Policy; NAME:key=value sets parameters.",
 )
-@click.option(
-    "--rate", type=RATE, show_default="the middle one of the scenario", help="Requests/s."
-)
+@rate_option
 @click.option(
     "--swap",
     "swaps",
@@ -114,7 +117,6 @@ def run(
     **given: Any,
 ) -> None:
     """Simulate one policy at one rate."""
-    from accelgen.scripts.sim_bars import bars
     from accelgen.scripts.sim_table import print_summary, write_requests, write_results
 
     name, scenario = pick_scenario(given)
@@ -131,7 +133,7 @@ def run(
             fates = outcome.fates
         later = [f", from {one.at_s:g} s {label((one.policy, one.params))}" for one in swaps]
         who = "".join([label(policy), *later])
-        click.echo(f"{_title(name, scenario)}\n{who} at {at:g} requests/s, seed {seed}")
+        click.echo(f"{title_of(name, scenario)}\n{who} at {at:g} requests/s, seed {seed}")
         if result.summary is None:
             raise click.ClickException(f"{label(policy)} failed: {result.fault}")
         print_summary(result)
@@ -146,17 +148,53 @@ def run(
 @command.command("compare")
 @workload_options
 @policies_option
+@rate_option
 @click.option(
-    "--rate", type=RATE, show_default="the middle one of the scenario", help="Requests/s."
+    "--oracle", is_flag=True, help="Rows of `sim oracle`: a searched upper reference, a bound."
 )
+@search_options
 @jobs_option
-def compare(policies: list[Policy], rate: float | None, jobs: int | None, **given: Any) -> None:
+def compare(
+    policies: list[Policy], rate: float | None, oracle: bool, jobs: int | None, **given: Any
+) -> None:
     """Compare policies at one rate: a table and a figure."""
     from accelgen.scripts.sim_figure import draw_comparison
+    from accelgen.scripts.sim_oracle import with_reference
 
     name, scenario = pick_scenario(given)
-    results = _run_grid(name, scenario, policies, [rate or middle_rate(scenario)], jobs, given)
-    _report("compare", name, scenario, results, given["out"], draw_comparison, with_rate=False)
+    at = rate or middle_rate(scenario)
+    if not oracle:
+        results = _run_grid(name, scenario, policies, [at], jobs, given)
+        _report("compare", name, scenario, results, given["out"], draw_comparison, with_rate=False)
+        return
+    with _crew(jobs, given) as crew, bars(given["quiet"]) as shown:
+        results, reference = with_reference(crew, shown, name, scenario, policies, at, given)
+    draw = partial(draw_comparison, limits=reference.limits())
+    results, rows = [*results, *reference.best], reference.rows(Rule(scenario.rule))
+    _report("compare", name, scenario, results, given["out"], draw, with_rate=False, more=rows)
+
+
+@command.command("oracle")
+@workload_options
+@policies_option
+@rate_option
+@search_options
+@jobs_option
+def oracle(policies: list[Policy], rate: float | None, jobs: int | None, **given: Any) -> None:
+    """Hold policies against a searched upper reference, which knows all arrivals and lengths, and against a bound."""
+    from accelgen.scripts.sim_oracle import print_reference, with_reference, write_bounds
+    from accelgen.scripts.sim_table import groups_of, write_results
+
+    name, scenario = pick_scenario(given)
+    at = rate or middle_rate(scenario)
+    with _crew(jobs, given) as crew, bars(given["quiet"]) as shown:
+        results, reference = with_reference(crew, shown, name, scenario, policies, at, given)
+    title = f"{title_of(name, scenario)}, {at:g} requests/s"
+    print_reference(groups_of(results), reference, scenario, title)
+    everything = [*results, *reference.best]
+    path = given["out"] / _stem("oracle", name, everything)
+    written = write_results(everything, path)
+    _say_written([*written, write_bounds(reference, path.with_suffix(".bounds.csv"))])
 
 
 @command.command("sweep")
@@ -198,7 +236,6 @@ def capacity(
     policies: list[Policy], attainment: float, tolerance: float, jobs: int | None, **given: Any
 ) -> None:
     """Find the highest rate at which enough requests keep their objectives, by bisection."""
-    from accelgen.scripts.sim_bars import bars
     from accelgen.scripts.sim_capacity import report_capacities, search
 
     name, scenario = pick_scenario(given)
@@ -207,7 +244,7 @@ def capacity(
             crew, shown, name, scenario, policies, attainment, tolerance, given["synthetic"]
         )
     stem = _stem("capacity", name, [result for _, results in found.values() for result in results])
-    report_capacities(found, scenario, attainment, _title(name, scenario), given["out"] / stem)
+    report_capacities(found, scenario, attainment, title_of(name, scenario), given["out"] / stem)
 
 
 # --- shared ------------------------------------------------------------------------------------------------------
@@ -222,7 +259,7 @@ def _run_grid(
     given: dict[str, Any],
 ) -> list[Result]:
     """Every policy at every rate with every seed."""
-    from accelgen.scripts.sim_bars import bars, run_all
+    from accelgen.scripts.sim_bars import run_all
 
     settings: list[Setting] = [
         setting_of(name, scenario, policy, rate, seed, given["synthetic"])
@@ -250,12 +287,13 @@ def _report(
     out: Path,
     draw: Callable[..., None],
     with_rate: bool,
+    more: dict[str, dict[str, str]] | None = None,
 ) -> None:
     from accelgen.scripts.sim_figure import NO_MATPLOTLIB
     from accelgen.scripts.sim_table import groups_of, print_groups, write_results
 
-    groups, rule, title = groups_of(results), Rule(scenario.rule), _title(name, scenario)
-    print_groups(groups, rule, title, with_rate)
+    groups, rule, title = groups_of(results), Rule(scenario.rule), title_of(name, scenario)
+    print_groups(groups, rule, title, with_rate, more)
     path = out / _stem(verb, name, results)
     written = write_results(results, path)
     try:
@@ -270,13 +308,6 @@ def _stem(verb: str, name: str, results: Sequence[Result]) -> str:
     """Another name for other settings, so that nothing is overwritten but what is made again."""
     settings = msgspec.json.encode([result.setting for result in results], order="sorted")
     return f"{verb}-{name}-{sha256(settings).hexdigest()[:8]}"
-
-
-def _title(name: str, scenario: Scenario) -> str:
-    spread = f"{scenario.tensor_parallel} x " if scenario.tensor_parallel > 1 else ""
-    where = scenario.profile_file or f"{scenario.model} on {spread}{scenario.hardware}"
-    size = f"{scenario.replicas} x " if scenario.replicas > 1 else ""
-    return f"{name}: {scenario.about}; {size}{where}, {scenario.requests} requests"
 
 
 def _say_written(paths: Sequence[Path]) -> None:

@@ -42,8 +42,15 @@ def _words(rule: Rule) -> str:
     return rule.replace("_", " ")
 
 
-def draw_comparison(groups: Sequence[Group], rule: Rule, title: str, path: Path) -> None:
-    """Bars, one per policy, with the range over the seeds. Raises ImportError."""
+def draw_comparison(
+    groups: Sequence[Group],
+    rule: Rule,
+    title: str,
+    path: Path,
+    limits: tuple[float, float] | None = None,
+) -> None:
+    """Bars, one per policy, with the range over the seeds; `limits`: bounds on goodput and attainment, as lines. Raises
+    ImportError."""
     pyplot = _pyplot()
     figure, axes = pyplot.subplots(2, 3, figsize=(13, 1.6 + 0.5 * len(groups)), sharey=True)
     names = [group.policy for group in groups]
@@ -59,6 +66,8 @@ def draw_comparison(groups: Sequence[Group], rule: Rule, title: str, path: Path)
             axis.set_xscale("log")
         axis.invert_yaxis() if not axis.yaxis_inverted() else None
         axis.grid(axis="x", alpha=0.3)
+    for axis, limit in zip(axes.flat, limits or (), strict=False):
+        axis.axvline(limit, color="0.2", linestyle="--", linewidth=1)
     _save(pyplot, figure, title, path)
 
 

@@ -13,7 +13,7 @@ import msgspec
 from accelgen.proto.policies import POLICY_GROUP, fault_in, known_policies, unknown_policy
 from accelgen.scripts.chat_objective import ObjectiveError, parse_objective
 from accelgen.simulator.distserve import NAME as DISTSERVE
-from accelgen.simulator.experiment import PolicyAt, Setting
+from accelgen.simulator.experiment import ORACLE, PolicyAt, Setting
 from accelgen.simulator.mix import own_rate
 from accelgen.simulator.scenarios import (
     SYNTHETIC,
@@ -29,6 +29,7 @@ from accelgen.simulator.synthetic import STAND_INS
 from accelgen.simulator.traces import find_trace, read_trace
 
 F = TypeVar("F", bound=Callable[..., Any])
+SEARCHED = "oracle (searched)"
 
 _OVERRIDES = (
     "model", "hardware", "kv_gb", "kv_blocks", "block_size", "host_ms", "profile_file", "replicas", "tensor_parallel",
@@ -193,6 +194,29 @@ def policies_option(command: F) -> F:
     )(command)  # fmt: skip
 
 
+_SEARCH = (
+    click.option("--evaluations", type=click.IntRange(4, 10**6), default=200, show_default=True,
+                 help="Schedules that the search tries; up to 7 requests it tries all."),
+    click.option("--search-seed", type=click.IntRange(0, 2**31), default=0, show_default=True,
+                 help="Of the search; --seeds are those of the workload."),
+    click.option("--metric", type=click.Choice(["goodput", "attainment"]), default="goodput", show_default=True,
+                 help="What is sought, by the rule of the scenario."),
+)  # fmt: skip
+
+
+def search_options(command: F) -> F:
+    """How it is searched."""
+    for option in reversed(_SEARCH):
+        command = option(command)
+    return command
+
+
+def rate_option(command: F) -> F:
+    return click.option(
+        "--rate", type=_RATE, show_default="the middle one of the scenario", help="Requests/s."
+    )(command)
+
+
 def jobs_option(command: F) -> F:
     return click.option(
         "--jobs", type=click.IntRange(1, 1024), show_default="cores", help="Simulations at a time."
@@ -284,5 +308,15 @@ def middle_rate(scenario: Scenario) -> float:
 
 
 def label(policy: tuple[str, dict[str, Any]]) -> str:
-    """As it is written on the command line."""
+    """As it is written on the command line; what a search has found is called that."""
+    if policy[0] == ORACLE:
+        return SEARCHED
     return ":".join([policy[0], *(f"{key}={value}" for key, value in policy[1].items())])
+
+
+def title_of(name: str, scenario: Scenario) -> str:
+    """What is simulated, in a line."""
+    spread = f"{scenario.tensor_parallel} x " if scenario.tensor_parallel > 1 else ""
+    where = scenario.profile_file or f"{scenario.model} on {spread}{scenario.hardware}"
+    size = f"{scenario.replicas} x " if scenario.replicas > 1 else ""
+    return f"{name}: {scenario.about}; {size}{where}, {scenario.requests} requests"

@@ -23,6 +23,7 @@ from accelgen.simulator.run import Fate
 RULES = {Rule.EVERY_GAP: "gap", Rule.CUMULATIVE: "cumul.", Rule.MEAN: "mean"}
 NO_DATA = "-"
 SPACE = 3  # between two columns
+WIDE = 1000  # characters, where nobody says how many there are
 
 
 @dataclass(frozen=True)
@@ -93,10 +94,10 @@ def columns(rule: Rule) -> list[Column]:
         return lambda result: 100 * (read(result) or 0.0)
 
     return [
-        Column(f"goodput ({RULES[rule]}) req/s", figure_of(f"goodput.{rule}")),
+        Column(bound_heads(rule)[0], figure_of(f"goodput.{rule}")),
         *(
-            Column(f"attained % ({short})", percent(f"judged.attainment.{one}"), "{:.1f}")
-            for one, short in RULES.items()
+            Column(bound_heads(one)[1], percent(f"judged.attainment.{one}"), "{:.1f}")
+            for one in RULES
         ),
         Column("req/s", figure_of("request_throughput")),
         Column("tok/s", figure_of("token_throughput"), "{:.0f}"),
@@ -113,13 +114,30 @@ def columns(rule: Rule) -> list[Column]:
     ]
 
 
-def print_groups(groups: Sequence[Group], rule: Rule, title: str, with_rate: bool) -> None:
+def bound_heads(rule: Rule) -> tuple[str, str]:
+    """Heads of the columns that a bound has a figure for: goodput and attainment by the rule."""
+    return f"goodput ({RULES[rule]}) req/s", f"attained % ({RULES[rule]})"
+
+
+def print_groups(
+    groups: Sequence[Group], rule: Rule, title: str, with_rate: bool, more: dict[str, dict[str, str]] | None = None
+) -> None:  # fmt: skip
     """The table on stdout, in as many parts as the terminal is too narrow. A figure without data is a dash; a policy
-    that failed has a line of its own below."""
+    that failed has a line of its own below. `more`: further rows, by name, of cells by head; not with rates."""
     console = Console()
-    width = console.width if console.is_terminal else 1000
+    width = console.width if console.is_terminal else WIDE
     names = [[group.policy, *([f"{group.rate:g}"] if with_rate else [])] for group in groups]
-    shown = [(column.head, [_cell(group, column) for group in groups]) for column in columns(rule)]
+    names += [[name] for name in more or {}]
+    shown = [
+        (
+            column.head,
+            [
+                *(_cell(group, column) for group in groups),
+                *(cells.get(column.head, NO_DATA) for cells in (more or {}).values()),
+            ],
+        )
+        for column in columns(rule)
+    ]
     console.print(title, markup=False, highlight=False, soft_wrap=True)
     heads = ["policy", "rate"][: 1 + with_rate]
     first = sum(max(map(len, cells)) + SPACE for cells in zip(heads, *names, strict=True))
@@ -197,6 +215,7 @@ def write_results(results: Sequence[Result], path: Path) -> list[Path]:
             "requests": setting.requests,
             "fault": result.fault,
             "given_up": result.given_up,
+            "note": result.note,
         }
         figures = {} if result.summary is None else msgspec.to_builtins(result.summary)
         rows.append({**head, **flatten(figures)})

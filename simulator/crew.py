@@ -20,7 +20,8 @@ import msgspec
 from accelgen.proto.profiles import ProfileError
 from accelgen.scheduler.policy import UnknownPolicy
 from accelgen.simulator.device import UnknownDevice
-from accelgen.simulator.experiment import Result, Setting, Store, key_of, run_setting
+from accelgen.simulator.experiment import ORACLE, Result, Setting, Store, key_of, run_setting
+from accelgen.simulator.oracle import run_oracle
 from accelgen.simulator.scenarios import ScenarioError
 from accelgen.simulator.traces import TraceError
 
@@ -135,7 +136,8 @@ def main() -> None:
                 _say({"ended": ended, "of": of})
 
         try:
-            _say(run_setting(setting, progress))
+            run = run_oracle if setting.policy == ORACLE else run_setting
+            _say(run(setting, progress))
         except FAULTS as error:
             _say({"error": str(error)})
 

@@ -32,6 +32,10 @@ from accelgen.simulator.stages import Rules
 from accelgen.simulator.traces import find_trace
 from accelgen.simulator.workload import Workload
 
+ORACLE, ORACLE_MODULE = (
+    "oracle",
+    "accelgen.simulator.oracle",
+)  # searched, not simulated once: see there
 _IMPORT = re.compile(rb"^\s*from (accelgen\.[\w.]+) import", re.MULTILINE)
 Progress = Callable[[int, int], None]
 """Told now and then how many requests of how many have ended."""
@@ -62,7 +66,8 @@ class Setting(Struct, frozen=True, kw_only=True):
 
 
 class Result(Struct, frozen=True, kw_only=True):
-    """What came of it. `summary` is None where the policy failed, and `fault` says how. `wall_s` is real time."""
+    """What came of it. `summary` is None where the policy failed, and `fault` says how. `wall_s` is real time. `note`:
+    how a search has found it."""
 
     setting: Setting
     key: str
@@ -71,6 +76,7 @@ class Result(Struct, frozen=True, kw_only=True):
     fault: str = ""
     given_up: bool = False
     wall_s: float = 0.0
+    note: str = ""
 
     def attainment(self, rule: str) -> float:
         """Share of the requests sent that met their objectives; 0 where the policy failed. Of a run that was given up
@@ -179,7 +185,13 @@ def _code_digest(policy: str) -> bytes:
 def modules_read(policy: str) -> list[Path]:
     """The file of every module of the package that this one and the policy import, directly or not, sorted."""
     names = [__name__]
-    names += [entry.module for entry in entry_points(group=GROUP) if entry.name == policy]
+    searched = [ORACLE_MODULE] if policy == ORACLE else []
+    names += [
+        entry.module
+        for entry in entry_points(group=GROUP)
+        if entry.name == policy or (searched and entry.module.startswith("accelgen."))
+    ]
+    names += searched
     found: dict[str, Path] = {}
     while names:
         name = names.pop()

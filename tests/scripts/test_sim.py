@@ -79,6 +79,44 @@ def test_sweep_and_capacity(tmp_path: Path) -> None:
         assert (float(row["attained"]) >= 0.9) == (float(row["rate"]) <= float(row["capacity"]))
 
 
+def test_oracle_is_above_every_policy_and_below_the_bound(tmp_path: Path) -> None:
+    words = [
+        *SMALL,
+        "--requests",
+        "12",
+        "--rate",
+        "40",
+        "--max-tokens",
+        "32",
+        "--jobs",
+        "1",
+        "--evaluations",
+        "8",
+    ]
+    words += ["--policies", "vllm,qoserve", "--seeds", "0,1"]
+    done = sim("oracle", *words, out=tmp_path)
+    assert done.exit_code == 0, done.output
+    for said in ("oracle (searched)", "bound (relaxation)", "Seed 1: ", "requests can attain"):
+        assert said in done.output
+    assert "optimal" not in done.output
+    [table], [bounds] = tmp_path.glob("oracle-*[0-9a-f].csv"), tmp_path.glob("*.bounds.csv")
+    rows = list(csv.DictReader(table.open()))
+    most = {row["seed"]: float(row["goodput"]) for row in csv.DictReader(bounds.open())}
+    figure = "goodput.cumulative_deadline"
+    for seed in "01":
+        found = {row["policy"]: float(row[figure]) for row in rows if row["seed"] == seed}
+        assert max(found.values()) == found["oracle (searched)"] <= most[seed]
+    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").iterdir()}
+    again = sim("oracle", *words, out=tmp_path)  # nothing is run again
+    assert again.output == done.output
+    assert kept == {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").iterdir()}
+    compared = sim("compare", "--oracle", *words, out=tmp_path)
+    assert compared.exit_code == 0, compared.output
+    assert kept == {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").iterdir()}
+    heads = [line.strip().split("  ")[0] for line in compared.output.splitlines()]
+    assert {"vllm", "qoserve", "oracle (searched)", "bound (relaxation)"} <= set(heads)
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -94,6 +132,8 @@ def test_sweep_and_capacity(tmp_path: Path) -> None:
         (["run", *SMALL, "--slo", "chat"], "'chat': state numbers"),
         (["run", *SMALL, "--cut-tokens", "999999"], "cut_tokens: requests of 999999 tokens"),
         (["compare", *SMALL, "--policies", "sarathi,x"], "there is no policy 'x'"),
+        (["oracle", *SMALL, "--evaluations", "1"], "1 is not in the range 4<="),
+        (["run", *SMALL, "--policy", "oracle"], "there is no policy 'oracle'"),
         (["sweep", *SMALL, "--rates", "0"], "0.0 is not in the range 0<x"),
         (["run", *SMALL, "--profile-file", "none.json"], "profile none.json"),
     ],

@@ -1,0 +1,163 @@
+"""`accelgen sim oracle`, and the rows it adds to `sim compare`: policies beside the best schedule that a search has
+found with all arrivals and lengths known, and beside a bound that no schedule exceeds."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from operator import itemgetter
+from pathlib import Path
+from statistics import fmean
+from typing import Any, get_args
+
+from msgspec import Struct, structs
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from accelgen.proto.policies import known_policies
+from accelgen.scripts.sim_bars import Bars, run_all
+from accelgen.scripts.sim_options import SEARCHED, label, setting_of
+from accelgen.scripts.sim_table import RULES, WIDE, Group, bound_heads
+from accelgen.simulator.bound import Bound
+from accelgen.simulator.candidates import Metric
+from accelgen.simulator.crew import Crew
+from accelgen.simulator.distserve import NAME as DISTSERVE
+from accelgen.simulator.experiment import ORACLE, Result, Setting
+from accelgen.simulator.metrics import Rule
+from accelgen.simulator.oracle import VARIANTS, bound_of_setting, choose, searches, value_of
+from accelgen.simulator.scenarios import Scenario
+
+Policy = tuple[str, dict[str, Any]]
+RELAXED = "bound (relaxation)"
+
+
+class Reference(Struct, frozen=True):
+    """One per seed: the best that was found, and the bound."""
+
+    best: list[Result]
+    bounds: list[Bound]
+
+    def limits(self) -> tuple[float, float]:
+        """The bound's goodput and attainment, mean over the seeds."""
+        return (
+            fmean(bound.goodput for bound in self.bounds),
+            fmean(bound.attainment for bound in self.bounds),
+        )
+
+    def rows(self, rule: Rule) -> dict[str, dict[str, str]]:
+        """The bound's row of a table, by name: cells by head of their column."""
+        goodput, attainment = self.limits()
+        heads = bound_heads(rule)
+        return {RELAXED: {heads[0]: f"{goodput:.2f}", heads[1]: f"{100 * attainment:.1f}"}}
+
+
+def with_reference(
+    crew: Crew,
+    shown: Bars,
+    name: str,
+    scenario: Scenario,
+    policies: Sequence[Policy],
+    rate: float,
+    given: dict[str, Any],
+) -> tuple[list[Result], Reference]:
+    """Every policy with every seed, and what they are held against. Raises CrewError, ScenarioError, TraceError."""
+
+    def settings(others: Sequence[Policy], seeds: Sequence[int]) -> list[Setting]:
+        return [
+            setting_of(name, scenario, policy, rate, seed, given["synthetic"])
+            for policy in others
+            for seed in seeds
+        ]
+
+    shown.expect(name, None)
+    bounds = [
+        bound_of_setting(one, any(policy == DISTSERVE for policy, _ in policies))
+        for one in settings(policies[:1], scenario.seeds)
+    ]
+    results = run_all(crew, settings(policies, scenario.seeds), shown)
+    others: list[Policy] = [*((policy, {}) for policy in known_policies()), *VARIANTS]
+    more = run_all(crew, settings(others, scenario.seeds), shown)
+    best = []
+    for seed in scenario.seeds:
+        known = [result for result in [*results, *more] if result.setting.seed == seed]
+        best.append(_search(crew, shown, known, given))
+    return results, Reference(best, bounds)
+
+
+def _search(crew: Crew, shown: Bars, known: Sequence[Result], given: dict[str, Any]) -> Result:
+    """The best of `known`, runs of policies on one workload, and of what the search finds."""
+    metric = given["metric"]
+    start = choose([one for one in known if one.setting.policy != DISTSERVE], metric)
+    search = {key: given[key] for key in ("evaluations", "search_seed", "metric")}
+    chains = searches(start.setting, given["evaluations"], given["search_seed"], metric, start)
+    found = choose([*known, *run_all(crew, chains, shown)], metric)
+    policy = label((found.setting.policy, found.setting.params))
+    note = found.note or f"no schedule better than that of {policy} was found"
+    setting = structs.replace(start.setting, policy=ORACLE, params=search)
+    return structs.replace(found, setting=setting, note=note)
+
+
+def print_reference(
+    groups: Sequence[Group], reference: Reference, scenario: Scenario, title: str
+) -> None:
+    """Each policy's distance to what was found, what was found, and the bound; on stdout."""
+    rule = Rule(scenario.rule)
+    means = sorted((_means(group.policy, group.results) for group in groups), key=itemgetter(1))
+    best = _means(SEARCHED, reference.best)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("", no_wrap=True)
+    for head in (*bound_heads(rule), "goodput below searched %"):
+        table.add_column(head, justify="right")
+    rows = [*means[::-1], best, (RELAXED, *reference.limits())]
+    for row, goodput, attainment in rows:
+        below = f"{100 * (1 - goodput / best[1]):.1f}" if best[1] > 0 and row != RELAXED else "-"
+        table.add_row(row, f"{goodput:.3f}", f"{100 * attainment:.1f}", below)
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=WIDE)
+    console.print(title, markup=False, highlight=False, soft_wrap=True)
+    console.print(table)
+    for group in groups:
+        if group.fault:
+            console.print(f"{group.policy} failed: {group.fault}", markup=False)
+    for result, bound in zip(reference.best, reference.bounds, strict=True):
+        console.print(
+            f"Seed {result.setting.seed}: {result.note}. At most {bound.attained} of {bound.sent} requests can attain"
+            f" ({RULES[rule]}), {bound.compute} if KV had no limit, in at least {bound.least_s:.1f} s.",
+            markup=False, highlight=False, soft_wrap=True,
+        )  # fmt: skip
+
+
+def _means(name: str, results: Sequence[Result]) -> tuple[str, float, float]:
+    """Goodput and attainment over the seeds; 0 where the policy failed."""
+    goodput, attainment = (
+        fmean(max(value_of(result, metric), 0.0) for result in results)
+        for metric in get_args(Metric)
+    )
+    return name, goodput, attainment
+
+
+def write_bounds(reference: Reference, path: Path) -> Path:
+    """A row per seed beside the results."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="") as lines:
+        writer = csv.writer(lines)
+        writer.writerow(
+            [
+                "seed",
+                "sent",
+                "attained",
+                "compute_alone",
+                "least_s",
+                "goodput",
+                "attainment",
+                "searched",
+            ]
+        )
+        for result, bound in zip(reference.best, reference.bounds, strict=True):
+            figures = [bound.sent, bound.attained, bound.compute, bound.least_s]
+            writer.writerow(
+                [result.setting.seed, *figures, bound.goodput, bound.attainment, result.note]
+            )  # fmt: skip
+    return path
