@@ -14,7 +14,6 @@ from accelgen.proto.policies import POLICY_GROUP, fault_in, known_policies, unkn
 from accelgen.scripts.chat_objective import ObjectiveError, parse_objective
 from accelgen.simulator.distserve import NAME as DISTSERVE
 from accelgen.simulator.experiment import PolicyAt, Setting
-from accelgen.simulator.groups import SEARCHED as SEARCHED
 from accelgen.simulator.groups import words_of
 from accelgen.simulator.mix import own_rate
 from accelgen.simulator.scenarios import (

@@ -10,7 +10,7 @@ import numpy as np
 from msgspec import Struct, field
 
 from accelgen.proto.messages import Batch, StepResult
-from accelgen.simulator.metrics import Rule, Times
+from accelgen.simulator.metrics import Floats, Rule, Times
 from accelgen.simulator.run import Fate
 
 BIN, BINS = 0.02, 100  # of a gap as a share of its objective: 0 to 2, and all that is longer
@@ -29,7 +29,9 @@ class Iterations(Struct, frozen=True):
 
 class Requests(Struct, frozen=True):
     """An element per request sent. Times in seconds from sent, None for what did not come; `worst` is its longest gap
-    as a share of its TPOT objective, None without either. `attained` by the rule of the scenario."""
+    as a share of its TPOT objective, None without either. `behind`: by how many TPOT objectives the latest of its
+    tokens comes after its cumulative deadline (negative: before), None likewise. `attained` by the rule of the
+    scenario."""
 
     slo_class: list[str]
     prompt: list[int]
@@ -39,6 +41,7 @@ class Requests(Struct, frozen=True):
     attained: list[bool]
     met_ttft: list[bool]
     worst: list[float | None]
+    behind: list[float | None]
     preemptions: list[int]
     relegated: list[bool]
 
@@ -98,11 +101,25 @@ class Log:
             attained=times.attains()[rule].tolist(),
             met_ttft=times.meets_ttft().tolist(),
             worst=_finite(worst),
+            behind=_finite(_behind(times)),
             preemptions=[fate.preemptions for fate in self._fates],
             relegated=[id + 1 in self._relegated for id in range(len(self._fates))],
         )
         return Detail(self._iterations, requests, np.bincount(bins, minlength=BINS + 1).tolist())
 
 
-def _finite(values: np.ndarray) -> list[float | None]:
+def _behind(times: Times) -> Floats:
+    """In TPOT objectives, [n]; NaN where none is stated or no second token came (docs/metrics.md, cumulative)."""
+    owner = np.repeat(np.arange(len(times.tokens)), times.tokens)
+    number = np.arange(len(times.token_s)) - times.begin[owner]
+    some = np.flatnonzero(np.isfinite(times.tpot_due_s[owner]) & (number > 0))
+    owner, goal_s = owner[some], times.tpot_due_s[owner[some]]
+    stated_s = np.where(np.isfinite(times.ttft_due_s), times.sent_s + times.ttft_due_s, -np.inf)
+    due_s = np.maximum(stated_s, times.first_s)[owner] + number[some] * goal_s
+    behind = np.full(len(times.tokens), np.nan)
+    np.fmax.at(behind, owner, (times.token_s[some] - due_s) / goal_s)
+    return behind
+
+
+def _finite(values: Floats) -> list[float | None]:
     return [value if np.isfinite(value) else None for value in values.tolist()]

@@ -66,9 +66,9 @@ class Setting(Struct, frozen=True, kw_only=True):
     half: Half = "all"
     stand_ins: bool = False
     enough: float = 0.0
+    swaps: tuple[PolicyAt, ...] = ()
     length_error: float | None = None
     detailed: bool = False
-    swaps: tuple[PolicyAt, ...] = ()
 
 
 class Result(Struct, frozen=True, kw_only=True):
@@ -82,8 +82,8 @@ class Result(Struct, frozen=True, kw_only=True):
     fault: str = ""
     given_up: bool = False
     wall_s: float = 0.0
-    detail: Detail | None = None
     note: str = ""
+    detail: Detail | None = None
 
     def attainment(self, rule: str) -> float:
         """Share of the requests sent that met their objectives; 0 where the policy failed. Of a run that was given up
@@ -156,8 +156,7 @@ def _make_simulation(
     """What runs the policy. Raises UnknownPolicy or ScenarioError."""
     name, config = setting.policy, setting.scenario.config(setting.policy)
     params = {**setting.scenario.policies.get(name, {}), **setting.params}
-    sigma = setting.length_error
-    swap = setting.scenario.preemption == "swap"
+    swap, sigma = setting.scenario.preemption == "swap", setting.length_error
     if setting.swaps and (swap or name == DISTSERVE):
         detail = "preemption: swap" if swap else f"policy: {name}"
         raise ScenarioError(f"{detail} cannot be replaced under way; live neither exists")

@@ -158,7 +158,9 @@ def ablations(found: Found, workload: str, rates: Sequence[float]) -> Table:
                 said = ABLATIONS.get((arm, measure.name))
                 paper = NONE if said is None else text(f"{said.low:+g} % [{said.evidence}]")
                 short = said is not None and (loss is None or loss > said.high)
-                verdict = "loses less than in the paper" if short else "loses as much, or more"
+                verdict = "loses as much, or more" if not short else "loses less than in the paper"
+                if loss is not None and loss > 0:
+                    verdict = "gains, where the paper's loses"
                 found_loss = number(loss, "{:+.0f} %", mark="short" if short else "")
                 beside = NONE if said is None else text(verdict, "short" if short else "")
                 rows.append(
@@ -181,7 +183,7 @@ def ratio_figure(found: Found, workload: str) -> Figure:
             values = [value if value is not None and 0 < value < inf else None for value in values]
             lines.append(Series(arm, rates, values))
         band = Band(said.low, said.high, "the paper's range")
-        title = f"accelgen against each: {measure.name} (paper: {said.low:g} to {said.high:g})"
+        title = f"{measure.name} (paper: {said.low:g} to {said.high:g})"
         one = Line("y", 1.0, "the same")
         panels.append(
             Panel(
@@ -198,7 +200,7 @@ def ratio_figure(found: Found, workload: str) -> Figure:
         )
     return Figure(
         f"{workload}-ratios",
-        f"{workload}: ratios and the paper's ranges",
+        f"{workload}: accelgen against each baseline, and the paper's ranges",
         panels,
         found.made(workload),
     )

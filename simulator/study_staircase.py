@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from accelgen.simulator.detail import Requests
 from accelgen.simulator.groups import figure_of, words_of
 from accelgen.simulator.metrics import Rule
 from accelgen.simulator.published import STAIRCASE, STAIRCASE_CAPACITY, STAIRCASE_VIOLATIONS
 from accelgen.simulator.shown import Figure, Panel, Series, Table, number, text
 from accelgen.simulator.study import Arm, Ask, Found, Scale, Section, faults
+from accelgen.simulator.study_details import requests_of, share
 from accelgen.simulator.study_field import note_of
 
 WANTED = 0.99
@@ -19,6 +21,11 @@ STEPS = (
     Arm("+ hybrid priority", "qoserve"),
 )
 STAIRS = "three_class"
+_NOTE = (
+    "QoServe's code gives the next token one TBT more than its paper does, and uses up the slack that an early first"
+    " token has earned: a long answer that it keeps in time by its own count ends late by up to one TBT by the paper's,"
+    " which counts here. The last columns say how many of the violations are of this kind."
+)
 PUBLISHED_RATE = 6.0  # requests/s, at which the paper counts violations
 OVERLOADS = (PUBLISHED_RATE, 10.0)  # [ours] this device is faster than the paper's system
 
@@ -26,13 +33,26 @@ OVERLOADS = (PUBLISHED_RATE, 10.0)  # [ours] this device is faster than the pape
 def _asks(scale: Scale) -> list[Ask]:
     scenario = scale.scenario(STAIRS)
     searches: list[Ask] = [scale.search("staircase", scenario, arm, WANTED) for arm in STEPS]
-    return [*searches, *scale.grid("staircase", scenario, STEPS, OVERLOADS)]
+    return [*searches, *scale.grid("staircase", scenario, STEPS, OVERLOADS, detailed=True)]
 
 
 def violations(found: Found, arm: str, rate: float) -> float | None:
     """Percent of the requests."""
     attained = found.mean("staircase", arm, rate, figure_of(f"judged.attainment.{Rule.CUMULATIVE}"))
     return None if attained is None else 100 * (1 - attained)
+
+
+def nearly(found: Found, arm: str, rate: float) -> float | None:
+    """Share of the violations that are tokens behind their deadline by no more than one TPOT objective."""
+
+    def missed(one: Requests, i: int) -> bool:
+        return not one.attained[i]
+
+    def is_near(one: Requests, i: int) -> bool:
+        behind = one.behind[i]
+        return one.met_ttft[i] and behind is not None and 0 < behind <= 1
+
+    return share(requests_of(found, "staircase", arm, rate), is_near, missed)
 
 
 def _table(found: Found) -> list[Table]:
@@ -52,11 +72,13 @@ def _table(found: Found) -> list[Table]:
                 number(said if i else None, "×{:.2f}"),
                 *(number(violations(found, arm.name, rate), "{:.1f}") for rate in OVERLOADS),
                 number(STAIRCASE_VIOLATIONS[i], "{:.0f}"),
+                *(number(nearly(found, arm.name, rate), "{:.0f}", 100) for rate in OVERLOADS),
             ]
         )
     heads = [
         "step", "policy", "capacity at 99 %, req/s", "paper", "over the step before", "paper",
         *(f"violations at {rate:g} req/s, %" for rate in OVERLOADS), f"paper, at {PUBLISHED_RATE:g} req/s",
+        *(f"of those at {rate:g}, behind by no more than one TBT, %" for rate in OVERLOADS),
     ]  # fmt: skip
     return [
         Table(
@@ -65,7 +87,7 @@ def _table(found: Found) -> list[Table]:
             heads,
             rows,
             found.made("staircase"),
-            note_of(found, "staircase"),
+            f"{note_of(found, 'staircase')} {_NOTE}",
         )
     ]
 

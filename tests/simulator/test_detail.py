@@ -45,6 +45,8 @@ def test_columns_agree_with_the_summary() -> None:
     kept = [requests.worst[i] is None or requests.worst[i] <= 1 for i in chat]  # type: ignore[operator]
     met = summary.by_class["chat"].tpot[Rule.EVERY_GAP]
     assert sum(kept) / len(chat) == met
+    timely = [behind is None or behind <= 1e-6 for behind in (requests.behind[i] for i in chat)]
+    assert sum(timely) / len(chat) == summary.by_class["chat"].tpot[Rule.CUMULATIVE] < 1
     assert len(iterations.run_s) == summary.machine.steps
     assert sum(iterations.prefill) == summary.prompt_tokens
     assert sum(iterations.decodes) == sum(requests.output) - 40
