@@ -16,8 +16,7 @@ from rich.table import Table
 
 from accelgen.scripts.sim_options import label
 from accelgen.simulator.experiment import Result
-from accelgen.simulator.groups import Group as Group
-from accelgen.simulator.groups import figure_of
+from accelgen.simulator.groups import Group, figure_of
 from accelgen.simulator.groups import groups_of as groups_of
 from accelgen.simulator.metrics import Rule, Times
 from accelgen.simulator.run import Fate
