@@ -138,10 +138,10 @@ def simulate(setting: Setting, progress: Progress | None = None) -> tuple[Result
 def _observe(simulation: Simulation | DistServe) -> Log:
     if isinstance(simulation, DistServe):
         raise ScenarioError(f"detailed: {DISTSERVE} has no log of its iterations")
-    core = simulation.core
 
     def relegated(index: int) -> frozenset[int]:
-        found: frozenset[int] = getattr(core.replicas[index].state, "relegated", frozenset())
+        state = simulation.core.replicas[index].state  # the core is another one after a swap
+        found: frozenset[int] = getattr(state, "relegated", frozenset())
         return found
 
     log = Log(simulation.fates, relegated)
