@@ -17,9 +17,9 @@ ARMS = (
 )
 DEVICES = {
     ("opt-13b", "a100"): (0.5, 1.0, 2.0),
-    ("llama-3-8b", "a100"): (1.0, 2.0, 4.0),
-    ("llama-3-8b", "h100"): (2.0, 4.0, 8.0),
-    ("llama-3-8b", "l40s"): (0.5, 1.0, 2.0),
+    ("llama-3-8b", "a100"): (2.0, 4.0, 8.0),
+    ("llama-3-8b", "h100"): (4.0, 8.0, 16.0),
+    ("llama-3-8b", "l40s"): (1.0, 2.0, 4.0),
 }
 """Rates in requests/s: from where most attain to beyond what the device does. [ours]"""
 GAP = Rule.EVERY_GAP
