@@ -29,6 +29,7 @@ from accelgen.scripts.sim_options import (
     title_of,
     workload_options,
 )
+from accelgen.scripts.sim_report import report
 from accelgen.simulator.crew import FAULTS, Crew, CrewError
 from accelgen.simulator.experiment import PolicyAt, Result, Setting, Store, key_of, simulate
 from accelgen.simulator.metrics import Rule
@@ -61,6 +62,9 @@ class Sim(click.Group):
 @click.group(name="sim", cls=Sim)
 def command() -> None:
     """Simulate scheduling policies: the live scheduler and KV manager over a modelled device."""
+
+
+command.add_command(report)
 
 
 @command.command("list")

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from accelgen.scripts.sim_table import Group, figure_of
 from accelgen.simulator.capacity import Capacity
-from accelgen.simulator.experiment import Result
+from accelgen.simulator.groups import Group, Read, figure_of
 from accelgen.simulator.metrics import Rule
 
 NO_MATPLOTLIB = "no figure: it needs matplotlib (pip install 'accelgen[plots]')"
 _MARKERS = "osD^vP*X<>hp"
-_Read = Callable[[Result], float | None]
 
 
 def _pyplot() -> Any:
@@ -26,7 +24,7 @@ def _pyplot() -> Any:
     return pyplot
 
 
-def _panels(rule: Rule) -> list[tuple[str, _Read, str]]:
+def _panels(rule: Rule) -> list[tuple[str, Read, str]]:
     """What figures show: title, figure, scale."""
     return [
         (f"goodput, {_words(rule)} (req/s)", figure_of(f"goodput.{rule}"), "linear"),

@@ -13,7 +13,8 @@ import msgspec
 from accelgen.proto.policies import POLICY_GROUP, fault_in, known_policies, unknown_policy
 from accelgen.scripts.chat_objective import ObjectiveError, parse_objective
 from accelgen.simulator.distserve import NAME as DISTSERVE
-from accelgen.simulator.experiment import ORACLE, PolicyAt, Setting
+from accelgen.simulator.experiment import PolicyAt, Setting
+from accelgen.simulator.groups import words_of
 from accelgen.simulator.mix import own_rate
 from accelgen.simulator.scenarios import (
     SYNTHETIC,
@@ -29,7 +30,6 @@ from accelgen.simulator.synthetic import STAND_INS
 from accelgen.simulator.traces import find_trace, read_trace
 
 F = TypeVar("F", bound=Callable[..., Any])
-SEARCHED = "oracle (searched)"
 
 _OVERRIDES = (
     "model", "hardware", "kv_gb", "kv_blocks", "block_size", "host_ms", "profile_file", "replicas", "tensor_parallel",
@@ -309,9 +309,7 @@ def middle_rate(scenario: Scenario) -> float:
 
 def label(policy: tuple[str, dict[str, Any]]) -> str:
     """As it is written on the command line; what a search has found is called that."""
-    if policy[0] == ORACLE:
-        return SEARCHED
-    return ":".join([policy[0], *(f"{key}={value}" for key, value in policy[1].items())])
+    return words_of(*policy)
 
 
 def title_of(name: str, scenario: Scenario) -> str:

@@ -17,13 +17,14 @@ from rich.table import Table
 
 from accelgen.proto.policies import known_policies
 from accelgen.scripts.sim_bars import Bars, run_all
-from accelgen.scripts.sim_options import SEARCHED, label, setting_of
-from accelgen.scripts.sim_table import RULES, WIDE, Group, bound_heads
+from accelgen.scripts.sim_options import label, setting_of
+from accelgen.scripts.sim_table import RULES, WIDE, bound_heads
 from accelgen.simulator.bound import Bound
 from accelgen.simulator.candidates import Metric
 from accelgen.simulator.crew import Crew
 from accelgen.simulator.distserve import NAME as DISTSERVE
 from accelgen.simulator.experiment import ORACLE, Result, Setting
+from accelgen.simulator.groups import SEARCHED, Group
 from accelgen.simulator.metrics import Rule
 from accelgen.simulator.oracle import VARIANTS, bound_of_setting, choose, searches, value_of
 from accelgen.simulator.scenarios import Scenario

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 import msgspec
@@ -17,6 +16,8 @@ from rich.table import Table
 
 from accelgen.scripts.sim_options import label
 from accelgen.simulator.experiment import Result
+from accelgen.simulator.groups import Group, figure_of
+from accelgen.simulator.groups import groups_of as groups_of
 from accelgen.simulator.metrics import Rule, Times
 from accelgen.simulator.run import Fate
 
@@ -33,53 +34,6 @@ class Column:
     head: str
     read: Callable[[Result], float | None]
     form: str = "{:.2f}"
-
-
-@dataclass(frozen=True)
-class Group:
-    """The results of one policy at one rate, over all seeds."""
-
-    policy: str
-    rate: float
-    results: list[Result]
-
-    @property
-    def fault(self) -> str:
-        """What went wrong in any of them, in words."""
-        return next((result.fault for result in self.results if result.fault), "")
-
-    def values(self, read: Callable[[Result], float | None]) -> list[float]:
-        found = [read(result) for result in self.results if result.summary is not None]
-        return [value for value in found if value is not None and math.isfinite(value)]
-
-    def mean(self, read: Callable[[Result], float | None]) -> float | None:
-        """Over the seeds; None without data."""
-        values = self.values(read)
-        return fmean(values) if values else None
-
-
-def groups_of(results: Iterable[Result]) -> list[Group]:
-    """By policy and rate, in the order in which they come."""
-    found: dict[tuple[str, float], Group] = {}
-    for result in results:
-        setting = result.setting
-        name = label((setting.policy, setting.params))
-        group = found.setdefault((name, setting.rate), Group(name, setting.rate, []))
-        group.results.append(result)
-    return [*found.values()]
-
-
-def figure_of(path: str) -> Callable[[Result], float | None]:
-    """Reads `latency.ttft_s.p99` and the like from a result's summary."""
-    parts = path.split(".")
-
-    def read(result: Result) -> float | None:
-        value: Any = result.summary
-        for part in parts:
-            value = value[part] if isinstance(value, dict) else getattr(value, part, None)
-        return value  # type: ignore[no-any-return]
-
-    return read
 
 
 def columns(rule: Rule) -> list[Column]:

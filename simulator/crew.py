@@ -35,6 +35,10 @@ class CrewError(RuntimeError):
     """A simulation could not be made; one line."""
 
 
+class CrewDied(CrewError):
+    """The process of a simulation died in it: a fault of the policy's code, or of ours."""
+
+
 class Crew:
     """Up to `size` simulations at a time; those that are in `store` already cost nothing."""
 
@@ -120,7 +124,7 @@ def _ask(
         pass
     process.wait()
     words = process.stderr.read().strip().splitlines() or ["it ended without a word"]
-    raise CrewError(f"the simulation of {setting.policy} died: {words[-1]}")
+    raise CrewDied(f"the simulation of {setting.policy} died: {words[-1]}")
 
 
 def main() -> None:

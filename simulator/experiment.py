@@ -21,10 +21,12 @@ from msgspec import Struct, field
 
 from accelgen.scheduler.decision import BadDecision
 from accelgen.scheduler.policy import GROUP, UnknownPolicy, load_policy
+from accelgen.simulator.detail import Detail, Log
 from accelgen.simulator.device import Device
 from accelgen.simulator.distserve import NAME as DISTSERVE
 from accelgen.simulator.distserve import DistServe
-from accelgen.simulator.metrics import Summary, hopeless, summarise
+from accelgen.simulator.lengths import KnownLengths
+from accelgen.simulator.metrics import Rule, Summary, hopeless, summarise
 from accelgen.simulator.mix import Asked, Half, load_sources, make_workload
 from accelgen.simulator.run import Run, Simulation, Stuck, Successor
 from accelgen.simulator.scenarios import SYNTHETIC, Scenario, ScenarioError
@@ -50,7 +52,9 @@ class PolicyAt(Struct, frozen=True):
 
 
 class Setting(Struct, frozen=True, kw_only=True):
-    """What is simulated. `enough` ends a run early once its attainment cannot reach that share any more (0: never)."""
+    """What is simulated. `enough` ends a run early once its attainment cannot reach that share any more (0: never).
+    `length_error`: the policy is told the true output lengths, off by a log-normal factor of that sigma; None: those
+    that the scheduler learns. `detailed`: the Result says what happened in each iteration and to each request."""
 
     name: str  # of the scenario
     scenario: Scenario
@@ -63,6 +67,8 @@ class Setting(Struct, frozen=True, kw_only=True):
     stand_ins: bool = False
     enough: float = 0.0
     swaps: tuple[PolicyAt, ...] = ()
+    length_error: float | None = None
+    detailed: bool = False
 
 
 class Result(Struct, frozen=True, kw_only=True):
@@ -77,6 +83,7 @@ class Result(Struct, frozen=True, kw_only=True):
     given_up: bool = False
     wall_s: float = 0.0
     note: str = ""
+    detail: Detail | None = None
 
     def attainment(self, rule: str) -> float:
         """Share of the requests sent that met their objectives; 0 where the policy failed. Of a run that was given up
@@ -102,6 +109,7 @@ def simulate(setting: Setting, progress: Progress | None = None) -> tuple[Result
     workload = make_workload(setting.name, scenario, device, asked, sources)
     simulation = _make_simulation(setting, workload, device)
     requests = workload.requests
+    log = _observe(simulation) if setting.detailed else None
 
     def watch(run: Run, now_s: float) -> bool:
         if progress is not None:
@@ -122,8 +130,23 @@ def simulate(setting: Setting, progress: Progress | None = None) -> tuple[Result
         fault=fault,
         given_up=simulation.run.given_up,
         wall_s=perf_counter() - begin_s,
+        detail=log.detail(Rule(scenario.rule)) if log is not None and summary is not None else None,
     )
     return result, simulation.run
+
+
+def _observe(simulation: Simulation | DistServe) -> Log:
+    if isinstance(simulation, DistServe):
+        raise ScenarioError(f"detailed: {DISTSERVE} has no log of its iterations")
+    core = simulation.core
+
+    def relegated(index: int) -> frozenset[int]:
+        found: frozenset[int] = getattr(core.replicas[index].state, "relegated", frozenset())
+        return found
+
+    log = Log(simulation.fates, relegated)
+    simulation.observer = log.note
+    return log
 
 
 def _make_simulation(
@@ -132,7 +155,7 @@ def _make_simulation(
     """What runs the policy. Raises UnknownPolicy or ScenarioError."""
     name, config = setting.policy, setting.scenario.config(setting.policy)
     params = {**setting.scenario.policies.get(name, {}), **setting.params}
-    swap = setting.scenario.preemption == "swap"
+    swap, sigma = setting.scenario.preemption == "swap", setting.length_error
     if setting.swaps and (swap or name == DISTSERVE):
         detail = "preemption: swap" if swap else f"policy: {name}"
         raise ScenarioError(f"{detail} cannot be replaced under way; live neither exists")
@@ -141,8 +164,11 @@ def _make_simulation(
             Successor(one.at_s, load_policy(one.policy, _params(setting, one)))
             for one in setting.swaps
         ]
+        predictor = None if sigma is None else KnownLengths(sigma, setting.seed)
         policy = load_policy(name, params)
-        return Simulation(policy, workload, device, config, swap=swap, successors=successors)
+        return Simulation(policy, workload, device, config, predictor, swap, successors)
+    if sigma is not None:
+        raise ScenarioError(f"length_error: {DISTSERVE} does not go by lengths")
     try:
         rules = Rules(**params)
     except (TypeError, ValueError) as error:

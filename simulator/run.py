@@ -17,6 +17,7 @@ from time import thread_time
 from accelgen.kvmanager.core import KvCore
 from accelgen.proto.config import Config
 from accelgen.proto.messages import (
+    Batch,
     Finished,
     KvReport,
     Lookup,
@@ -33,6 +34,7 @@ from accelgen.scheduler.policy import Policy
 from accelgen.scheduler.predictor import LengthPredictor
 from accelgen.simulator.device import Device
 from accelgen.simulator.handover import live, successor
+from accelgen.simulator.lengths import KnownLengths
 from accelgen.simulator.swapping import SwappingKv
 from accelgen.simulator.worker import STOP, TOKEN, SimulatedWorker
 from accelgen.simulator.workload import Arrival, Workload
@@ -92,6 +94,8 @@ class Run:
 
 Watcher = Callable[[Run, float], bool]
 """Looks at a run under way, at a virtual time; True ends it."""
+Observer = Callable[[Batch, int, float, StepResult], None]
+"""Told of each Batch: its replica, when it is done, and its result."""
 
 
 class Simulation:
@@ -109,6 +113,8 @@ class Simulation:
         the order of time."""
         assert not (swap and successors), "live, nothing can be on the host"
         self.workload, self.config = workload, config
+        self.observer: Observer | None = None
+        self._known = predictor if isinstance(predictor, KnownLengths) else None
         blocks = config.kv_blocks or device.blocks(config.block_size)
         spec = ReplicaSpec(blocks, config.block_size, device.coefficients)
         self._specs = specs = dict.fromkeys(range(config.replicas), spec)
@@ -217,6 +223,8 @@ class Simulation:
             self._next += 1
         self.fates.append(Fate(arrival))
         id = len(self.fates)
+        if self._known is not None:
+            self._known.expect(arrival)
         tokens = arrival.tokens(id, earlier)
         if arrival.follow_up is not None:
             self._said[id] = tokens
@@ -270,6 +278,8 @@ class Simulation:
         done_s, result = self.workers[index].run(batch, now_s, copies_s)
         self.run.steps += bool(batch.ids)
         self.run.entries += len(batch.ids)
+        if self.observer is not None:
+            self.observer(batch, index, done_s, result)
         self._order += 1
         heapq.heappush(self._results, (done_s, self._order, index, result))
         self._report(report, index, now_s)

@@ -30,7 +30,7 @@ from accelgen.scheduler.cost_model import Work
 from accelgen.scheduler.policies.distance import Contest, take_nearest
 from accelgen.scheduler.policies.shared import Batch, at_least, least_load
 from accelgen.scheduler.policies.slack import Pace, Slack, slack
-from accelgen.scheduler.policies.urgent import Candidates, make_room, take_urgent
+from accelgen.scheduler.policies.urgent import Candidates, make_room, take_together, take_urgent
 from accelgen.scheduler.policy import Decision, StepStats, Verdict, View, is_decode
 from accelgen.scheduler.request import Request
 from accelgen.scheduler.table import Bools, Floats, Ints
@@ -169,9 +169,9 @@ class AccelGen:
         order = order[np.argsort(found.remaining_s[order], kind="stable")]
         times_s, long_slots = found.remaining_s[order].tolist(), set(found.slots[long].tolist())
         exclusive = bool(begun.any()) or not long_slots.isdisjoint(batch.slots)
-        lo, seen, is_open = 0, (-1, True), True
+        lo, seen, is_open = 0, None, True
         while lo < len(order) and batch.tokens > 0:
-            now = len(batch.slots), is_open
+            now = batch.room, batch.seats, is_open, exclusive
             if seen != now:  # what cannot be taken now never can: resources shrink
                 seen = now
                 may = self._may_take(batch, found) if is_open else found.running.copy()
@@ -182,10 +182,13 @@ class AccelGen:
                 return
             hi = bisect_right(times_s, times_s[lo] + self.gamma_s, lo)
             if passed[hi] > passed[lo]:
-                chosen = order[lo:hi]
+                rest = order[lo:]
+                if take_together(batch, found, rest[may[rest]]):
+                    return
+                chosen, before = order[lo:hi], len(batch.slots)
                 contest = self._contest(batch, found, chosen[may[chosen]], long | begun, budget)
                 is_open = self._fill(batch, contest) and is_open
-                exclusive = exclusive or not long_slots.isdisjoint(batch.slots[seen[0] :])
+                exclusive = exclusive or not long_slots.isdisjoint(batch.slots[before:])
             lo = hi
 
     def _contest(

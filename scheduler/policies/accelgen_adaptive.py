@@ -9,7 +9,8 @@ follows the device, and long prompts that give way. Nothing of this is published
    in progress can afford it. Its KV is kept if the other one fits in besides; else dropped, if it can afford the
    recomputation, too; else it goes on.
 
-Everything else is `accelgen`. (Swapping does not exist yet; it would be a third price besides keeping and dropping.)
+`learn_pivot` or `overtake` false leaves out the first or the second rule. Everything else is `accelgen`. (Swapping
+does not exist yet; it would be a third price besides keeping and dropping.)
 """
 
 from __future__ import annotations
@@ -49,6 +50,13 @@ class Learned(Memory, frozen=True):
 class AccelGenAdaptive(AccelGen):
     name = "accelgen-adaptive"
 
+    def __init__(
+        self, gamma_s: float = 0.75, pivot_tokens: int = 0, raw_units: bool = False,
+        learn_pivot: bool = True, overtake: bool = True,
+    ) -> None:  # fmt: skip
+        super().__init__(gamma_s, pivot_tokens, raw_units)
+        self.learn_pivot, self.overtake = learn_pivot, overtake
+
     def initial(self) -> Learned:
         return Learned()
 
@@ -71,7 +79,7 @@ class AccelGenAdaptive(AccelGen):
     def _pivot(self, view: View, state: Memory) -> tuple[int, float]:
         assert isinstance(state, Learned)
         known = [size for size in state.sizes.values() if size.count >= KNOWN]
-        if len(known) < SIZES:
+        if len(known) < SIZES or not self.learn_pivot:
             return super()._pivot(view, state)
         enough = SATURATED * max(size.tokens / size.seconds for size in known)
         pivot = min(
@@ -85,7 +93,7 @@ class AccelGenAdaptive(AccelGen):
     ) -> None:
         size, seconds = self._pivot(batch.view, state)
         again_s = batch.view.table.computed[found.slots].astype(np.float64) * (seconds / size)
-        overtaker = _overtaker(batch, found, budget, pace.mean_s, again_s)
+        overtaker = _overtaker(batch, found, budget, pace.mean_s, again_s) if self.overtake else -1
         if overtaker >= 0:
             batch.take(overtaker, batch.largest_chunk(overtaker, batch.pending(overtaker)))
         super()._take_similar(batch, state, found, budget, pace)

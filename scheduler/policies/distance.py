@@ -22,12 +22,14 @@ class Contest(Struct, frozen=True):
     tokens_unit: float
     blocks_unit: float
 
-    def distances(self, batch: Batch, tokens_left: int, blocks_left: int) -> Floats:
-        """Squared distances of the demands from what is left, infinite for what does not fit, [n]. Demands of `cut`
-        requests are not judged here."""
-        fits = (self.pending <= tokens_left) & (self.blocks <= blocks_left) & ~self.cut
-        admitted = (self.blocks <= batch.room) & (batch.seats > 0)
-        fits &= self.running | admitted
+    def distances(self, batch: Batch, alive: Bools, tokens_left: int, blocks_left: int) -> Floats:
+        """Squared distances of the demands of those `alive` from what is left, infinite for what does not fit, [n].
+        Demands of `cut` requests are not judged here."""
+        fits = (self.pending <= tokens_left) & (self.blocks <= blocks_left) & alive & ~self.cut
+        if batch.seats > 0:
+            fits &= self.running | (self.blocks <= batch.room)
+        else:
+            fits &= self.running
         squares = ((tokens_left - self.pending) / self.tokens_unit) ** 2
         squares += ((blocks_left - self.blocks) / self.blocks_unit) ** 2
         return np.where(fits, squares, np.inf)
@@ -36,11 +38,10 @@ class Contest(Struct, frozen=True):
 def take_nearest(batch: Batch, contest: Contest) -> None:
     """Takes candidates until nothing more fits. At most one request that is not yet running is taken in part: a second
     long prompt does not begin (exclusive allocation)."""
-    alive = np.ones(len(contest.slots), dtype=bool)
+    alive, any_cut = np.ones(len(contest.slots), dtype=bool), contest.cut.any()
     while batch.tokens > 0 and alive.any():
-        squares = contest.distances(batch, batch.tokens, batch.blocks)
-        squares[~alive] = np.inf
-        chunks = _judge_cut(batch, contest, alive, squares)
+        squares = contest.distances(batch, alive, batch.tokens, batch.blocks)
+        chunks = _judge_cut(batch, contest, alive, squares) if any_cut else {}
         nearest = int(squares.argmin())
         if squares[nearest] == np.inf:
             return
@@ -87,8 +88,7 @@ def _take_alike(batch: Batch, contest: Contest, alive: Bools, nearest: int) -> I
     while most > 1:
         tokens_left = batch.tokens - (most - 1) * pending
         blocks_left = batch.blocks - (most - 1) * blocks
-        squares = contest.distances(batch, tokens_left, blocks_left)
-        squares[~alive] = np.inf
+        squares = contest.distances(batch, alive, tokens_left, blocks_left)
         if squares[nearest] <= squares.min():
             break
         most //= 2

@@ -34,11 +34,11 @@ def take_urgent(batch: Batch, found: Candidates, longest_s: float) -> None:
     for part in (is_urgent & found.decode, is_urgent & ~found.decode):
         which = np.flatnonzero(part)
         which = which[np.argsort(found.remaining_s[which], kind="stable")]
-        if not _take_together(batch, found, which):
+        if not take_together(batch, found, which):
             _take_singly(batch, found, which, victims)
 
 
-def _take_together(batch: Batch, found: Candidates, which: Ints) -> bool:
+def take_together(batch: Batch, found: Candidates, which: Ints) -> bool:
     """Takes decodes that all fit; False, and nothing taken, if they do not or are none."""
     blocks = found.blocks[which]
     if len(which) > batch.tokens or not found.decode[which].all() or blocks.sum() > batch.blocks:
