@@ -24,12 +24,12 @@ from accelgen.scripts.sim_options import (
     pick_scenario,
     policies_option,
     rate_option,
-    search_options,
     setting_of,
     title_of,
     workload_options,
 )
 from accelgen.scripts.sim_report import report
+from accelgen.scripts.sim_search import search_options
 from accelgen.simulator.crew import FAULTS, Crew, CrewError
 from accelgen.simulator.experiment import PolicyAt, Result, Setting, Store, key_of, simulate
 from accelgen.simulator.metrics import Rule

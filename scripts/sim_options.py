@@ -194,23 +194,6 @@ def policies_option(command: F) -> F:
     )(command)  # fmt: skip
 
 
-_SEARCH = (
-    click.option("--evaluations", type=click.IntRange(4, 10**6), default=200, show_default=True,
-                 help="Schedules that the search tries; up to 7 requests it tries all."),
-    click.option("--search-seed", type=click.IntRange(0, 2**31), default=0, show_default=True,
-                 help="Of the search; --seeds are those of the workload."),
-    click.option("--metric", type=click.Choice(["goodput", "attainment"]), default="goodput", show_default=True,
-                 help="What is sought, by the rule of the scenario."),
-)  # fmt: skip
-
-
-def search_options(command: F) -> F:
-    """How it is searched."""
-    for option in reversed(_SEARCH):
-        command = option(command)
-    return command
-
-
 def rate_option(command: F) -> F:
     return click.option(
         "--rate", type=_RATE, show_default="the middle one of the scenario", help="Requests/s."
