@@ -125,9 +125,9 @@ class KvProcess:
         if self.router.codec.lost(self.fence.peer):
             self._note_gap("messages of the scheduler were lost")
 
-    def _note_gap(self, cause: str) -> None:
+    def _note_gap(self, cause: str, asking_too: bool = False) -> None:
         """No plan is made on tables with a gap: nothing is done before the scheduler has taken over again."""
-        if self.state is State.SERVING:
+        if self.state is State.SERVING or (asking_too and self.state is State.ASKING):
             self.state = State.GAP
             log.error(cause, epoch=self.fence.epoch)
             self.router.send(self.fence.peer, Resync(cause), self.fence.epoch)
@@ -145,14 +145,19 @@ class KvProcess:
         log.info("activated", epoch=given.epoch)
         if self.worker is not None:
             self.poller.unregister(self.worker.socket)
+            self.poller.unregister(self.worker.events)
             self.worker.close()
         identity = f"{self.child.name}:{self.child.incarnation}:{self.fence.epoch}"
-        self.worker = Dealer(self.worker_endpoint, identity, self.child.incarnation)
+        endpoint, incarnation = self.worker_endpoint, self.child.incarnation
+        self.worker = Dealer(endpoint, identity, incarnation, watched=True)
         self.poller.register(self.worker.socket, zmq.POLLIN)
+        self.poller.register(self.worker.events, zmq.POLLIN)
         self.worker.send(QUESTION, self.fence.epoch)
         self.state, self._asked = State.ASKING, Metronome(ASK_AGAIN_S, now_s())
 
     def _hear_worker(self) -> None:
+        if self.worker is not None and self.worker.was_cut():
+            self._note_gap("the connection to the worker was cut", asking_too=True)
         while self.worker is not None and (message := self.worker.recv()) is not None:
             header, body = message
             if (

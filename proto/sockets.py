@@ -162,9 +162,15 @@ class Router:
 
 
 class Dealer:
-    """A socket connected to one Router. `identity` must be unique among its peers: role, index, incarnation."""
+    """A socket connected to one Router. `identity` must be unique among its peers: role, index, incarnation.
 
-    def __init__(self, endpoint: str, identity: str, incarnation: int) -> None:
+    A connection that was cut is made again in silence; but a Router that has not yet seen the end of the old one
+    ignores the new one for ever, because of the name. So who depends on an answer asks `was_cut`, if the Dealer was
+    made `watched`, and makes another one, of another name."""
+
+    def __init__(
+        self, endpoint: str, identity: str, incarnation: int, watched: bool = False
+    ) -> None:
         self.endpoint = check_endpoint(endpoint)
         self._peer = Path(endpoint).stem.encode()  # for the recorder
         self.codec = Codec(incarnation, _log_malformed)
@@ -173,7 +179,16 @@ class Dealer:
         self.socket.setsockopt_string(zmq.IDENTITY, identity)
         self.socket.setsockopt(zmq.RECONNECT_IVL, 20)
         self.socket.setsockopt(zmq.RECONNECT_IVL_MAX, 500)
+        self.events = self.socket.get_monitor_socket(zmq.EVENT_DISCONNECTED) if watched else None
         self.socket.connect(endpoint)
+
+    def was_cut(self) -> bool:
+        """Whether the connection has ended since this was asked last; `events` is readable then."""
+        found = False
+        while self.events is not None and self.events.poll(0):
+            self.events.recv_multipart()
+            found = True
+        return found
 
     def send(self, body: Body, epoch: int = 0) -> bool:
         """Queues `body`; False if the queue is full or the body too large."""
@@ -201,4 +216,7 @@ class Dealer:
         return None
 
     def close(self) -> None:
+        if self.events is not None:
+            self.socket.disable_monitor()
+            self.events.close()
         self.socket.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 import zmq
 
@@ -13,6 +14,7 @@ from accelgen.proto.pulse import SILENCE_S, Metronome
 from accelgen.proto.sockets import Dealer
 
 Peer = tuple[Role, int]
+DEATH_S = 0.15  # for the Directory to say that a peer has died, whose connection has ended
 
 
 class Links:
@@ -24,6 +26,7 @@ class Links:
         self._child, self._epoch, self.counters = child, epoch, counters
         self._dealers: dict[Peer, Dealer] = {}
         self._heard_s: dict[Peer, float] = {}
+        self._cut_s: dict[Peer, float] = {}  # connections that have ended, and when
         self._poller = zmq.Poller()
         self._poller.register(child.link.socket, zmq.POLLIN)
         self._metronome = Metronome()
@@ -34,10 +37,12 @@ class Links:
         child = self._child
         self.disconnect(role, index)
         identity = f"scheduler:{child.incarnation}:{self._epoch}"
-        dealer = Dealer(endpoint_of(child.run_dir, role, index), identity, child.incarnation)
+        endpoint = endpoint_of(child.run_dir, role, index)
+        dealer = Dealer(endpoint, identity, child.incarnation, watched=True)
         self._dealers[role, index] = dealer
         self._heard_s[role, index] = now_s()
         self._poller.register(dealer.socket, zmq.POLLIN)
+        self._poller.register(dealer.events, zmq.POLLIN)
         self.activate(role, index, credits)
 
     def activate(self, role: Role, index: int, credits: int = 0) -> None:
@@ -49,6 +54,8 @@ class Links:
         dealer = self._dealers.pop((role, index), None)
         if dealer is not None:
             self._poller.unregister(dealer.socket)
+            self._poller.unregister(dealer.events)
+            self._cut_s.pop((role, index), None)
             self.counters.update(dealer.codec.counters)
             dealer.close()
 
@@ -65,7 +72,7 @@ class Links:
 
     def receive(self, timeout_s: float) -> list[tuple[Role, int, Body]]:
         """What has come, waiting at most `timeout_s` for the first: up to the first gap, if there is one."""
-        self._poller.poll(max(0, int(timeout_s * 1000)))
+        ready = {socket for socket, _ in self._poller.poll(max(0, int(timeout_s * 1000)))}
         found: list[tuple[Role, int, Body]] = []
         for (role, index), dealer in self._dealers.items():
             while (message := dealer.recv()) is not None and not self._is_lossy(role, index):
@@ -79,7 +86,18 @@ class Links:
                     found.append((role, index, body))
             if self._is_lossy(role, index):
                 return found
+        self._look_for_cuts(ready)
         return found
+
+    def _look_for_cuts(self, ready: set[Any]) -> None:
+        """A connection that has ended: its peer has died, which the Directory says at once, or only the link."""
+        now = now_s()
+        for (role, index), dealer in self._dealers.items():
+            if dealer.events in ready and dealer.was_cut():
+                self._cut_s.setdefault((role, index), now)
+        for (role, index), cut_s in self._cut_s.items():
+            if now > cut_s + DEATH_S:
+                self._complain(role, index, "the connection was cut")
 
     def tend(self, busy: set[Peer]) -> None:
         """Call at least twice a second: sends pulses, and finds links that are dead. From `busy` peers no sign is

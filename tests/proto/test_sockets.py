@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 import zmq
 from hostile_frames import HOSTILE
 
+from accelgen.faults import connections
 from accelgen.proto import sockets
 from accelgen.proto.clocks import now_s
 from accelgen.proto.frame import Codec
@@ -203,6 +205,19 @@ def test_what_was_sent_while_a_peer_was_away_is_missed(link: Link) -> None:
     good.send(Query())
     assert take(link.router, 1) and link.router.send(b"good", Query())
     assert take(good, 1) and good.codec.lost(b"")
+
+
+def test_a_watched_connection_that_is_cut_is_noticed(link: Link) -> None:
+    """Found by an hour of chaos: the link to a worker was cut and made again before the worker, amid an iteration, had
+    seen its end; it then ignored the new connection, because of the name, and nobody noticed for 6 s."""
+    watched = Dealer(link.endpoint, "watched", 9, watched=True)
+    link.dealers.append(watched)
+    watched.send(Query())
+    assert take(link.router, 1) and not watched.was_cut()
+    assert connections.cut(os.getpid(), Path(link.endpoint.removeprefix("ipc://"))) == 1
+    assert watched.events is not None and watched.events.poll(1000 * DEADLINE_S)
+    assert watched.was_cut() and not watched.was_cut()
+    watched.close()
 
 
 def test_a_full_queue_is_told(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:

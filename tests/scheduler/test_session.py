@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import Counter
 from pathlib import Path
@@ -10,10 +11,12 @@ from typing import Any
 
 import zmq
 
+from accelgen.faults import connections
 from accelgen.proto.child import endpoint_of
+from accelgen.proto.clocks import now_s
 from accelgen.proto.messages import Activate, Body, Inventory, Pulse, Role
 from accelgen.proto.sockets import Router
-from accelgen.scheduler.links import Peer
+from accelgen.scheduler.links import Links, Peer
 from accelgen.scheduler.session import Session
 
 PEERS: list[Peer] = [(role, index) for role in (Role.KVMANAGER, Role.WORKER) for index in (0, 1)]
@@ -38,6 +41,10 @@ class Replicas(threading.Thread):
         for router in self.routers.values():
             router.close()
 
+    def told(self, kind: type[Body]) -> list[Peer]:
+        """Who has heard a message of this kind."""
+        return [p for p, bodies in self.heard.items() if any(isinstance(b, kind) for b in bodies)]
+
     def _hear(self, peer: Peer, router: Router, message: Any) -> None:
         who, header, body = message
         self.heard[peer].append(body)
@@ -47,6 +54,34 @@ class Replicas(threading.Thread):
             self._deaf -= 1
             return
         router.send(who, Inventory(3, []), header.epoch)
+
+
+def test_a_link_that_is_cut_ends_the_epoch_unless_its_peer_has_died(tmp_path: Path) -> None:
+    tmp_path.chmod(0o700)
+    replicas = Replicas(tmp_path, deaf=0)
+    link = zmq.Context.instance().socket(zmq.PULL)
+    child: Any = SimpleNamespace(run_dir=tmp_path, incarnation=5, link=SimpleNamespace(socket=link))
+    links = Links(child, 1, Counter())
+    replicas.start()
+    try:
+        for peer in PEERS:
+            links.connect(*peer)
+        while len(replicas.told(Activate)) < len(PEERS):
+            links.receive(0.01)
+        for role, index in ((Role.KVMANAGER, 0), (Role.WORKER, 1)):
+            path = Path(endpoint_of(tmp_path, role, index).removeprefix("ipc://"))
+            assert connections.cut(os.getpid(), path) == 1
+        links.disconnect(Role.KVMANAGER, 0)  # the Directory has said that it is dead
+        end_s = now_s() + 20
+        while not links.trouble:
+            links.receive(0.01)
+            assert now_s() < end_s
+        assert links.trouble == "worker-1: the connection was cut"
+    finally:
+        replicas.over.set()
+        replicas.join()
+        links.close()
+        link.close()
 
 
 def test_a_takeover_asks_again_and_shows_those_who_have_answered_that_it_lives(
