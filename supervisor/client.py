@@ -108,14 +108,19 @@ def ask_to_stop(run_dir: Path, drain_s: float, timeout_s: float) -> bool:
     link = _connect(run_dir)
     try:
         link.send(Stop(drain_s, f"`accelgen down`, pid {os.getpid()}"))
-        until_s = now_s() + timeout_s
-        while is_live(run_dir):
-            if now_s() >= until_s:
-                return False
-            time.sleep(0.05)
-        return True
+        return await_end(run_dir, timeout_s)
     finally:
         link.socket.close(linger=0)
+
+
+def await_end(run_dir: Path, timeout_s: float) -> bool:
+    """Whether the server in `run_dir` ends within `timeout_s`."""
+    until_s = now_s() + timeout_s
+    while is_live(run_dir):
+        if now_s() >= until_s:
+            return False
+        time.sleep(0.05)
+    return True
 
 
 def _connect(run_dir: Path) -> Dealer:

@@ -102,6 +102,7 @@ def _facts(config: Config, listener: socket.socket, context_tokens: int) -> dict
         "policy_params": config.policy_params,
         "run_dir": config.run_dir,
         "context_tokens": context_tokens,  # what the model allows; a worker's facts say what there is room for
+        "shutdown_timeout_s": config.shutdown_timeout_s,
         "needs_key": bool(config.api_key_file),
         "open_to_others": not (config.api_key_file or is_loopback(listener)),
     }
