@@ -5,11 +5,10 @@ from __future__ import annotations
 import click
 
 from accelgen.proto.messages import Swap
-from accelgen.proto.policies import unknown_policy
+from accelgen.proto.policies import params_fault, unknown_policy
 from accelgen.scripts.up import parse_params
 from accelgen.supervisor.client import ask_to_swap
 from accelgen.supervisor.errors import StartError
-from accelgen.supervisor.preflight import check_params
 from accelgen.supervisor.rundir import find_live
 from accelgen.supervisor.swap import ASSUME_S, PREPARE_S, YIELD_S
 
@@ -26,8 +25,9 @@ def command(policy: str, params: tuple[str, ...], dry_run: bool, run_dir: str) -
     if fault := unknown_policy(policy):
         raise click.BadParameter(fault, param_hint="POLICY")
     given = parse_params(params)
+    if fault := params_fault(policy, given):
+        raise click.BadParameter(fault, param_hint="--param")
     try:
-        check_params(policy, given)
         answer = ask_to_swap(
             find_live(run_dir), Swap(policy, given, dry_run), PREPARE_S + YIELD_S + ASSUME_S + 5.0
         )
