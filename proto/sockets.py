@@ -16,6 +16,7 @@ from socket import socket as Stream
 
 import zmq
 
+from accelgen.proto.clocks import now_s
 from accelgen.proto.frame import MAX_FRAME_BYTES, Codec, Header
 from accelgen.proto.logs import warn_seldom
 from accelgen.proto.messages import Body
@@ -24,6 +25,7 @@ from accelgen.proto.recorder import RECV, SEND, fact, note
 # Messages taken at a time: whoever sends without end must not keep a process from all else.
 ROUND_LIMIT = 256
 HIGH_WATER_MARK = 20_000  # a bound, not flow control: credits keep links far below it
+LOOK_S = 0.5  # between two looks whether the path is still there
 LINGER_MS = 1000  # long enough for a last word to leave
 IPC_PATH_LIMIT = 107
 MAX_OPEN_FILES = 65_536
@@ -106,11 +108,16 @@ def _prepare(socket: zmq.Socket[bytes]) -> None:
 
 
 class Router:
-    """A bound socket with many peers. `send` to a peer that is gone returns False; if it comes back, it sees a gap."""
+    """A bound socket with many peers. `send` to a peer that is gone returns False; if it comes back, it sees a gap.
+
+    Should somebody remove its file, a cleaner of temporary folders for one, it is made again with the next look at what
+    has come: nobody new could connect otherwise."""
 
     def __init__(self, endpoint: str, incarnation: int) -> None:
         self.endpoint = check_endpoint(endpoint)
-        clear_path(Path(endpoint.removeprefix("ipc://")))
+        self._path = Path(endpoint.removeprefix("ipc://"))
+        self._look_s = 0.0  # at the path, next
+        clear_path(self._path)
         self.codec = Codec(incarnation, _log_malformed)
         self.socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.ROUTER)
         _prepare(self.socket)
@@ -131,6 +138,7 @@ class Router:
 
     def messages(self) -> Iterator[tuple[bytes, Header, Body]]:
         """The good ones of the next ROUND_LIMIT messages that have come; `pending` says whether that was all."""
+        self._mind_path()
         for _ in range(ROUND_LIMIT):
             try:
                 message = self._next()
@@ -138,6 +146,18 @@ class Router:
                 return
             if message is not None:
                 yield message
+
+    def _mind_path(self) -> None:
+        now = now_s()
+        if now < self._look_s:
+            return
+        self._look_s = now + LOOK_S
+        if not self._path.exists():
+            try:
+                self.socket.bind(self.endpoint)  # besides: to unbind would end the connections
+                warn_seldom("socket file was removed and is made again", path=str(self._path))
+            except zmq.ZMQError as error:
+                warn_seldom("socket file was removed", path=str(self._path), fault=str(error))
 
     @property
     def pending(self) -> bool:

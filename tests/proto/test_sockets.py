@@ -295,6 +295,22 @@ def test_what_a_killed_process_has_left_is_no_obstacle(run_dir: Path) -> None:
         end.socket.close(linger=0)
 
 
+def test_a_socket_file_that_was_removed_is_made_again(
+    link: Link, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Found by a new user: without its socket a KV manager lived on, and no scheduler ever reached it again."""
+    monkeypatch.setattr(sockets, "LOOK_S", 0.0)
+    good = link.dealer("good")
+    good.send(Abort([1]))
+    assert link.ids(1) == [1]
+    Path(link.endpoint.removeprefix("ipc://")).unlink()
+    other = link.dealer("other")
+    other.send(Abort([2]))
+    assert link.ids(1, b"other") == [2]
+    good.send(Abort([3]))  # the connections that there were go on
+    assert link.ids(1) == [3] and link.router.send(b"good", Query()) and take(good, 1)
+
+
 def test_what_is_no_socket_is_left_alone(run_dir: Path) -> None:
     path = run_dir / "router.sock"
     path.write_text("somebody's file")

@@ -20,6 +20,7 @@ from click.testing import CliRunner
 from accelgen.proto.messages import Member, Role
 from accelgen.scripts import down, status
 from accelgen.supervisor import rundir
+from accelgen.supervisor.errors import StartError
 from accelgen.supervisor.restarts import INTENSITY
 
 Launch = Callable[..., Any]
@@ -201,6 +202,18 @@ def test_down_reaches_a_server_whose_socket_was_removed(launch: Launch) -> None:
     server = launch()
     server.wait_ready()
     (server.run_dir / "supervisor.sock").unlink()
+    assert run(down.command)[0] == 0 and server.end() == 0
+
+
+def test_down_ends_a_server_that_does_not_answer(
+    launch: Launch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_answer(*_: object) -> None:
+        raise StartError("no answer")
+
+    server = launch()
+    server.wait_ready()
+    monkeypatch.setattr(down, "ask_directory", no_answer)
     code, text = run(down.command)
     assert code == 0 and "SIGTERM" in text and server.end() == 0
 
