@@ -2,12 +2,14 @@
 #
 #   make up ARGS="--port 9000 --policy sarathi"    options of `accelgen up`
 #   make up TORCH_INDEX=https://...                where to find another build of torch (CPU only, another CUDA)
+#   make test JOBS=4                               tests in so many processes (2)
 #   make chaos MINUTES=60                          break it in every way for an hour; make reliability writes it up
 #   make up PYTHON=python3.12                      which Python makes the environment (3.11 or newer)
 
 PYTHON ?= python3
 ARGS ?=
 MINUTES ?= 60
+JOBS ?= 2
 RESULTS := $(sort $(wildcard benchmarks/results/*.jsonl))
 TORCH_INDEX ?=
 VENV := .venv
@@ -24,8 +26,9 @@ TORCH := $(shell sed -n '/^torch==/p' constraints.txt)
 up: install
 	@$(BIN)/accelgen up $(ARGS)
 
+# As many processes as the smallest machine has cores; a file stays in one, since its tests share a server.
 test: check
-	@$(BIN)/pytest
+	@$(BIN)/pytest -n $(JOBS) --dist loadfile
 
 # What takes long for what it shows beyond the others.
 test-slow: install-dev

@@ -43,8 +43,8 @@ REFUSED = (
 @contextmanager
 def serving(*pieces: bytes, hold: bool = False) -> Iterator[str]:
     """Answers every connection with these pieces, then closes it, or holds it."""
-    loop, ready = asyncio.new_event_loop(), threading.Event()
-    ports: list[int] = []
+    ready, ports = threading.Event(), list[int]()
+    loops: list[asyncio.AbstractEventLoop] = []
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read(65536)
@@ -57,6 +57,7 @@ def serving(*pieces: bytes, hold: bool = False) -> Iterator[str]:
         writer.close()
 
     async def serve() -> None:
+        loops.append(asyncio.get_running_loop())
         server = await asyncio.start_server(answer, "127.0.0.1", 0)
         ports.append(server.sockets[0].getsockname()[1])
         ready.set()
@@ -64,11 +65,12 @@ def serving(*pieces: bytes, hold: bool = False) -> Iterator[str]:
         server.close()
 
     over = asyncio.Event()
-    thread = threading.Thread(target=loop.run_until_complete, args=(serve(),), daemon=True)
+    # asyncio.run also ends the answers that are held
+    thread = threading.Thread(target=lambda: asyncio.run(serve()), daemon=True)
     thread.start()
     assert ready.wait(5)
     yield f"http://127.0.0.1:{ports[0]}"
-    loop.call_soon_threadsafe(over.set)
+    loops[0].call_soon_threadsafe(over.set)
     thread.join()
 
 
