@@ -19,7 +19,7 @@ from accelgen.proto.messages import Fork, KvReport, Plan, Reason, StepResult
 from accelgen.scheduler.cost_model import CostModel, Work
 from accelgen.scheduler.decision import Entries, check, clip
 from accelgen.scheduler.policy import Limits, Policy, StepStats, View
-from accelgen.scheduler.request import Request
+from accelgen.scheduler.request import Request, end_reason
 from accelgen.scheduler.siblings import Siblings
 from accelgen.scheduler.table import ARRIVING, RUNNING, WAITING, Bools, Ints, RequestTable
 
@@ -361,12 +361,3 @@ class Replica:
             if slot is not None:
                 outcomes.append(Outcome(table.request(slot), [], Reason.FAILED, cause))
         return outcomes
-
-
-def end_reason(request: Request) -> Reason | None:
-    """STOP at a stop token (the newest one counts), LENGTH at max_tokens, else None."""
-    if request.generated[-1] in request.stop_token_ids:
-        return Reason.STOP
-    if len(request.generated) >= request.max_tokens:
-        return Reason.LENGTH
-    return None
