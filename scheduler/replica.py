@@ -249,7 +249,7 @@ class Replica:
     def _preempt(self, slot: int) -> None:
         table = self.table
         table.computed[slot] = table.blocks[slot] = 0
-        table.preempt(slot, self.policy.order_key(self.view(), slot, self.state))
+        table.enqueue(slot, self.policy.order_key(self.view(), slot, self.state))
         table.request(slot).preemptions += 1
         self.preemptions += 1
 
@@ -282,7 +282,7 @@ class Replica:
                 table.hit(slot, tokens)
                 table.request(slot).cached_tokens = tokens
                 arrived.append(slot)
-            elif table.state[slot] == WAITING:  # preempted: part of its KV was still there
+            elif table.state[slot] == WAITING:  # preempted or unpinned, and part was still there
                 table.hit(slot, tokens)
         return arrived
 

@@ -167,10 +167,7 @@ class Session:
         return self.child.stopping or bool(self.child.orders)
 
     def _make_core(self, inventories: dict[int, Inventory]) -> SchedulerCore:
-        specs = {
-            index: ReplicaSpec(f.num_blocks, f.block_size, _fitted(self.child, f), life.worker)
-            for index, life, f in ((i, life, life.facts) for i, life in self._lives.items())
-        }
+        specs = {index: _spec_of(life, self.child) for index, life in self._lives.items()}
         core = RecordedCore(self.child.config, self.office.policy, specs)
         self.office.experience.give_to(core)
         for index, inventory in inventories.items():
@@ -281,6 +278,11 @@ def _dispatch(core: SchedulerCore, role: Role, index: int, body: Body, now: floa
             log.warning(
                 "unexpected message", kind=type(body).__name__, sender=f"{role.name}-{index}"
             )
+
+
+def _spec_of(life: Life, child: Child) -> ReplicaSpec:
+    facts = life.facts
+    return ReplicaSpec(facts.num_blocks, facts.block_size, _fitted(child, facts), life.worker)
 
 
 def _fitted(child: Child, facts: Facts) -> Coefficients | None:
