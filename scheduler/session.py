@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import structlog
@@ -179,6 +180,7 @@ class Session:
     def _serve(self, core: SchedulerCore) -> str:
         credits = self.child.config.max_queued_requests + CREDIT_MARGIN
         frontends = Frontends(self.links, core, credits)
+        self.child.gauges = partial(self._gauges, core)
         begun_s = now_s()
         while not self.child.stopping:
             self._take_in(core, frontends)
@@ -233,7 +235,6 @@ class Session:
             self._directory = seen
             core.draining = seen.draining
             frontends.follow(seen, now_s())
-            self.child.gauges = gauges_of(core, self.office.decisions) | self._link_gauges()
 
     def _watch(self, core: SchedulerCore) -> None:
         """Ends a policy that starves its requests, so that the supervisor can act."""
@@ -256,10 +257,11 @@ class Session:
             return ""
         return f"replicas {sorted(self._lives)} have become {sorted(lives)}, or other lives of them"
 
-    def _link_gauges(self) -> dict[str, float]:
+    def _gauges(self, core: SchedulerCore) -> dict[str, float]:
         names = ("malformed", "duplicate", "gap", "unsent", "stale", "resyncs")
         label = 'accelgen:messages_total{{process="scheduler",kind="{}"}}'
-        return {label.format(name): float(self.links.count(name)) for name in names}
+        links = {label.format(name): float(self.links.count(name)) for name in names}
+        return gauges_of(core, self.office.decisions) | links
 
 
 def _dispatch(core: SchedulerCore, role: Role, index: int, body: Body, now: float) -> None:
