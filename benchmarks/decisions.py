@@ -31,8 +31,6 @@ import os
 import random
 import sys
 import time
-from collections.abc import Sequence
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
@@ -45,19 +43,10 @@ from truth_results import save
 from accelgen.kvmanager.core import KvCore
 from accelgen.proto.config import Config, SloClass
 from accelgen.proto.messages import Finished, Lookup, Objective, Plan, Prompt, StepResult, Submit
+from accelgen.proto.policies import known_policies
 from accelgen.scheduler.core import ReplicaSpec, SchedulerCore
-from accelgen.scheduler.policies.shared import least_load
-from accelgen.scheduler.policy import (
-    GROUP,
-    Decision,
-    Policy,
-    StepStats,
-    Verdict,
-    View,
-    is_decode,
-    load_policy,
-)
-from accelgen.scheduler.request import Request
+from accelgen.scheduler.policies.shared import FirstCome
+from accelgen.scheduler.policy import Decision, Policy, View, is_decode, load_policy
 from accelgen.simulator.device import find_device
 from accelgen.simulator.worker import STOP, SimulatedWorker
 
@@ -68,28 +57,16 @@ WARM_UP = 40
 FLOOR = "core alone"
 
 
-class GoOn:
+class GoOn(FirstCome):
     """Every running request, one token each."""
 
     name = FLOOR
-
-    def initial(self) -> None:
-        return None
-
-    def order_key(self, view: View, slot: int, state: None) -> float:
-        return float(view.table.arrival_s[slot])
-
-    def admit(self, request: Request, views: Sequence[View]) -> Verdict:
-        return least_load(request, views)
 
     def plan(self, view: View, state: None, start_s: float) -> tuple[Decision, None]:
         table = view.table
         slots = [slot for _, slot in table.waiting] if not len(table.running) else table.running
         counts = (table.length[slots] - table.computed[slots]).tolist()
         return Decision(list(map(int, slots)), counts, []), None
-
-    def observe(self, step: StepStats, state: None) -> None:
-        return None
 
 
 class Loop:
@@ -185,7 +162,7 @@ def measure(policy: Policy, waiting: int, rounds: int) -> dict[str, Any]:
 @click.option("--write", is_flag=True, help="Keep the figures in benchmarks/results.")
 def main(policies: str, waiting: str, rounds: int, write: bool) -> None:
     """What a decision costs each policy."""
-    names = policies.split(",") if policies else sorted(entry_points(group=GROUP).names)
+    names = policies.split(",") if policies else known_policies()
     rows = []
     print(
         f"{'policy':22} {'waiting':>7} {'running':>7} {'p50 ms':>8} {'p99 ms':>8} {'p99 / budget':>13}"

@@ -87,10 +87,10 @@ def _hear(service: Service) -> None:
 async def _tend(service: Service, serving: asyncio.Task[None]) -> None:
     """The steady work beside HTTP: heartbeats, gauges, readiness; ends when the process shall end."""
     child, link = service.child, service.link
+    child.gauges = service.samples
     announced = False
     deadline_s: float | None = None
     while not serving.done():
-        child.gauges = service.samples()
         child.beat()
         _hear(service)
         link.drain()

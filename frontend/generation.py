@@ -166,17 +166,15 @@ class Generation(Response):
                 self._ends[choice] = event
 
     def _chunk(self, event: Event) -> bytes:
-        match event:  # counts go on with the chunks: several events may have been noted before the first is shown
-            case Text(choice=choice, tokens=tokens):
+        # Counts go on with the chunks: several events may have been noted before the first is shown.
+        match event:
+            case Text(choice=choice, text=text, tokens=tokens):
                 self._tokens[choice] = tokens
+                if not text and not self._job.usage_always:
+                    return b""  # whoever counts tokens wants to hear of one that completes no character, too
+                return self._answers.text(event, self._running_usage())
             case Ended(choice=choice, outcome=outcome):
                 self._tokens[choice] = outcome.completion_tokens
-        match event:
-            case Text() if not event.text and not self._job.usage_always:
-                return b""  # whoever counts tokens wants to hear of one that completes no character, too
-            case Text():
-                return self._answers.text(event, self._running_usage())
-            case Ended():
                 final = self._complete and not self._job.usage_chunk
                 final = final and event is self._last_end
                 verdict: Verdict | UnsetType = self._judged() if final else UNSET

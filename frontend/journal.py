@@ -59,9 +59,8 @@ class Choice:
     first_s: float | None = None
     last_s: float | None = None
     cached_tokens: int = 0
-    taken_over: bool = (
-        False  # amid the answer: the scheduler at the end does not know the beginning
-    )
+    # Amid the answer: the scheduler at the end does not know the beginning.
+    taken_over: bool = False
     losses: Losses = field(default_factory=Losses)
 
     def push(self, tokens: Sequence[int]) -> tuple[str, bool]:
@@ -108,7 +107,7 @@ class Journal:
     """All live choices. `counters`: late (tokens or ends of what had ended already). A choice under which more than
     `max_replays` workers have died is given up."""
 
-    def __init__(self, tokenizer: Tokenizer, incarnation: int, max_replays: int = 3) -> None:
+    def __init__(self, tokenizer: Tokenizer, incarnation: int, max_replays: int) -> None:
         self._tokenizer = tokenizer
         self._max_replays = max_replays
         self._workers = Workers()

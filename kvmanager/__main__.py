@@ -88,7 +88,7 @@ class KvProcess:
         self.sound: bool | None = None  # None: not checked yet
         self._idle_since_s = self._heard_s = now_s()
         self._checked = False
-        self._next_gauges_s = 0.0
+        child.gauges = self._gauges
 
     def run(self) -> None:
         """Serves until told to stop."""
@@ -193,7 +193,7 @@ class KvProcess:
                 log.warning("unexpected message", kind=type(body).__name__)
 
     def _rest(self) -> None:
-        """What is done between messages: the check of the invariants when idle, and the gauges when due."""
+        """What is done between messages: pulses, a question asked again, and the check of the invariants when idle."""
         now = now_s()
         if self.worker is not None and self.state is State.ASKING and self._asked.due(now):
             self.worker.send(QUESTION, self.fence.epoch)  # question or answer may have been lost
@@ -204,9 +204,6 @@ class KvProcess:
             self._checked = True
             self._check()
             gc.collect()
-        if now >= self._next_gauges_s:
-            self._next_gauges_s = now + HEARTBEAT_S / 2
-            self.child.gauges = self._gauges()
 
     def _check(self) -> None:
         if self.core.pool.num_blocks > CHECK_LIMIT:

@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
@@ -81,7 +82,7 @@ class Child:
         # of a scheduler, to be obeyed in turn
         self.orders: deque[Prepare | Assume | Yield] = deque()
         self.swapped: list[Swapped] = []  # answers to what a frontend has asked for
-        self.gauges: dict[str, float] = {}
+        self.gauges: Callable[[], dict[str, float]] = dict  # asked for each Heartbeat
         self._phase = "starting"
         self._progress = 0
         self._bound_s = self._said_bound_s = 60.0
@@ -179,7 +180,7 @@ class Child:
         self._next_beat_s, self._said_bound_s = now + HEARTBEAT_S, self._bound_s
         rss_bytes = self._memory.bytes()
         self.link.send(
-            Heartbeat(self._progress, self._phase, self._bound_s, rss_bytes, dict(self.gauges)),
+            Heartbeat(self._progress, self._phase, self._bound_s, rss_bytes, self.gauges()),
             self.epoch,
         )
 

@@ -9,16 +9,9 @@ from typing import Any, TypeVar
 import numpy as np
 
 from accelgen.proto.messages import Plan
+from accelgen.scheduler.cost_model import Work
 from accelgen.scheduler.decision import check, clip
-from accelgen.scheduler.policy import (
-    Decision,
-    Policy,
-    StepStats,
-    Verdict,
-    View,
-    is_decode,
-    work_of_decision,
-)
+from accelgen.scheduler.policy import Decision, Policy, StepStats, Verdict, View, is_decode
 from accelgen.scheduler.replica import Replica
 from accelgen.scheduler.request import Request
 from accelgen.scheduler.table import RUNNING, WAITING, RequestTable
@@ -45,15 +38,15 @@ class Choice:
     @classmethod
     def of(cls, decision: Decision, replica: Replica) -> Choice:
         table, slots = replica.table, np.array(decision.slots, dtype=np.int64)
-        work = work_of_decision(table, decision)
-        decoding = slots[is_decode(table, slots)]
+        decode = is_decode(table, slots)
+        work = Work.of(table.computed[slots], np.array(decision.counts, dtype=np.int64), decode)
         return cls(
             dict(zip(table.ids[slots].tolist(), decision.counts, strict=True)),
             frozenset(int(table.ids[slot]) for slot in decision.preempt),
             work.prefill_tokens,
             work.decode_seqs,
             replica.cost.predict(work) if len(slots) else 0.0,
-            float(table.tpot_s[decoding].min(initial=np.inf)),
+            float(table.tpot_s[slots[decode]].min(initial=np.inf)),
         )
 
     @property
@@ -143,6 +136,8 @@ class Rerun:
         try:
             decision, state = self.other.plan(view, state, start_s)
             other = Choice.of(_admissible(decision, asked.replica, self.name), asked.replica)
+            for slot in decision.requeue.keys() - recorded.slots:
+                recorded.requeue[slot] = decision.requeue[slot]
         except (
             Exception
         ) as error:  # it is somebody's policy on trial: whatever it raises is a result

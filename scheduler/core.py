@@ -10,8 +10,6 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from msgspec import structs
-
 from accelgen.proto.config import Config
 from accelgen.proto.messages import (
     Abort,
@@ -33,11 +31,9 @@ from accelgen.scheduler.admission import Expiry, Refusal, judge
 from accelgen.scheduler.cost_model import Coefficients, CostModel
 from accelgen.scheduler.policy import Limits, Policy
 from accelgen.scheduler.predictor import ClassMedian, LengthPredictor
-from accelgen.scheduler.replica import Outcome, Replica, end_reason
-from accelgen.scheduler.request import Request
+from accelgen.scheduler.replica import Outcome, Replica
+from accelgen.scheduler.request import Request, end_of, end_reason, requests_of
 from accelgen.scheduler.table import WAITING
-
-SEED_SPACE = 1 << 63
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +104,7 @@ class SchedulerCore:
         """A new request: refused at once, or looked up in the prefix cache of its replica."""
         if submit.prompt.id in self._home:  # sent again after a reconnection: already here
             return
-        requests = _requests_of(submit, frontend)
+        requests = requests_of(submit, frontend)
         if self._is_over(requests[0], now_s):
             return
         views = [replica.view() for replica in self.replicas.values()]
@@ -182,7 +178,7 @@ class SchedulerCore:
         reason = end_reason(request) if request.generated else None
         if reason is not None:
             self.finished += 1
-            end = _end_of(request, reason, "", now_s, now_s)
+            end = end_of(request, reason, "", now_s, now_s)
             self.outbox.append((Role.FRONTEND, request.frontend, Finished([end])))
         return reason is not None
 
@@ -227,7 +223,7 @@ class SchedulerCore:
                 sheaf.tokens.extend(outcome.tokens)
             if outcome.reason is not None:
                 arrival_s = self._arrival(request)
-                end = _end_of(request, outcome.reason, outcome.detail, now_s, arrival_s)
+                end = end_of(request, outcome.reason, outcome.detail, now_s, arrival_s)
                 sheaf.ends.append(end)
                 over.append(outcome)
         for outcome in over:
@@ -328,7 +324,7 @@ class SchedulerCore:
         now_s: float,
         retry_after_s: float = 0.0,
     ) -> None:
-        end = _end_of(request, reason, detail, now_s, self._arrival(request), retry_after_s)
+        end = end_of(request, reason, detail, now_s, self._arrival(request), retry_after_s)
         self.outbox.append((Role.FRONTEND, request.frontend, Finished([end])))
         self._forget(request)
 
@@ -361,50 +357,6 @@ class SchedulerCore:
     def _queue_limit_s(self, slo_class: str) -> float:
         known = self.config.slo_classes
         return known.get(slo_class, known[self.config.default_class]).max_queue_ms / 1000
-
-
-def _requests_of(submit: Submit, frontend: int) -> list[Request]:
-    """The request of a Submit and its siblings (choices 1..n-1), which fork from it."""
-    prompt = submit.prompt
-    split = len(prompt.tokens) - prompt.generated
-    first, *siblings = (
-        Request(
-            id=id,
-            frontend=frontend,
-            prompt=prompt.tokens[:split],
-            sampling=structs.replace(prompt.sampling, seed=(prompt.sampling.seed + i) % SEED_SPACE),
-            max_tokens=submit.max_tokens,
-            stop_token_ids=frozenset(submit.stop_token_ids),
-            objective=submit.objective,
-            slo_class=submit.slo_class,
-            salt=prompt.salt,
-            generated=prompt.tokens[split:] if i == 0 else [],
-            parent=prompt.id if i else 0,
-        )
-        for i, id in enumerate([prompt.id, *submit.siblings])
-    )
-    first.children = siblings
-    return [first, *siblings]
-
-
-def _end_of(
-    request: Request,
-    reason: Reason,
-    detail: str,
-    now_s: float,
-    arrival_s: float,
-    retry_after_s: float = 0.0,
-) -> End:
-    started_s = now_s if request.started_s is None else request.started_s
-    return End(
-        request.id,
-        reason,
-        detail,
-        retry_after_s,
-        max(0.0, started_s - arrival_s),
-        request.cached_tokens,
-        request.preemptions,
-    )
 
 
 def _refused(request: Request, refusal: Refusal) -> End:

@@ -9,18 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Protocol
 
-import numpy as np
 from msgspec import Struct
 
+from accelgen.proto.policies import POLICY_GROUP, unknown_policy
 from accelgen.scheduler.cost_model import CostModel, Work
 from accelgen.scheduler.request import Request
-from accelgen.scheduler.table import Ints, RequestTable
-
-GROUP = "accelgen.policies"
+from accelgen.scheduler.table import Bools, Ints, RequestTable
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,11 +103,9 @@ class UnknownPolicy(ValueError):
 
 def find_policy(name: str) -> EntryPoint:
     """Where the installed policy `name` comes from. Raises UnknownPolicy."""
-    found = {entry.name: entry for entry in entry_points(group=GROUP)}
-    if name not in found:
-        near = get_close_matches(name, found) or sorted(found)
-        raise UnknownPolicy(f"policy: {name!r} is not installed; did you mean {', '.join(near)}?")
-    return found[name]
+    if fault := unknown_policy(name):
+        raise UnknownPolicy(fault)
+    return next(iter(entry_points(group=POLICY_GROUP, name=name)))
 
 
 def load_policy(name: str, params: dict[str, Any]) -> Policy:
@@ -123,17 +118,8 @@ def load_policy(name: str, params: dict[str, Any]) -> Policy:
     return policy
 
 
-def work_of_decision(table: RequestTable, decision: Decision) -> Work:
-    """The cost-model features of a decision."""
-    slots = np.array(decision.slots, dtype=np.int64)
-    counts = np.array(decision.counts, dtype=np.int64)
-    computed = table.computed[slots]
-    return Work.of(computed, counts, is_decode(table, slots))
-
-
-def is_decode(table: RequestTable, slots: Ints) -> np.ndarray[Any, np.dtype[np.bool_]]:
+def is_decode(table: RequestTable, slots: Ints) -> Bools:
     """Requests of which exactly the newest sampled token waits to be processed, [len(slots)]."""
-    decode: np.ndarray[Any, np.dtype[np.bool_]] = (
-        table.length[slots] - table.computed[slots] == 1
-    ) & (table.length[slots] > table.prompt_len[slots])
+    length = table.length[slots]
+    decode: Bools = (length - table.computed[slots] == 1) & (length > table.prompt_len[slots])
     return decode

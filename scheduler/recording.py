@@ -23,7 +23,7 @@ from accelgen.proto.messages import Abort, Inventory, KvReport, StepResult, Subm
 from accelgen.proto.recorder import fact, standing_fact
 from accelgen.scheduler.core import ReplicaSpec, SchedulerCore
 from accelgen.scheduler.policy import Policy
-from accelgen.scheduler.predictor import ClassMedian, LengthPredictor
+from accelgen.scheduler.predictor import ClassMedian
 from accelgen.scheduler.replica import Replica
 from accelgen.scheduler.snapshot import Experience
 
@@ -84,9 +84,8 @@ class RecordedCore(SchedulerCore):
         config: Config,
         policy: Policy,
         replicas: Mapping[int, ReplicaSpec],
-        predictor: LengthPredictor | None = None,
     ) -> None:
-        super().__init__(config, policy, replicas, predictor)
+        super().__init__(config, policy, replicas)
         self._specs = replicas
         self._calls: list[tuple[str, int, float, Key]] = []
         self._inside = self._said = False

@@ -19,7 +19,7 @@ from accelgen.proto.messages import Fork, KvReport, Plan, Reason, StepResult
 from accelgen.scheduler.cost_model import CostModel, Work
 from accelgen.scheduler.decision import Entries, check, clip
 from accelgen.scheduler.policy import Limits, Policy, StepStats, View
-from accelgen.scheduler.request import Request
+from accelgen.scheduler.request import Request, end_reason
 from accelgen.scheduler.siblings import Siblings
 from accelgen.scheduler.table import ARRIVING, RUNNING, WAITING, Bools, Ints, RequestTable
 
@@ -249,7 +249,7 @@ class Replica:
     def _preempt(self, slot: int) -> None:
         table = self.table
         table.computed[slot] = table.blocks[slot] = 0
-        table.preempt(slot, self.policy.order_key(self.view(), slot, self.state))
+        table.enqueue(slot, self.policy.order_key(self.view(), slot, self.state))
         table.request(slot).preemptions += 1
         self.preemptions += 1
 
@@ -282,7 +282,7 @@ class Replica:
                 table.hit(slot, tokens)
                 table.request(slot).cached_tokens = tokens
                 arrived.append(slot)
-            elif table.state[slot] == WAITING:  # preempted: part of its KV was still there
+            elif table.state[slot] == WAITING:  # preempted or unpinned, and part was still there
                 table.hit(slot, tokens)
         return arrived
 
@@ -361,12 +361,3 @@ class Replica:
             if slot is not None:
                 outcomes.append(Outcome(table.request(slot), [], Reason.FAILED, cause))
         return outcomes
-
-
-def end_reason(request: Request) -> Reason | None:
-    """STOP at a stop token (the newest one counts), LENGTH at max_tokens, else None."""
-    if request.generated[-1] in request.stop_token_ids:
-        return Reason.STOP
-    if len(request.generated) >= request.max_tokens:
-        return Reason.LENGTH
-    return None

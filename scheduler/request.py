@@ -1,10 +1,14 @@
-"""What the scheduler keeps of one request besides the columns of the table: lists and names."""
+"""What the scheduler keeps of one request besides the columns of the table; how it begins, and how it ends."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from accelgen.proto.messages import Objective, Sampling
+from msgspec import structs
+
+from accelgen.proto.messages import End, Objective, Reason, Sampling, Submit
+
+SEED_SPACE = 1 << 63
 
 
 @dataclass(slots=True, eq=False)
@@ -28,3 +32,57 @@ class Request:
     started_s: float | None = None  # first planned
     preemptions: int = 0
     cached_tokens: int = 0
+
+
+def requests_of(submit: Submit, frontend: int) -> list[Request]:
+    """The request of a Submit and its siblings (choices 1..n-1), which fork from it."""
+    prompt = submit.prompt
+    split = len(prompt.tokens) - prompt.generated
+    first, *siblings = (
+        Request(
+            id=id,
+            frontend=frontend,
+            prompt=prompt.tokens[:split],
+            sampling=structs.replace(prompt.sampling, seed=(prompt.sampling.seed + i) % SEED_SPACE),
+            max_tokens=submit.max_tokens,
+            stop_token_ids=frozenset(submit.stop_token_ids),
+            objective=submit.objective,
+            slo_class=submit.slo_class,
+            salt=prompt.salt,
+            generated=prompt.tokens[split:] if i == 0 else [],
+            parent=prompt.id if i else 0,
+        )
+        for i, id in enumerate([prompt.id, *submit.siblings])
+    )
+    first.children = siblings
+    return [first, *siblings]
+
+
+def end_reason(request: Request) -> Reason | None:
+    """STOP at a stop token (the newest one counts), LENGTH at max_tokens, else None."""
+    if request.generated[-1] in request.stop_token_ids:
+        return Reason.STOP
+    if len(request.generated) >= request.max_tokens:
+        return Reason.LENGTH
+    return None
+
+
+def end_of(
+    request: Request,
+    reason: Reason,
+    detail: str,
+    now_s: float,
+    arrival_s: float,
+    retry_after_s: float = 0.0,
+) -> End:
+    """What its frontend is told in the end. Until then it was queued if it has never started."""
+    started_s = now_s if request.started_s is None else request.started_s
+    return End(
+        request.id,
+        reason,
+        detail,
+        retry_after_s,
+        max(0.0, started_s - arrival_s),
+        request.cached_tokens,
+        request.preemptions,
+    )

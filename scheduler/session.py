@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import structlog
@@ -167,10 +168,7 @@ class Session:
         return self.child.stopping or bool(self.child.orders)
 
     def _make_core(self, inventories: dict[int, Inventory]) -> SchedulerCore:
-        specs = {
-            index: ReplicaSpec(f.num_blocks, f.block_size, _fitted(self.child, f), life.worker)
-            for index, life, f in ((i, life, life.facts) for i, life in self._lives.items())
-        }
+        specs = {index: _spec_of(life, self.child) for index, life in self._lives.items()}
         core = RecordedCore(self.child.config, self.office.policy, specs)
         self.office.experience.give_to(core)
         for index, inventory in inventories.items():
@@ -182,6 +180,7 @@ class Session:
     def _serve(self, core: SchedulerCore) -> str:
         credits = self.child.config.max_queued_requests + CREDIT_MARGIN
         frontends = Frontends(self.links, core, credits)
+        self.child.gauges = partial(self._gauges, core)
         begun_s = now_s()
         while not self.child.stopping:
             self._take_in(core, frontends)
@@ -236,7 +235,6 @@ class Session:
             self._directory = seen
             core.draining = seen.draining
             frontends.follow(seen, now_s())
-            self.child.gauges = gauges_of(core, self.office.decisions) | self._link_gauges()
 
     def _watch(self, core: SchedulerCore) -> None:
         """Ends a policy that starves its requests, so that the supervisor can act."""
@@ -259,10 +257,11 @@ class Session:
             return ""
         return f"replicas {sorted(self._lives)} have become {sorted(lives)}, or other lives of them"
 
-    def _link_gauges(self) -> dict[str, float]:
+    def _gauges(self, core: SchedulerCore) -> dict[str, float]:
         names = ("malformed", "duplicate", "gap", "unsent", "stale", "resyncs")
         label = 'accelgen:messages_total{{process="scheduler",kind="{}"}}'
-        return {label.format(name): float(self.links.count(name)) for name in names}
+        links = {label.format(name): float(self.links.count(name)) for name in names}
+        return gauges_of(core, self.office.decisions) | links
 
 
 def _dispatch(core: SchedulerCore, role: Role, index: int, body: Body, now: float) -> None:
@@ -281,6 +280,11 @@ def _dispatch(core: SchedulerCore, role: Role, index: int, body: Body, now: floa
             log.warning(
                 "unexpected message", kind=type(body).__name__, sender=f"{role.name}-{index}"
             )
+
+
+def _spec_of(life: Life, child: Child) -> ReplicaSpec:
+    facts = life.facts
+    return ReplicaSpec(facts.num_blocks, facts.block_size, _fitted(child, facts), life.worker)
 
 
 def _fitted(child: Child, facts: Facts) -> Coefficients | None:

@@ -38,7 +38,7 @@ class Standby:
     def wait(self) -> Office | None:
         """The office, when it is to be taken; None if the process is to stop."""
         child = self._child
-        child.gauges = {}
+        child.gauges = dict
         child.phase("standby", 5.0)
         while not child.stopping:
             while child.orders:

@@ -148,12 +148,6 @@ class RequestTable:
         self.computed[slot] = tokens
         self.blocks[slot] = tokens // self.block_size
 
-    def preempt(self, slot: int, key: float) -> None:
-        """Drops the computed tokens of a running request and queues it again."""
-        assert self.state[slot] == RUNNING
-        self.computed[slot] = self.blocks[slot] = 0
-        self.enqueue(slot, key)
-
     def remove(self, slot: int) -> Request:
         """Frees the slot; the request is over."""
         request = self.requests[slot]

@@ -19,8 +19,9 @@ from typing import Any
 import msgspec
 from msgspec import Struct, field
 
+from accelgen.proto.policies import POLICY_GROUP
 from accelgen.scheduler.decision import BadDecision
-from accelgen.scheduler.policy import GROUP, UnknownPolicy, load_policy
+from accelgen.scheduler.policy import UnknownPolicy, load_policy
 from accelgen.simulator.detail import Detail, Log
 from accelgen.simulator.device import Device
 from accelgen.simulator.distserve import NAME as DISTSERVE
@@ -214,7 +215,7 @@ def modules_read(policy: str) -> list[Path]:
     searched = [ORACLE_MODULE] if policy == ORACLE else []
     names += [
         entry.module
-        for entry in entry_points(group=GROUP)
+        for entry in entry_points(group=POLICY_GROUP)
         if entry.name == policy or (searched and entry.module.startswith("accelgen."))
     ]
     names += searched

@@ -16,15 +16,13 @@ everything that is asked for can be done at once; a `Script` is asked to decide 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from msgspec import Struct
 
-from accelgen.scheduler.policies.shared import Batch, least_load, make_room, take_decodes
-from accelgen.scheduler.policy import Decision, StepStats, Verdict, View, is_decode
-from accelgen.scheduler.request import Request
+from accelgen.scheduler.policies.shared import Batch, Memoryless, make_room, take_decodes
+from accelgen.scheduler.policy import Decision, View, is_decode
 from accelgen.scheduler.table import Floats, Ints, RequestTable
 from accelgen.simulator.foresight import Facts, Filling
 from accelgen.simulator.precedence import LAST, Order
@@ -64,24 +62,15 @@ class _Scene:
         return self.view.table
 
 
-class Ordered:
+class Ordered(Memoryless):
     name = "oracle"
 
     def __init__(self, facts: Facts, order: Order, knobs: Knobs) -> None:
         self.facts, self.order, self.knobs = facts, order, knobs
         self._blocked: tuple[object, ...] = ()
 
-    def initial(self) -> None:
-        return None
-
     def order_key(self, view: View, slot: int, state: None) -> float:
         return float(self.order.ranks[view.table.ids[slot]])
-
-    def admit(self, request: Request, views: Sequence[View]) -> Verdict:
-        return least_load(request, views)
-
-    def observe(self, step: StepStats, state: None) -> None:
-        return None
 
     def plan(self, view: View, state: None, start_s: float) -> tuple[Decision, None]:
         scene = self._scene(view, start_s)

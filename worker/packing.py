@@ -95,10 +95,6 @@ class Packed:
     chunks: tuple[ChunkGroup, ...]
     spans: tuple[Span, ...] = field(repr=False)  # in the order of the rows
 
-    @property
-    def num_tokens(self) -> int:
-        return int(self.ids.shape[0])
-
 
 def pack(
     spans: Sequence[Span], block_size: int, device: torch.device, group_tokens: int = 1 << 30

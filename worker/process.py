@@ -22,6 +22,7 @@ from accelgen.worker.engine import OVERHEAD_BYTES, Engine, overhead_bytes, start
 from accelgen.worker.faults import FatalError, LoadError, mib, one_line
 
 IDLE_BOUND_S = 5.0
+LOADED = "accelgen:worker_load_progress"
 
 log = structlog.get_logger()
 
@@ -43,7 +44,7 @@ def run(child: Child) -> None:
 
 
 def _progress(child: Child, share: float) -> None:
-    child.gauges["accelgen:worker_load_progress"] = share
+    child.gauges = lambda: {LOADED: share}
     child.beat(600.0)
 
 
@@ -99,6 +100,7 @@ class Loop:
         self._poller = zmq.Poller()
         self._poller.register(self.router.socket, zmq.POLLIN)
         self._poller.register(child.link.socket, zmq.POLLIN)
+        child.gauges = self._gauges
 
     def serve(self) -> None:
         """Until Stop."""
@@ -110,7 +112,6 @@ class Loop:
                 self._do(self.queue.popleft())
                 continue
             self._poller.poll(int(HEARTBEAT_S * 1000))
-            self._gauge_messages()
             self.child.beat(IDLE_BOUND_S)
             self._pulse()
 
@@ -193,22 +194,21 @@ class Loop:
         self.router.send(self.fence.peer, result, item.epoch)
         for id, cause in zip(result.failed, result.causes, strict=True):
             log.warning("request failed", id=id, step=result.step, cause=cause)
-        self._gauge()
 
-    def _gauge(self) -> None:
-        label = f'{{replica="{self.child.index}"}}'
-        core, gauges = self.core, self.child.gauges
-        gauges[f"accelgen:worker_steps_total{label}"] = core.steps
-        gauges[f"accelgen:worker_step_seconds{label}"] = core.last_s
-        gauges[f"accelgen:worker_step_max_seconds{label}"] = core.longest_s
-        gauges[f"accelgen:worker_run_seconds_total{label}"] = core.run_s
-        gauges[f"accelgen:worker_idle_seconds_total{label}"] = core.wait_s
-        gauges[f"accelgen:worker_tokens_total{label}"] = core.tokens_processed
-        self._gauge_messages()
-
-    def _gauge_messages(self) -> None:
+    def _gauges(self) -> dict[str, float]:
+        core = self.core
         counters = self.counters + self.fence.counters + self.manager.counters
         counters += self.router.codec.counters
+        samples = {
+            "steps_total": core.steps,
+            "step_seconds": core.last_s,
+            "step_max_seconds": core.longest_s,
+            "run_seconds_total": core.run_s,
+            "idle_seconds_total": core.wait_s,
+            "tokens_total": core.tokens_processed,
+        }
         for kind in ("stale", "stranger", "unexpected", "malformed", "duplicate", "gap"):
-            name = f'accelgen:worker_{kind}_messages_total{{replica="{self.child.index}"}}'
-            self.child.gauges[name] = counters[kind]
+            samples[f"{kind}_messages_total"] = counters[kind]
+        label = f'{{replica="{self.child.index}"}}'
+        found = {f"accelgen:worker_{name}{label}": float(n) for name, n in samples.items()}
+        return {LOADED: 1.0, **found}

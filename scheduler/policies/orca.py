@@ -15,36 +15,25 @@ Reconstructed: prompts beyond the engine's token limit are cut and go on in the 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from accelgen.scheduler.policies.shared import (
     Batch,
+    FirstCome,
     at_least,
     latest_first,
-    least_load,
     make_room,
+    take_begun,
     take_decodes,
     waiting_slots,
 )
-from accelgen.scheduler.policy import Decision, StepStats, Verdict, View, is_decode
-from accelgen.scheduler.request import Request
+from accelgen.scheduler.policy import Decision, View, is_decode
 
 
-class Orca:
+class Orca(FirstCome):
     name = "orca"
 
     def __init__(self, max_model_len: int = 0) -> None:
         at_least("max_model_len", max_model_len, 0, "tokens")
         self.max_model_len = max_model_len
-
-    def initial(self) -> None:
-        return None
-
-    def order_key(self, view: View, slot: int, state: None) -> float:
-        return float(view.table.arrival_s[slot])
-
-    def admit(self, request: Request, views: Sequence[View]) -> Verdict:
-        return least_load(request, views)
 
     def plan(self, view: View, state: None, start_s: float) -> tuple[Decision, None]:
         table = view.table
@@ -52,16 +41,10 @@ class Orca:
         decode = is_decode(table, ready)
         batch = Batch(view, max(view.limits.max_num_batched_tokens, int(decode.sum())))
         take_decodes(batch, ready[decode], latest_first)
-        for slot in ready[~decode].tolist():  # cut by the engine's limit
-            chunk = batch.largest_chunk(slot, batch.pending(slot))
-            if chunk and slot not in batch.preempted:
-                batch.take(slot, chunk)
+        take_begun(batch, ready[~decode])  # cut by the engine's limit
         self._admit(batch)
         make_room(batch, ready, latest_first)
         return batch.decision(), None
-
-    def observe(self, step: StepStats, state: None) -> None:
-        return None
 
     def reserved_blocks(self, view: View, slot: int) -> int:
         """Blocks for the longest that the request, and choices still to be forked from it, can become."""

@@ -4,19 +4,19 @@ A prompt that has begun can be overtaken by a new one at the end of any chunk; i
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
 
 import numpy as np
 
 from accelgen.scheduler.policies.shared import (
     Batch,
+    Memoryless,
     latest_first,
-    least_load,
     make_room,
     take_decodes,
 )
-from accelgen.scheduler.policy import Decision, StepStats, Verdict, View, is_decode
-from accelgen.scheduler.request import Request
+from accelgen.scheduler.policy import Decision, View, is_decode
 from accelgen.scheduler.table import Floats, Ints, RequestTable
 
 Place = tuple[float, int]  # key and slot
@@ -52,24 +52,18 @@ def keep_known(ids: frozenset[int], more: list[int], table: RequestTable) -> fro
     return ids
 
 
-class FixedChunk:
-    """Sarathi-Serve's batches (papers.md 5.3) with the prompts in an order of their own. No state."""
+class FixedChunk(Memoryless, ABC):
+    """Sarathi-Serve's batches (papers.md 5.3) with the prompts in an order of their own."""
 
     name: str
     chunk_size: int
 
+    @abstractmethod
     def keys(self, table: RequestTable, slots: Ints) -> Floats:
         """Places of prompts, ascending, [n]: asked on arrival for those that wait, at every plan for those begun."""
-        raise NotImplementedError
-
-    def initial(self) -> None:
-        return None
 
     def order_key(self, view: View, slot: int, state: None) -> float:
         return float(self.keys(view.table, np.array([slot]))[0])
-
-    def admit(self, request: Request, views: Sequence[View]) -> Verdict:
-        return least_load(request, views)
 
     def plan(self, view: View, state: None, start_s: float) -> tuple[Decision, None]:
         table = view.table
@@ -82,6 +76,3 @@ class FixedChunk:
         take_prompts(batch, begun, self.keys(table, begun), iter(table.waiting))
         make_room(batch, ready, latest_first)
         return batch.decision(), None
-
-    def observe(self, step: StepStats, state: None) -> None:
-        return None

@@ -1,4 +1,4 @@
-"""Machinery that several policies share: the batch of one iteration, victims, and the choice of a replica."""
+"""What several policies share: their plainest halves, the batch of one iteration, victims, the choice of a replica."""
 
 from __future__ import annotations
 
@@ -8,9 +8,29 @@ from math import inf
 import numpy as np
 
 from accelgen.scheduler.cost_model import Work
-from accelgen.scheduler.policy import Decision, Verdict, View
+from accelgen.scheduler.policy import Decision, StepStats, Verdict, View
 from accelgen.scheduler.request import Request
 from accelgen.scheduler.table import WAITING, Ints
+
+
+class Memoryless:
+    """A policy without its rule: it remembers nothing, and a request goes to the replica with the least load."""
+
+    def initial(self) -> None:
+        return None
+
+    def admit(self, request: Request, views: Sequence[View]) -> Verdict:
+        return least_load(request, views)
+
+    def observe(self, step: StepStats, state: None) -> None:
+        return None
+
+
+class FirstCome(Memoryless):
+    """And requests wait in order of arrival."""
+
+    def order_key(self, view: View, slot: int, state: None) -> float:
+        return float(view.table.arrival_s[slot])
 
 
 class Batch:
@@ -124,6 +144,14 @@ def take_decodes(batch: Batch, slots: Ints, victims: Victims) -> None:
         if slot not in gone:
             batch.take(slot, 1)
             taken.add(slot)
+
+
+def take_begun(batch: Batch, slots: Ints) -> None:
+    """As much as fits of what is left of each prompt that has begun, in order."""
+    for slot in slots.tolist():
+        chunk = batch.largest_chunk(slot, batch.pending(slot))
+        if chunk and slot not in batch.preempted:
+            batch.take(slot, chunk)
 
 
 def make_room(batch: Batch, ready: Ints, victims: Victims) -> None:

@@ -9,35 +9,24 @@ Reconstructed: a prompt that alone exceeds the token limit is cut by the engine 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 
 from accelgen.scheduler.policies.shared import (
     Batch,
+    FirstCome,
     latest_first,
-    least_load,
     make_room,
+    take_begun,
     take_decodes,
     waiting_slots,
 )
-from accelgen.scheduler.policy import Decision, StepStats, Verdict, View, is_decode
-from accelgen.scheduler.request import Request
+from accelgen.scheduler.policy import Decision, View, is_decode
 
 WATERMARK = 0.01  # share of blocks that admission leaves free, so that decodes can grow
 
 
-class Vllm:
+class Vllm(FirstCome):
     name = "vllm"
-
-    def initial(self) -> None:
-        return None
-
-    def order_key(self, view: View, slot: int, state: None) -> float:
-        return float(view.table.arrival_s[slot])
-
-    def admit(self, request: Request, views: Sequence[View]) -> Verdict:
-        return least_load(request, views)
 
     def plan(self, view: View, state: None, start_s: float) -> tuple[Decision, None]:
         batch = Batch(view, view.limits.max_num_batched_tokens)
@@ -49,18 +38,11 @@ class Vllm:
             make_room(batch, ready, latest_first)  # only cut prompts, and no block for them
         return batch.decision(), None
 
-    def observe(self, step: StepStats, state: None) -> None:
-        return None
-
     def _take_prompts(self, batch: Batch) -> None:
         """Prompts cut by the engine's limit first, then new ones until one does not fit."""
         table = batch.view.table
         running = table.running
-        cut = running[(table.remaining(running) > 0) & ~is_decode(table, running)]
-        for slot in cut.tolist():
-            chunk = batch.largest_chunk(slot, batch.pending(slot))
-            if chunk:
-                batch.take(slot, chunk)
+        take_begun(batch, running[(table.remaining(running) > 0) & ~is_decode(table, running)])
         if len(running):
             batch.promised += int(np.ceil(WATERMARK * batch.view.total_blocks))
         for slot in waiting_slots(batch.view):

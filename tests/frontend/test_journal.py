@@ -58,7 +58,7 @@ def finished(id: int, reason: Reason = Reason.STOP) -> Finished:
 
 
 def test_submit_carries_the_demand() -> None:
-    journal = Journal(TOKENIZER, 5)
+    journal = Journal(TOKENIZER, 5, 3)
     submits = journal.open(1, demand(prompts=[[1], [2]], n=3, max_tokens=[10, 9]), 100.25)
     assert [submit.prompt.tokens for submit in submits] == [[1], [2]]
     assert [len(submit.siblings) for submit in submits] == [2, 2]
@@ -70,7 +70,7 @@ def test_submit_carries_the_demand() -> None:
 
 
 def test_times_of_a_request() -> None:
-    journal = Journal(TOKENIZER, 5)
+    journal = Journal(TOKENIZER, 5, 3)
     id = journal.open(1, demand(), 100.0)[0].prompt.id
     assert journal.take(Admitted(id, 0, 0.3, 2), 100.1).events[0].choice == 0
     first = journal.take(tokens(id, "a"), 101.0).events[0]
@@ -85,7 +85,7 @@ def test_times_of_a_request() -> None:
 
 def test_a_takeover_amid_the_answer_does_not_count_as_queue_or_cache() -> None:
     """Found by looking at a trace: a request of 8 prompt tokens had 41 of them cached, and was queued until a swap."""
-    journal = Journal(TOKENIZER, 5)
+    journal = Journal(TOKENIZER, 5, 3)
     id = journal.open(1, demand(), 100.0)[0].prompt.id
     journal.take(Admitted(id, 0, 0.3, 1), 100.1)
     journal.take(tokens(id, "ab"), 100.25)
@@ -97,7 +97,7 @@ def test_a_takeover_amid_the_answer_does_not_count_as_queue_or_cache() -> None:
 
 
 def test_stop_string_ends_the_choice_and_drops_the_rest() -> None:
-    journal = Journal(TOKENIZER, 5)
+    journal = Journal(TOKENIZER, 5, 3)
     id = journal.open(1, demand(stops=("END",)), 100.0)[0].prompt.id
     assert [e.text for e in journal.take(tokens(id, "abE"), 101.0).events] == ["ab"]  # type: ignore[union-attr]
     turn = journal.take(tokens(id, "NDxyz"), 102.0)
@@ -111,7 +111,7 @@ def test_stop_string_ends_the_choice_and_drops_the_rest() -> None:
 
 
 def test_stop_token_counts_and_is_not_shown() -> None:
-    journal = Journal(TOKENIZER, 5)
+    journal = Journal(TOKENIZER, 5, 3)
     id = journal.open(1, demand(), 100.0)[0].prompt.id
     assert [
         e.text for e in journal.take(Tokens(0, [id], [2], [ids_of("a")[0], EOS]), 101).events
@@ -121,7 +121,7 @@ def test_stop_token_counts_and_is_not_shown() -> None:
 
 
 def test_what_was_held_back_comes_at_the_end() -> None:
-    journal = Journal(TOKENIZER, 5)
+    journal = Journal(TOKENIZER, 5, 3)
     id = journal.open(1, demand(stops=("END",)), 100.0)[0].prompt.id
     journal.take(tokens(id, "abE"), 101.0)
     (end,) = journal.take(finished(id, Reason.LENGTH), 102.0).events
@@ -129,7 +129,7 @@ def test_what_was_held_back_comes_at_the_end() -> None:
 
 
 def test_replay_repeats_what_is_live() -> None:
-    journal = Journal(TOKENIZER, 5)
+    journal = Journal(TOKENIZER, 5, 3)
     first = journal.open(1, demand(n=2), 100.0)[0]
     journal.take(tokens(first.siblings[0], "hi"), 101.0)
     journal.take(finished(first.prompt.id), 101.0)
@@ -143,7 +143,7 @@ class JournalMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.journal = Journal(TOKENIZER, 9)
+        self.journal = Journal(TOKENIZER, 9, 3)
         self.next_call = 1
         self.call_of: dict[int, tuple[int, int]] = {}
         self.closed: set[int] = set()

@@ -11,10 +11,11 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import httpx
 import psutil
 import pytest
 
-from accelgen.proto.messages import Directory
+from accelgen.proto.messages import Directory, Member
 from accelgen.supervisor import rundir
 from accelgen.supervisor.client import ask_directory
 from accelgen.supervisor.errors import StartError
@@ -58,6 +59,18 @@ class Server:
         return subprocess.run(
             command, env=self.environment, capture_output=True, text=True, timeout=60
         )
+
+    def member(self, name: str) -> Member:
+        """What the Directory says of "kvmanager-0"."""
+        members = self.directory().members
+        return next(m for m in members if f"{m.role.name.lower()}-{m.index}" == name)
+
+    def gauge(self, name: str) -> float:
+        """A metric as it is shown, summed over its labels."""
+        lines = httpx.get(f"{self.url}/metrics").text.splitlines()
+        samples = (line.rpartition(" ") for line in lines)
+        wanted = f"accelgen:{name}"
+        return sum(float(value) for one, _, value in samples if one.partition("{")[0] == wanted)
 
     def processes(self) -> list[psutil.Process]:
         """The supervisor and everybody it has started."""

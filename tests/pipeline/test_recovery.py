@@ -122,10 +122,7 @@ async def streams(server: Any, kills: list[str]) -> list[Any]:
 
 def member(server: Any, name: str) -> Any:
     """The process of this seat; "scheduler" is whoever is in office, or None for a moment."""
-    members = server.directory().members
-    if name == "scheduler":
-        return schedulers(server).get("ready")
-    return next(m for m in members if f"{m.role.name.lower()}-{m.index}" == name)
+    return schedulers(server).get("ready") if name == "scheduler" else server.member(name)
 
 
 def schedulers(server: Any) -> dict[str, Any]:
@@ -216,24 +213,19 @@ def test_frontend_killed_under_streams(server: Any) -> None:
     for text, undisturbed in zip(results, quiet, strict=True):
         assert text == undisturbed or isinstance(text, httpx.RemoteProtocolError)
     until_s = time.monotonic() + 15
-    while (used := gauge(server, "kv_blocks_used") + gauge(server, "num_requests_running")) > 0:
+    while (used := server.gauge("kv_blocks_used") + server.gauge("num_requests_running")) > 0:
         assert time.monotonic() < until_s, f"{used} still held"
         time.sleep(0.1)
     assert asyncio.run(streams(server, [])) == quiet
 
 
-def gauge(server: Any, name: str) -> float:
-    lines = httpx.get(f"{server.url}/metrics").text.splitlines()
-    return sum(float(x.rsplit(" ", 1)[1]) for x in lines if x.startswith(f"accelgen:{name}"))
-
-
 def settled_gauge(server: Any, name: str) -> float:
     """Its value when heartbeat and Directory have brought the last one: unchanged for three of their rounds."""
-    value, since_s = gauge(server, name), time.monotonic()
+    value, since_s = server.gauge(name), time.monotonic()
     until_s = since_s + 60
     while time.monotonic() < since_s + 3.0:
         assert time.monotonic() < until_s, f"{name} keeps changing"
-        if (now := gauge(server, name)) != value:
+        if (now := server.gauge(name)) != value:
             value, since_s = now, time.monotonic()
         time.sleep(0.1)
     return value
@@ -285,15 +277,12 @@ def test_what_has_been_learnt_is_handed_over(server: Any) -> None:
     """The cost model's correction is the same in the next process, as long as nothing has run there."""
     asyncio.run(streams(server, []))
     server.wait_for_spare()
-    time.sleep(
-        2.0
-    )  # the gauges of the last iterations, and prefixes that somebody may still compute
-    pid, scale = member(server, "scheduler").pid, gauge(server, "cost_model_scale")
+    pid, scale = member(server, "scheduler").pid, settled_gauge(server, "cost_model_scale")
     assert scale != 1.0
     assert swap(server, "sarathi").returncode == 0
     until_s = time.monotonic() + 10
-    while gauge(server, "cost_model_scale") != scale:
-        assert time.monotonic() < until_s, (scale, gauge(server, "cost_model_scale"))
+    while server.gauge("cost_model_scale") != scale:
+        assert time.monotonic() < until_s, (scale, server.gauge("cost_model_scale"))
         time.sleep(0.1)
     assert member(server, "scheduler").pid != pid
 

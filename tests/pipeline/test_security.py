@@ -103,17 +103,13 @@ WORDS: list[Body] = [  # each is an order for somebody, if he believed it
 ALLOWED = (Stop, Swap, Dump)  # at the supervisor: those are the command line's
 
 
-def member(server: Any, name: str) -> Any:
-    return next(m for m in server.directory().members if f"{m.role.name.lower()}-{m.index}" == name)
-
-
 def path_of(server: Any, name: str) -> Path:
     return Path(server.run_dir) / f"{name.removesuffix('-0') if 'super' in name else name}.sock"
 
 
 def counted(server: Any, kind: str) -> dict[str, float]:
     """What each target has counted of this kind."""
-    return {name: counter(member(server, name), kind) for name in TARGETS}
+    return {name: counter(server.member(name), kind) for name in TARGETS}
 
 
 def wait_for(condition: Callable[[], Any], what: Callable[[], str]) -> None:
@@ -190,7 +186,7 @@ def lives(server: Any) -> dict[str, tuple[int, int]]:
 @contextmanager
 def nobody_notices(server: Any, quiet: str) -> Iterator[None]:
     """A stream runs beside the block and comes out as ever; the same processes serve after it, hardly larger."""
-    before, resyncs = lives(server), counter(member(server, "scheduler-0"), "resyncs")
+    before, resyncs = lives(server), counter(server.member("scheduler-0"), "resyncs")
     rss = {pid: psutil.Process(pid).memory_info().rss for pid, _ in before.values()}
     begun = threading.Event()
     with ThreadPoolExecutor(1) as pool:
@@ -199,7 +195,7 @@ def nobody_notices(server: Any, quiet: str) -> Iterator[None]:
         yield
         assert heard.result() == quiet
     assert lives(server) == before
-    assert counter(member(server, "scheduler-0"), "resyncs") == resyncs
+    assert counter(server.member("scheduler-0"), "resyncs") == resyncs
     grown = {pid: psutil.Process(pid).memory_info().rss - rss[pid] for pid in rss}
     assert max(grown.values()) < GROWTH_BYTES, grown
 
@@ -339,14 +335,14 @@ def test_connections_that_announce_too_much_or_nothing(server: Any, quiet: str) 
 
 def test_orders_of_strangers(server: Any, quiet: str) -> None:
     """Every message there is, under names of others, of the past, the present and a far future; then all again."""
-    scheduler, manager = member(server, "scheduler-0"), member(server, "kvmanager-0")
+    scheduler, manager = server.member("scheduler-0"), server.member("kvmanager-0")
     names = [
         "stranger",
         f"scheduler:{scheduler.incarnation}:1",
         f"kvmanager-0:{manager.incarnation}:1",
     ]
     epochs = [0, epoch_of(scheduler.epoch), 1 << 60]
-    hello = Hello(Role.WORKER, 0, member(server, "worker-0").pid, "ipc:///nowhere", "ready")
+    hello = Hello(Role.WORKER, 0, server.member("worker-0").pid, "ipc:///nowhere", "ready")
     kinds = ("duplicate", "stranger", "stale")
     before = {kind: counted(server, kind) for kind in kinds}
     said = len(names) * len(epochs) * (len(WORDS) + 1)
@@ -367,7 +363,7 @@ def test_orders_of_strangers(server: Any, quiet: str) -> None:
 
 def test_an_impostor_with_the_name_of_the_scheduler(server: Any, quiet: str) -> None:
     """ZeroMQ does not let a second peer of the same name speak. What it says cannot even make a gap."""
-    scheduler = member(server, "scheduler-0")
+    scheduler = server.member("scheduler-0")
     resyncs = int(counter(scheduler, "resyncs"))
     epoch = epoch_of(scheduler.epoch, resyncs)
     identity = f"scheduler:{scheduler.incarnation}:{epoch}"

@@ -35,7 +35,7 @@ router = Router(child.endpoint, child.incarnation)  # open sockets must not keep
 lost = Dealer("ipc://" + str(child.run_dir) + "/nobody.sock", "x", 1)
 lost.send(Query())
 child.phase("working", bound_s=3.0)
-child.gauges["g"] = 1.5
+child.gauges = lambda: {"g": 1.5}
 while not child.stopping:
     child.link.socket.poll(50)
     child.beat(bound_s=2.0)

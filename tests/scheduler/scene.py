@@ -75,7 +75,7 @@ class Scene:
         held = int(self.table.blocks[self.table.running].sum())
         for slot in self.preempted:
             self.table.computed[slot] = self.table.blocks[slot] = 0
-            self.table.preempt(slot, self.policy.order_key(self.view, slot, self.state))
+            self.table.enqueue(slot, self.policy.order_key(self.view, slot, self.state))
         slots = np.array([*taken], dtype=np.int64)
         counts = np.array([*taken.values()], dtype=np.int64)
         for slot in slots[self.table.state[slots] == 2].tolist():

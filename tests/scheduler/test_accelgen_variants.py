@@ -1,4 +1,4 @@
-"""AccelGen's variants: the calibrated budget, each ablation against the whole, the adaptive one's three rules."""
+"""AccelGen's variants: the calibrated budget, each ablation against the whole, the adaptive one's two rules."""
 
 from __future__ import annotations
 

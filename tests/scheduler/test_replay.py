@@ -86,6 +86,22 @@ def test_the_recorded_policy_decides_the_same(policy: str, tmp_path: Path) -> No
     assert others > 50
 
 
+@pytest.mark.parametrize("policy", ["qoserve", "slidingserve"])
+def test_who_was_moved_in_the_waiting_order_is_moved_again(policy: str, tmp_path: Path) -> None:
+    """Both put prompts that will be late behind the others."""
+    path, late = tmp_path / "dump", 0
+    for seed in range(6):
+        with recording_to(path):
+            world = RecordedWorld(policy, max_num_seqs=4, max_num_batched_tokens=16)
+            load(world, random.Random(seed), 30, 0.2)
+            world.run()
+        outcome = replay(read_recording(path), load_policy(policy, {}))
+        assert different(outcome) == 0 and not outcome.skipped, seed
+        state = world.core.replicas[0].state
+        late += len(state.relegated if policy == "qoserve" else state.ids)
+    assert late > 10
+
+
 @pytest.mark.parametrize("policy", POLICIES)
 def test_across_takeovers(policy: str, tmp_path: Path) -> None:
     """Several cores in one recording: each takes over what the one before left."""

@@ -129,7 +129,7 @@ def test_it_takes_office_again_and_again(process: Process) -> None:
 @pytest.mark.parametrize(
     ("order", "line"),
     [
-        (Prepare("nonsense"), "policy: 'nonsense' is not installed"),
+        (Prepare("nonsense"), "there is no policy 'nonsense'; known: "),
         (Prepare("sarathi", {"x": 1}), "policy_params: sarathi: "),
         (Assume(1), "told to take office, but not with which policy"),
     ],

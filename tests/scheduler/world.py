@@ -37,26 +37,11 @@ from accelgen.proto.messages import (
     Submit,
     Tokens,
 )
+from accelgen.proto.policies import known_policies
 from accelgen.scheduler.core import ReplicaSpec, SchedulerCore
 from accelgen.scheduler.policy import load_policy
 
-POLICIES = [
-    "accelgen",
-    "accelgen-adaptive",
-    "accelgen-calibrated",
-    "accelgen-no-batching",
-    "accelgen-no-chunking",
-    "accelgen-no-ordering",
-    "edf",
-    "fastgen",
-    "fastserve",
-    "orca",
-    "qoserve",
-    "sarathi",
-    "slidingserve",
-    "srpf",
-    "vllm",
-]
+POLICIES = known_policies()
 VOCAB = 97
 HOP_S = 0.0002
 

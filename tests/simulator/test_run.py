@@ -8,6 +8,7 @@ from hypothesis import given, settings
 
 from accelgen.proto.config import Config, SloClass
 from accelgen.proto.messages import Objective, Reason
+from accelgen.proto.policies import known_policies
 from accelgen.scheduler.cost_model import Coefficients, Work
 from accelgen.scheduler.policy import Decision, load_policy
 from accelgen.simulator.device import Device, Iteration, UnknownDevice, find_device
@@ -17,23 +18,6 @@ from accelgen.simulator.workload import Arrival, Workload, session
 SECOND_PER_TOKEN = Coefficients(a=1.0, b=0.01, b2=0.0, c=0.0, d=0.0, e=0.0, knee=1.0)
 DEVICE = Device("toy", "paper", SECOND_PER_TOKEN, kv_token_bytes=1, kv_bytes=64 * 16)
 PATIENT = SloClass(max_queue_ms=86_400_000)
-POLICIES = [
-    "accelgen",
-    "accelgen-adaptive",
-    "accelgen-calibrated",
-    "accelgen-no-batching",
-    "accelgen-no-chunking",
-    "accelgen-no-ordering",
-    "edf",
-    "fastgen",
-    "fastserve",
-    "orca",
-    "qoserve",
-    "sarathi",
-    "slidingserve",
-    "srpf",
-    "vllm",
-]
 
 
 def simulate(
@@ -50,7 +34,7 @@ def simulate(
     return run
 
 
-@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("policy", known_policies())
 def test_one_request_by_hand(policy: str) -> None:
     """A prompt of 100 tokens takes 1 + 1 s, each further token 1.01 s."""
     [fate] = simulate(policy, [Arrival(5.0, 100, 4)]).fates
@@ -176,7 +160,7 @@ arrivals_drawn = st.lists(
 
 @settings(deadline=None, max_examples=40)
 @given(
-    arrivals=arrivals_drawn, policy=st.sampled_from(POLICIES), depth=st.sampled_from([0, 1]),
+    arrivals=arrivals_drawn, policy=st.sampled_from(known_policies()), depth=st.sampled_from([0, 1]),
     replicas=st.sampled_from([1, 2]), seqs=st.sampled_from([2, 64]),
 )  # fmt: skip
 def test_whatever_is_asked(

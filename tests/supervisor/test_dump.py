@@ -37,15 +37,9 @@ def test_the_core_passes_both_ways() -> None:
     assert core.heard(b"worker-0:5", HEADER, answer, 1.0) == [Send(b"client:9", answer)]
 
 
-def wait_for_all(server: Any) -> None:
-    """Ready, and the spare scheduler stands by."""
-    server.wait_ready()
-    server.wait_until(lambda: any(m.phase == "standby" for m in server.directory().members))
-
-
 def test_every_process_writes_and_answers(launch: Callable[..., Any]) -> None:
     server = launch()
-    wait_for_all(server)
+    server.wait_for_spare()
     answers, silent = ask_to_dump(server.run_dir)
     assert not silent and {answer.process for answer in answers} == NAMES
     assert not any(answer.fault for answer in answers)
@@ -60,7 +54,7 @@ def test_every_process_writes_and_answers(launch: Callable[..., Any]) -> None:
 
 def test_who_does_not_answer_is_named(launch: Callable[..., Any]) -> None:
     server = launch(MUTE="worker:30")
-    wait_for_all(server)
+    server.wait_for_spare()
     answers, silent = ask_to_dump(server.run_dir, 1.0)
     assert silent == ["worker-0"]
     assert {answer.process for answer in answers} == NAMES - {"worker-0"}

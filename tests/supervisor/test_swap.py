@@ -25,10 +25,9 @@ from accelgen.supervisor.spare import QUIET_S
 from accelgen.supervisor.swap import ASSUME_S, PREPARE_S, PROBATION_S, RETIRE_S, YIELD_S
 
 sys.path.insert(0, str(Path(__file__).parent))
-from test_supervisor_core import FRONTEND, KV, SCHEDULER, WORKER, Bench
+from test_supervisor_core import SCHEDULER, WORKER, Bench
 
 NEW = Seat(Role.SCHEDULER, 1)
-OTHERS = [WORKER, KV, FRONTEND]
 
 
 class Changing(Bench):

@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from accelgen.proto.config import Config
+from accelgen.worker.engine import start_engine
 from accelgen.worker.packing import PAD_FREE_BLOCKS, PAD_SHARE, Span, pack, split
-from accelgen.worker.profiling import take_profile
 from accelgen.worker.runner import Runner
-from accelgen.worker.timing import Shape, measure
+from accelgen.worker.timing import Shape, full_grid, measure
 
 CPU = torch.device("cpu")
 
@@ -41,7 +41,7 @@ def test_every_token_lies_in_one_row_and_one_group(given_spans: list[Span], most
     columns = (packed.ids.tolist(), packed.positions.tolist(), packed.slots.tolist())
     assert sorted(zip(*columns, strict=True)) == sorted(rows)
     covered = [(group.lo, group.hi) for group in (*packed.decodes, *packed.chunks)]
-    assert covered[0][0] == 0 and covered[-1][1] == packed.num_tokens
+    assert covered[0][0] == 0 and covered[-1][1] == len(packed.ids)
     assert all(a[1] == b[0] for a, b in zip(covered, covered[1:], strict=False))
     for group in packed.decodes:
         blocks = [-(-end // 4) for end in group.ends]
@@ -90,9 +90,11 @@ def test_timed_shapes_fit_the_cache_and_carry_their_features(bench: Any) -> None
 
 
 def test_a_profile_covers_chunks_decodes_and_both(tiny: Any) -> None:
-    config = Config(model=str(tiny("llama")), kv_blocks=128, max_model_len=300, max_num_seqs=4)
-    profile = take_profile(config, 4.0)
-    assert (profile.model, profile.device, profile.dtype) == (str(tiny("llama")), "cpu", "float32")
-    kinds = {(s.prefill_tokens > 0, s.decode_seqs > 0) for s in profile.samples}
+    config = Config(
+        model=str(tiny("llama")), kv_blocks=128, max_model_len=300, max_num_seqs=4, profile_file="none",
+    )  # fmt: skip
+    grid = full_grid(config.max_num_batched_tokens, config.max_num_seqs, config.max_model_len)
+    samples = measure(start_engine(config).core.runner, 4.0, config.max_model_len, grid)
+    kinds = {(s.prefill_tokens > 0, s.decode_seqs > 0) for s in samples}
     assert kinds == {(True, False), (False, True), (True, True)}
-    assert max(s.prefill_tokens for s in profile.samples) <= 300
+    assert max(s.prefill_tokens for s in samples) <= 300
