@@ -172,6 +172,13 @@ def test_ablations_beside_the_paper() -> None:
     assert batching[4].text == "-61 % [N]"
 
 
+def test_an_ablation_of_nothing_is_no_verdict() -> None:
+    table = section("accelgen").tabulate(found_by(section("accelgen"), token_throughput=0.0))[-1]
+    rows = [row for row in table.rows if row[2].text == "token throughput"]
+    assert rows and all(row[4].text != "–" for row in rows)
+    assert {row[3] for row in rows} == {row[5] for row in rows} == {Cell("–")}
+
+
 def test_policies_at_a_rate_are_the_means_over_seeds() -> None:
     scale = Scale("x", True, {"": 6}, seeds=3, rates=1)
     one = section("accelgen")
