@@ -157,9 +157,9 @@ def _head(found: Found, data: str) -> Any:
         " theirs. Below each table and figure: with what settings it was made, and its numbers as CSV and JSON.",
     ]
     warnings = []
-    if scale.requests is not None:
+    if scale != scale_of("paper", scale.stand_ins):
         warnings.append(
-            "Few requests per run, few rates and seeds: this page shows the way, its figures are not to be quoted."
+            "Fewer requests, rates or seeds than frozen: this page shows the way, its figures are not to be quoted."
             " accelgen sim report --scale paper has the frozen sizes."
         )
     if scale.stand_ins:
