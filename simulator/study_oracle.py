@@ -11,16 +11,15 @@ from accelgen.simulator.groups import Group, figure_of
 from accelgen.simulator.oracle import bound_of_setting, choose, searches
 from accelgen.simulator.published import ORACLE
 from accelgen.simulator.shown import NONE, Figure, Panel, Series, Table, number, text
-from accelgen.simulator.study import Arm, Ask, Found, Run, Scale, Section, faults
-from accelgen.simulator.study_ratios import BASELINES, GAP, NEWER, OWN
+from accelgen.simulator.study import Ask, Found, Run, Scale, Section, faults
+from accelgen.simulator.study_ratios import ATTAINED, GOODPUT, TOKENS, WHOLE
 
 WORKLOAD = "oracle"
 CHAINS = "chains of the search"
 RATES = (0.5, 1.0)
-GOODPUT, ATTAINED = figure_of(f"goodput.{GAP}"), figure_of(f"judged.attainment.{GAP}")
 MEASURES = (
     ("goodput", GOODPUT),
-    ("token throughput", figure_of("token_throughput")),
+    ("token throughput", TOKENS),
     ("attainment", ATTAINED),
     ("mean JCT", figure_of("latency.jct_s.mean")),
 )
@@ -31,12 +30,11 @@ def _asks(scale: Scale) -> list[Ask]:
     requests = min(24 if small else 60, (scale.requests or {}).get("", 60))
     evaluations = min(40 if small else 2000, 8 * requests)
     scenario = scale.scenario("accelgen", requests=requests)
-    arms = [Arm.of(name) for name in (*BASELINES, *NEWER, *OWN)]
-    asks = scale.grid(WORKLOAD, scenario, arms, RATES)
+    asks = scale.grid(WORKLOAD, scenario, WHOLE, RATES)
     for rate in RATES:
         settings = [
             chain
-            for setting in scale.run(WORKLOAD, scenario, arms[0], rate).settings
+            for setting in scale.run(WORKLOAD, scenario, WHOLE[0], rate).settings
             for chain in searches(setting, evaluations, 0, "goodput", None)
         ]
         asks.append(Run(WORKLOAD, CHAINS, rate, tuple(settings)))

@@ -23,13 +23,15 @@ from accelgen.simulator.shown import (
     number,
     text,
 )
-from accelgen.simulator.study import Found
+from accelgen.simulator.study import Arm, Found
 
 BASELINES = ("orca", "vllm", "fastgen", "sarathi", "fastserve")
 """Those that the paper compares with."""
 NEWER = ("edf", "srpf", "qoserve", "slidingserve")
 OWN = ("accelgen", "accelgen-calibrated", "accelgen-adaptive")
 WITHOUT = ("accelgen-no-chunking", "accelgen-no-ordering", "accelgen-no-batching")
+WHOLE = tuple(map(Arm.of, (*BASELINES, *NEWER, *OWN)))
+ARMS = (*WHOLE, *map(Arm.of, WITHOUT))
 ME = "accelgen"
 GAP = Rule.EVERY_GAP
 
