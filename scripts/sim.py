@@ -15,16 +15,15 @@ import msgspec
 
 from accelgen.scripts.sim_bars import bars
 from accelgen.scripts.sim_options import (
+    RATE,
     ListParam,
     PolicyParam,
     SwapParam,
     jobs_option,
     label,
-    middle_rate,
     pick_scenario,
     policies_option,
     rate_option,
-    setting_of,
     title_of,
     workload_options,
 )
@@ -34,10 +33,8 @@ from accelgen.simulator.crew import FAULTS, Crew, CrewError
 from accelgen.simulator.experiment import PolicyAt, Result, Setting, Store, key_of, simulate
 from accelgen.simulator.metrics import Rule
 from accelgen.simulator.scenarios import Scenario
+from accelgen.simulator.settings import Policy, middle_rate, setting_of
 from accelgen.simulator.traces import MissingTrace
-
-RATE = click.FloatRange(0, 1e6, min_open=True)
-Policy = tuple[str, dict[str, Any]]
 
 
 class Fault(click.ClickException):

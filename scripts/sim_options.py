@@ -13,7 +13,7 @@ import msgspec
 from accelgen.proto.policies import POLICY_GROUP, fault_in, known_policies, unknown_policy
 from accelgen.scripts.chat_objective import ObjectiveError, parse_objective
 from accelgen.simulator.distserve import NAME as DISTSERVE
-from accelgen.simulator.experiment import PolicyAt, Setting
+from accelgen.simulator.experiment import PolicyAt
 from accelgen.simulator.groups import words_of
 from accelgen.simulator.mix import own_rate
 from accelgen.simulator.scenarios import (
@@ -136,7 +136,7 @@ def _value(text: str) -> Any:
     return {"true": True, "false": False}.get(text, text)
 
 
-_RATE = click.FloatRange(0, 1e6, min_open=True)
+RATE = click.FloatRange(0, 1e6, min_open=True)
 _NATURAL = click.IntRange(0, 2**62)
 _COUNT = click.IntRange(1, 2**31)
 
@@ -161,10 +161,10 @@ _WORKLOAD = (
     click.option("--max-num-batched-tokens", type=_COUNT, help="Most tokens in one iteration."),
     click.option("--pipeline-depth", type=click.IntRange(0, 1), help="Plans made ahead."),
     click.option("--preemption", type=click.Choice(["recompute", "swap"]), help="What becomes of a victim's KV."),
-    click.option("--swap-gb-s", type=_RATE, help="To the host and back."),
+    click.option("--swap-gb-s", type=RATE, help="To the host and back."),
     click.option("--arrivals", type=click.Choice(["poisson", "gamma", "trace", "thinned"]),
                  help="Arrival process; trace: the times of the trace, scaled."),
-    click.option("--cv", type=_RATE, help="Of the gaps, with --arrivals gamma."),
+    click.option("--cv", type=RATE, help="Of the gaps, with --arrivals gamma."),
     click.option("--max-tokens", type=_COUNT, help="What clients ask for; outputs are cut to it."),
     click.option("--cut-tokens", type=_NATURAL, help="Most of prompt + max_tokens; prompts are cut. 0: the KV cache."),
     click.option("--rule", type=click.Choice(["every_gap", "cumulative_deadline", "request_mean"]),
@@ -196,7 +196,7 @@ def policies_option(command: F) -> F:
 
 def rate_option(command: F) -> F:
     return click.option(
-        "--rate", type=_RATE, show_default="the middle one of the scenario", help="Requests/s."
+        "--rate", type=RATE, show_default="the middle one of the scenario", help="Requests/s."
     )(command)
 
 
@@ -257,37 +257,6 @@ def _of_trace(trace: str, slo: dict[str, Goal] | None) -> tuple[str, Scenario]:
         max_num_batched_tokens=16384,
     )
     return name, scenario
-
-
-def setting_of(
-    name: str,
-    scenario: Scenario,
-    policy: tuple[str, dict[str, Any]],
-    rate: float,
-    seed: int,
-    stand_ins: bool,
-    enough: float = 0.0,
-    swaps: tuple[PolicyAt, ...] = (),
-) -> Setting:
-    """One simulation of the scenario."""
-    return Setting(
-        name=name,
-        scenario=scenario,
-        policy=policy[0],
-        params=policy[1],
-        rate=rate,
-        requests=scenario.requests,
-        seed=seed,
-        half=scenario.part_of_trace,
-        stand_ins=stand_ins,
-        enough=enough,
-        swaps=swaps,
-    )
-
-
-def middle_rate(scenario: Scenario) -> float:
-    """The rate at which a scenario is looked at if nobody names one."""
-    return scenario.rates[len(scenario.rates) // 2]
 
 
 def label(policy: tuple[str, dict[str, Any]]) -> str:

@@ -17,7 +17,7 @@ from rich.table import Table
 
 from accelgen.proto.policies import known_policies
 from accelgen.scripts.sim_bars import Bars, run_all
-from accelgen.scripts.sim_options import label, setting_of
+from accelgen.scripts.sim_options import label
 from accelgen.scripts.sim_table import RULES, WIDE, bound_heads
 from accelgen.simulator.bound import Bound
 from accelgen.simulator.candidates import Metric
@@ -28,8 +28,8 @@ from accelgen.simulator.groups import SEARCHED, Group
 from accelgen.simulator.metrics import Rule
 from accelgen.simulator.oracle import VARIANTS, bound_of_setting, choose, searches, value_of
 from accelgen.simulator.scenarios import Scenario
+from accelgen.simulator.settings import Policy, setting_of
 
-Policy = tuple[str, dict[str, Any]]
 RELAXED = "bound (relaxation)"
 
 
