@@ -16,9 +16,6 @@ import msgspec
 from accelgen.scripts.sim_bars import bars
 from accelgen.scripts.sim_options import (
     RATE,
-    ListParam,
-    PolicyParam,
-    SwapParam,
     jobs_option,
     label,
     pick_scenario,
@@ -27,6 +24,7 @@ from accelgen.scripts.sim_options import (
     title_of,
     workload_options,
 )
+from accelgen.scripts.sim_params import ListParam, PolicyParam, SwapParam
 from accelgen.scripts.sim_report import report
 from accelgen.scripts.sim_search import search_options
 from accelgen.simulator.crew import FAULTS, Crew, CrewError
