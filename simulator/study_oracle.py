@@ -3,14 +3,14 @@ exceeds: AccelGen's setting with few requests."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from statistics import fmean
 
-from accelgen.simulator.bound import Bound
-from accelgen.simulator.experiment import Result, Setting
+from accelgen.simulator.experiment import Result
 from accelgen.simulator.groups import Group, figure_of
 from accelgen.simulator.oracle import bound_of_setting, choose, searches
 from accelgen.simulator.published import ORACLE
-from accelgen.simulator.shown import NONE, Figure, Panel, Series, Table, number, text
+from accelgen.simulator.shown import NONE, Cell, Figure, Panel, Series, Table, number, text
 from accelgen.simulator.study import Ask, Found, Run, Scale, Section, faults
 from accelgen.simulator.study_ratios import ATTAINED, GOODPUT, TOKENS, WHOLE
 
@@ -50,12 +50,16 @@ def best_of(found: Found, rate: float) -> list[Result]:
     return [choose([one for one in good if one.setting.seed == seed], "goodput") for seed in seeds]
 
 
-def _bounds(found: Found, rate: float) -> list[Bound]:
-    """Per seed."""
-    settings: dict[int, Setting] = {}
-    for result in best_of(found, rate):
-        settings[result.setting.seed] = result.setting
-    return [bound_of_setting(setting) for setting in settings.values()]
+def _bound_row(best: Sequence[Result], rate: float) -> list[Cell]:
+    """The mean over the seeds; `best` has one result of each."""
+    bounds = [bound_of_setting(result.setting) for result in best]
+    return [
+        text("no schedule more than"),
+        number(rate, "{:g}"),
+        number(fmean(bound.goodput for bound in bounds), "{:.3f}"),
+        number(fmean(bound.attainment for bound in bounds), "{:.1f}", 100),
+        *[NONE] * len(MEASURES),
+    ]
 
 
 def distances(group: Group, best: Group) -> dict[str, float | None]:
@@ -88,18 +92,8 @@ def _table(found: Found) -> list[Table]:
                     *(number(away[name], "{:+.1f}") for name, _ in MEASURES),
                 ]
             )
-        bounds = _bounds(found, rate)
-        if bounds:
-            goodput, attained = (
-                fmean(b.goodput for b in bounds),
-                fmean(b.attainment for b in bounds),
-            )
-            cells = [
-                number(rate, "{:g}"),
-                number(goodput, "{:.3f}"),
-                number(attained, "{:.1f}", 100),
-            ]
-            rows.append([text("no schedule more than"), *cells, *[NONE] * len(MEASURES)])
+        if best.results:
+            rows.append(_bound_row(best.results, rate))
     said = {one.what: one for one in ORACLE}
     if rows:
         paper = [number(said[name].low, "{:+g}") for name, _ in MEASURES]
