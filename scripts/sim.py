@@ -29,6 +29,7 @@ from accelgen.scripts.sim_report import report
 from accelgen.scripts.sim_search import search_options
 from accelgen.simulator.crew import FAULTS, Crew, CrewError
 from accelgen.simulator.experiment import PolicyAt, Result, Setting, Store, key_of, simulate
+from accelgen.simulator.groups import groups_of
 from accelgen.simulator.metrics import Rule
 from accelgen.simulator.scenarios import Scenario
 from accelgen.simulator.settings import Policy, middle_rate, setting_of
@@ -182,7 +183,7 @@ def compare(
 def oracle(policies: list[Policy], rate: float | None, jobs: int | None, **given: Any) -> None:
     """Hold policies against a searched upper reference, which knows all arrivals and lengths, and against a bound."""
     from accelgen.scripts.sim_oracle import print_reference, with_reference, write_bounds
-    from accelgen.scripts.sim_table import groups_of, write_results
+    from accelgen.scripts.sim_table import write_results
 
     name, scenario = pick_scenario(given)
     at = rate or middle_rate(scenario)
@@ -289,7 +290,7 @@ def _report(
     more: dict[str, dict[str, str]] | None = None,
 ) -> None:
     from accelgen.scripts.sim_figure import NO_MATPLOTLIB
-    from accelgen.scripts.sim_table import groups_of, print_groups, write_results
+    from accelgen.scripts.sim_table import print_groups, write_results
 
     groups, rule, title = groups_of(results), Rule(scenario.rule), title_of(name, scenario)
     print_groups(groups, rule, title, with_rate, more)

@@ -9,12 +9,12 @@ from statistics import fmean
 import click
 import msgspec
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from accelgen.scripts.sim_bars import Bars, run_all, side_by_side
 from accelgen.scripts.sim_figure import NO_MATPLOTLIB, draw_capacity
 from accelgen.scripts.sim_options import label
+from accelgen.scripts.sim_table import wide_console
 from accelgen.simulator.capacity import Capacity, find_capacity
 from accelgen.simulator.crew import Crew
 from accelgen.simulator.experiment import Result
@@ -68,7 +68,7 @@ def report_capacities(
     for policy, (capacity, _) in found.items():
         above = "-" if capacity.above is None else f"{capacity.above:.3f}"
         table.add_row(policy, f"{capacity.rate:.3f}", above, str(len(capacity.tried)))
-    console = Console()
+    console = wide_console()
     console.print(title, markup=False, highlight=False, soft_wrap=True)
     console.print(table)
     for policy, (_, results) in found.items():

@@ -12,13 +12,12 @@ from typing import Any, get_args
 
 from msgspec import Struct, structs
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from accelgen.proto.policies import known_policies
 from accelgen.scripts.sim_bars import Bars, run_all
 from accelgen.scripts.sim_options import label
-from accelgen.scripts.sim_table import RULES, WIDE, bound_heads
+from accelgen.scripts.sim_table import RULES, attained_column, goodput_column, wide_console
 from accelgen.simulator.bound import Bound
 from accelgen.simulator.candidates import Metric
 from accelgen.simulator.crew import Crew
@@ -49,7 +48,7 @@ class Reference(Struct, frozen=True):
     def rows(self, rule: Rule) -> dict[str, dict[str, str]]:
         """The bound's row of a table, by name: cells by head of their column."""
         goodput, attainment = self.limits()
-        heads = bound_heads(rule)
+        heads = _heads(rule)
         return {RELAXED: {heads[0]: f"{goodput:.2f}", heads[1]: f"{100 * attainment:.1f}"}}
 
 
@@ -108,15 +107,13 @@ def print_reference(
     best = _means(SEARCHED, reference.best)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("", no_wrap=True)
-    for head in (*bound_heads(rule), "goodput below searched %"):
+    for head in (*_heads(rule), "goodput below searched %"):
         table.add_column(head, justify="right")
     rows = [*means[::-1], best, (RELAXED, *reference.limits())]
     for row, goodput, attainment in rows:
         below = f"{100 * (1 - goodput / best[1]):.1f}" if best[1] > 0 and row != RELAXED else "-"
         table.add_row(row, f"{goodput:.3f}", f"{100 * attainment:.1f}", below)
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=WIDE)
+    console = wide_console()
     console.print(title, markup=False, highlight=False, soft_wrap=True)
     console.print(table)
     for group in groups:
@@ -128,6 +125,11 @@ def print_reference(
             f" ({RULES[rule]}), {bound.compute} if KV had no limit, in at least {bound.least_s:.1f} s.",
             markup=False, highlight=False, soft_wrap=True,
         )  # fmt: skip
+
+
+def _heads(rule: Rule) -> tuple[str, str]:
+    """Of the columns that a bound has a figure for."""
+    return goodput_column(rule).head, attained_column(rule).head
 
 
 def _means(name: str, results: Sequence[Result]) -> tuple[str, float, float]:

@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import csv
 import json
+from collections import Counter
+from io import StringIO
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
+from rich.console import Console
 
+from accelgen.scripts import sim_table
 from accelgen.scripts.cli import main
+from accelgen.simulator.experiment import run_setting
+from accelgen.simulator.groups import groups_of
+from accelgen.simulator.metrics import Rule
+from accelgen.simulator.settings import Policy, setting_of
+from accelgen.simulator.study import Scale
 from accelgen.simulator.traces import VARIABLE
 
 SMALL = ["--trace", "synthetic:azure2023_code", "--requests", "20", "--quiet", "--slo", "ttft=500"]
@@ -43,6 +52,29 @@ def test_run_prints_every_figure_and_keeps_it(tmp_path: Path) -> None:
     assert all(float(row["ttft_s"]) <= float(row["jct_s"]) for row in rows)
     again = sim(*words[:-1], out=tmp_path)
     assert again.output.split("Wrote")[0] == done.output.split("Wrote")[0]
+
+
+@pytest.mark.parametrize("width", [80, 100, 150])
+@pytest.mark.parametrize("with_rate", [False, True])
+def test_tables_are_whole_in_narrow_terminals(
+    width: int, with_rate: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scenario = Scale("x", True).scenario("azure2023_code", requests=6)
+    policy: Policy = ("accelgen-no-chunking", {})
+    done = run_setting(setting_of("x", scenario, policy, 12345.0, 0, stand_ins=True))
+    rows = groups_of([done])
+    console = Console(width=width, file=StringIO(), force_terminal=True, color_system=None)
+    monkeypatch.setattr(sim_table, "wide_console", lambda: console)
+    rule = Rule(scenario.rule)
+    sim_table.print_groups(rows, rule, "title", with_rate)
+    said = console.file.getvalue()  # type: ignore[attr-defined]
+    assert all(len(line.rstrip()) <= width for line in said.splitlines())
+    words = Counter(said.split())
+    for column in sim_table.columns(rule):
+        cell = column.form.format(column.read(done) or 0.0)
+        needed = Counter([*column.head.split(), cell])
+        assert needed <= words, column.head
+        words -= needed
 
 
 def test_compare_writes_table_figure_csv_and_json(tmp_path: Path) -> None:
