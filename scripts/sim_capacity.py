@@ -14,7 +14,7 @@ from rich.table import Table
 from accelgen.scripts.sim_bars import Bars, run_all, side_by_side
 from accelgen.scripts.sim_figure import NO_MATPLOTLIB, draw_capacity
 from accelgen.scripts.sim_options import label
-from accelgen.scripts.sim_table import wide_console
+from accelgen.scripts.sim_table import say_written, wide_console
 from accelgen.simulator.capacity import Capacity, find_capacity
 from accelgen.simulator.crew import Crew
 from accelgen.simulator.experiment import Result
@@ -81,7 +81,7 @@ def report_capacities(
         written.append(path.with_suffix(".png"))
     except ImportError:
         click.echo(NO_MATPLOTLIB, err=True)
-    click.echo(f"Wrote {', '.join(map(str, written))}", err=True)
+    say_written(written)
 
 
 def _write(found: Found, scenario: Scenario, wanted: float, path: Path) -> list[Path]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import click
 import msgspec
 from rich import box
 from rich.console import Console
@@ -170,17 +171,20 @@ def _widths(part: Sequence[Shown], width: int) -> list[int]:
 
 
 def print_summary(result: Result) -> None:
-    """Every figure of one run."""
-    table = Table(show_header=False, pad_edge=False, box=None)
-    for name, value in flatten(msgspec.to_builtins(result.summary)).items():
-        table.add_row(name, _shown(value))
-    Console().print(table)
-
-
-def _shown(value: Any) -> str:
-    if value is None:
-        return NO_DATA
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
+    """The figures of one run that comparisons show, one below the other."""
+    assert result.summary is not None
+    shown = [
+        (column.name, _cell(column.read(result), column), column.unit)
+        for column in columns(Rule(result.setting.scenario.rule))
+    ]
+    shown = [
+        ("requests sent", str(result.summary.sent), ""),
+        ("succeeded", str(result.summary.succeeded), ""),
+        *shown,
+    ]
+    names, values, _ = (max(map(len, cells)) for cells in zip(*shown, strict=True))
+    for name, value, unit in shown:
+        click.echo(f"{name:{names}}  {value:>{values}} {unit}".rstrip())
 
 
 def flatten(value: dict[str, Any], before: str = "") -> dict[str, Any]:
@@ -218,6 +222,10 @@ def write_results(results: Sequence[Result], path: Path) -> list[Path]:
         writer.writerows(rows)
     whole.write_bytes(msgspec.json.format(msgspec.json.encode(list(results)), indent=1))
     return [table, whole]
+
+
+def say_written(paths: Sequence[Path]) -> None:
+    click.echo(f"Wrote {', '.join(map(str, paths))}", err=True)
 
 
 _REQUEST_COLUMNS = (
