@@ -75,7 +75,7 @@ _RESULTS = (
     click.option("--out", type=click.Path(file_okay=False, path_type=Path), default=Path("sim-results"),
                  show_default=True, help="Folder of results; what is there is not run again."),
     click.option("--anew", is_flag=True, help="Run again what is there already."),
-    click.option("--quiet", is_flag=True, help="No progress bar."),
+    click.option("--quiet", is_flag=True, help="No progress."),
 )  # fmt: skip
 
 

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections import Counter
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
 from rich.console import Console
+from rich.progress import Progress
 
-from accelgen.scripts import sim_table
+from accelgen.proto.policies import known_policies
+from accelgen.scripts import sim_bars, sim_table
 from accelgen.scripts.cli import main
-from accelgen.simulator.experiment import run_setting
+from accelgen.simulator.crew import Crew
+from accelgen.simulator.experiment import Setting, key_of, run_setting
 from accelgen.simulator.groups import groups_of
 from accelgen.simulator.metrics import Rule
+from accelgen.simulator.oracle import CHAINS, VARIANTS
 from accelgen.simulator.settings import Policy, setting_of
 from accelgen.simulator.study import Scale
 from accelgen.simulator.traces import VARIABLE
@@ -153,6 +159,48 @@ def test_oracle_is_above_every_policy_and_below_the_bound(tmp_path: Path) -> Non
     assert kept == {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").iterdir()}
     heads = [line.strip().split("  ")[0] for line in compared.output.splitlines()]
     assert {"vllm", "qoserve", "oracle (searched)", "bound (relaxation)"} <= set(heads)
+
+
+def test_who_has_no_terminal_is_told_how_far_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sim_bars, "LINE_S", 0.05)
+    words = [word for word in SMALL if word != "--quiet"]
+    words += ["--policies", "vllm", "--evaluations", "8", "--jobs", "1"]
+    asked: list[str] = []
+
+    def run(crew: Crew, setting: Setting, progress: Any) -> Any:
+        asked.append(key_of(setting))
+        return really_run(crew, setting, progress)
+
+    really_run = Crew.run
+    monkeypatch.setattr(Crew, "run", run)
+    done = sim("oracle", *words, "--anew", out=tmp_path)
+    assert done.exit_code == 0, done.output
+    assert len(asked) == len({*asked}) == len(known_policies()) + len(VARIANTS) + CHAINS
+    lines = done.stderr.splitlines()
+    assert "a search that tries 8 schedules. 1 at a time." in lines[0]
+    assert re.search(r"The first took [\d.]+ s: roughly 0:\d\d:\d\d", done.stderr)
+    count = len(known_policies()) + len(VARIANTS) + 8
+    assert re.search(rf"^0:00:\d\d azure2023_code: \d+ of {count} simulations", done.stderr, re.M)
+    assert lines[-1].startswith("Wrote ")
+    again = sim("oracle", *words, "--quiet", out=tmp_path)
+    assert again.stdout == done.stdout and len(again.stderr.splitlines()) == 1
+
+
+def test_what_is_left_counts_what_was_really_run() -> None:
+    with Progress(disable=True) as progress:
+        shown = sim_bars.Bars(progress, quiet=True)
+        shown.expect("all", 100)
+        for _ in range(80):  # there already
+            with shown.one("old"):
+                pass
+        assert shown.line() == "all: 80 of 100 simulations"
+        with shown.one("search", worth=10) as tell:
+            tell(3, 7)
+            assert shown.line() == "all: 84 of 100 simulations, search (3 of 7)"
+        shown._ran_s = 20.0
+        assert shown.line() == "all: 90 of 100 simulations, about 0:00:20 left"
 
 
 @pytest.mark.parametrize(
