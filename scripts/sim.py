@@ -15,29 +15,25 @@ import msgspec
 
 from accelgen.scripts.sim_bars import bars
 from accelgen.scripts.sim_options import (
-    ListParam,
-    PolicyParam,
-    SwapParam,
+    RATE,
     jobs_option,
-    label,
-    middle_rate,
     pick_scenario,
     policies_option,
     rate_option,
-    setting_of,
     title_of,
     workload_options,
 )
+from accelgen.scripts.sim_params import ListParam
 from accelgen.scripts.sim_report import report
+from accelgen.scripts.sim_run import run
 from accelgen.scripts.sim_search import search_options
 from accelgen.simulator.crew import FAULTS, Crew, CrewError
-from accelgen.simulator.experiment import PolicyAt, Result, Setting, Store, key_of, simulate
+from accelgen.simulator.experiment import Result, Setting, Store
+from accelgen.simulator.groups import groups_of
 from accelgen.simulator.metrics import Rule
 from accelgen.simulator.scenarios import Scenario
+from accelgen.simulator.settings import Policy, middle_rate, setting_of
 from accelgen.simulator.traces import MissingTrace
-
-RATE = click.FloatRange(0, 1e6, min_open=True)
-Policy = tuple[str, dict[str, Any]]
 
 
 class Fault(click.ClickException):
@@ -64,6 +60,7 @@ def command() -> None:
     """Simulate scheduling policies: the live scheduler and KV manager over a modelled device."""
 
 
+command.add_command(run)
 command.add_command(report)
 
 
@@ -92,61 +89,6 @@ def list_names(file: Path | None) -> None:
     devices = ", ".join(f"{model} on {hardware}" for model, hardware in known_devices())
     click.echo(f"Devices (--model, --hardware): {devices}")
     click.echo(f"Stand-ins (--trace {SYNTHETIC}NAME): {', '.join(STAND_INS)}")
-
-
-@command.command("run")
-@workload_options
-@click.option(
-    "--policy",
-    type=PolicyParam(),
-    default="accelgen",
-    show_default=True,
-    help="Policy; NAME:key=value sets parameters.",
-)
-@rate_option
-@click.option(
-    "--swap",
-    "swaps",
-    type=SwapParam(),
-    multiple=True,
-    metavar="SECONDS:POLICY",
-    help="Another policy takes over at that time; several times if you like.",
-)
-@click.option("--save-detailed", is_flag=True, help="Write a CSV with a row per request.")
-def run(
-    policy: Policy,
-    rate: float | None,
-    swaps: tuple[PolicyAt, ...],
-    save_detailed: bool,
-    **given: Any,
-) -> None:
-    """Simulate one policy at one rate."""
-    from accelgen.scripts.sim_table import print_summary, write_requests, write_results
-
-    name, scenario = pick_scenario(given)
-    at = rate or middle_rate(scenario)
-    store = Store(given["out"] / "runs")
-    for seed in scenario.seeds[:1] if given["seeds"] is None else scenario.seeds:
-        setting = setting_of(name, scenario, policy, at, seed, given["synthetic"], swaps=swaps)
-        result = None if given["anew"] or save_detailed else store.load(key_of(setting))
-        fates = []
-        if result is None:
-            with bars(given["quiet"]) as shown, shown.one(label(policy)) as progress:
-                result, outcome = simulate(setting, progress)
-            store.save(result)
-            fates = outcome.fates
-        later = [f", from {one.at_s:g} s {label((one.policy, one.params))}" for one in swaps]
-        who = "".join([label(policy), *later])
-        click.echo(f"{title_of(name, scenario)}\n{who} at {at:g} requests/s, seed {seed}")
-        if result.summary is None:
-            raise click.ClickException(f"{label(policy)} failed: {result.fault}")
-        print_summary(result)
-        path = given["out"] / f"run-{name}-{policy[0]}-{result.key[:8]}"
-        written = write_results([result], path)
-        if save_detailed:
-            written.append(path.with_suffix(".requests.csv"))
-            write_requests(fates, written[-1])
-        _say_written(written)
 
 
 @command.command("compare")
@@ -187,7 +129,7 @@ def compare(
 def oracle(policies: list[Policy], rate: float | None, jobs: int | None, **given: Any) -> None:
     """Hold policies against a searched upper reference, which knows all arrivals and lengths, and against a bound."""
     from accelgen.scripts.sim_oracle import print_reference, with_reference, write_bounds
-    from accelgen.scripts.sim_table import groups_of, write_results
+    from accelgen.scripts.sim_table import say_written, write_results
 
     name, scenario = pick_scenario(given)
     at = rate or middle_rate(scenario)
@@ -198,7 +140,7 @@ def oracle(policies: list[Policy], rate: float | None, jobs: int | None, **given
     everything = [*results, *reference.best]
     path = given["out"] / _stem("oracle", name, everything)
     written = write_results(everything, path)
-    _say_written([*written, write_bounds(reference, path.with_suffix(".bounds.csv"))])
+    say_written([*written, write_bounds(reference, path.with_suffix(".bounds.csv"))])
 
 
 @command.command("sweep")
@@ -294,7 +236,7 @@ def _report(
     more: dict[str, dict[str, str]] | None = None,
 ) -> None:
     from accelgen.scripts.sim_figure import NO_MATPLOTLIB
-    from accelgen.scripts.sim_table import groups_of, print_groups, write_results
+    from accelgen.scripts.sim_table import print_groups, say_written, write_results
 
     groups, rule, title = groups_of(results), Rule(scenario.rule), title_of(name, scenario)
     print_groups(groups, rule, title, with_rate, more)
@@ -305,14 +247,10 @@ def _report(
         written.append(path.with_suffix(".png"))
     except ImportError:
         click.echo(NO_MATPLOTLIB, err=True)
-    _say_written(written)
+    say_written(written)
 
 
 def _stem(verb: str, name: str, results: Sequence[Result]) -> str:
     """Another name for other settings, so that nothing is overwritten but what is made again."""
     settings = msgspec.json.encode([result.setting for result in results], order="sorted")
     return f"{verb}-{name}-{sha256(settings).hexdigest()[:8]}"
-
-
-def _say_written(paths: Sequence[Path]) -> None:
-    click.echo(f"Wrote {', '.join(map(str, paths))}", err=True)

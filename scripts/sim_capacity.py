@@ -5,26 +5,24 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
 import click
 import msgspec
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from accelgen.scripts.sim_bars import Bars, run_all, side_by_side
 from accelgen.scripts.sim_figure import NO_MATPLOTLIB, draw_capacity
-from accelgen.scripts.sim_options import label, middle_rate, setting_of
+from accelgen.scripts.sim_options import label
+from accelgen.scripts.sim_table import say_written, wide_console
 from accelgen.simulator.capacity import Capacity, find_capacity
 from accelgen.simulator.crew import Crew
 from accelgen.simulator.experiment import Result
 from accelgen.simulator.metrics import Rule
 from accelgen.simulator.scenarios import Scenario
+from accelgen.simulator.settings import Policy, enough_for, middle_rate, most_rate, setting_of
 
-Policy = tuple[str, dict[str, Any]]
 Found = dict[str, tuple[Capacity, list[Result]]]
-MOST = 64.0  # times the highest rate of the scenario
 
 
 def search(
@@ -39,22 +37,21 @@ def search(
 ) -> Found:
     """Per policy: its capacity, and the runs it rests on. Attainment at a rate is the mean over the seeds."""
     shown.expect(name, None)
-    # Below this in one of the seeds the mean is out of reach, however good the others: the run can end.
-    enough = max(0.0, 1 - len(scenario.seeds) * (1 - wanted))
+    enough = enough_for(wanted, scenario)
 
     def one(policy: Policy) -> tuple[Capacity, list[Result]]:
         runs: list[Result] = []
 
         def attained(rate: float) -> float:
             settings = [
-                setting_of(name, scenario, policy, rate, seed, stand_ins, enough)
+                setting_of(name, scenario, policy, rate, seed, stand_ins, enough=enough)
                 for seed in scenario.seeds
             ]
             results = run_all(crew, settings, shown)
             runs.extend(results)
             return fmean(result.attainment(scenario.rule) for result in results)
 
-        first, most = middle_rate(scenario), MOST * scenario.rates[-1]
+        first, most = middle_rate(scenario), most_rate(scenario)
         return find_capacity(attained, wanted, first, most, tolerance), runs
 
     found = side_by_side(crew, one, policies, 4 * crew.size)
@@ -71,7 +68,7 @@ def report_capacities(
     for policy, (capacity, _) in found.items():
         above = "-" if capacity.above is None else f"{capacity.above:.3f}"
         table.add_row(policy, f"{capacity.rate:.3f}", above, str(len(capacity.tried)))
-    console = Console()
+    console = wide_console()
     console.print(title, markup=False, highlight=False, soft_wrap=True)
     console.print(table)
     for policy, (_, results) in found.items():
@@ -84,7 +81,7 @@ def report_capacities(
         written.append(path.with_suffix(".png"))
     except ImportError:
         click.echo(NO_MATPLOTLIB, err=True)
-    click.echo(f"Wrote {', '.join(map(str, written))}", err=True)
+    say_written(written)
 
 
 def _write(found: Found, scenario: Scenario, wanted: float, path: Path) -> list[Path]:

@@ -1,19 +1,16 @@
-"""What `accelgen sim` is asked: options that its verbs share, and the scenario and settings they amount to."""
+"""What `accelgen sim` is asked: options that its verbs share, and the scenario they amount to."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 import msgspec
 
-from accelgen.proto.policies import POLICY_GROUP, fault_in, known_policies, unknown_policy
-from accelgen.scripts.chat_objective import ObjectiveError, parse_objective
-from accelgen.simulator.distserve import NAME as DISTSERVE
-from accelgen.simulator.experiment import PolicyAt, Setting
+from accelgen.proto.policies import known_policies
+from accelgen.scripts.sim_params import ListParam, PolicyParam, SloParam
 from accelgen.simulator.groups import words_of
 from accelgen.simulator.mix import own_rate
 from accelgen.simulator.scenarios import (
@@ -25,7 +22,7 @@ from accelgen.simulator.scenarios import (
     find_scenario,
     make_scenario,
 )
-from accelgen.simulator.stages import Rules
+from accelgen.simulator.settings import Policy
 from accelgen.simulator.synthetic import STAND_INS
 from accelgen.simulator.traces import find_trace, read_trace
 
@@ -36,107 +33,7 @@ _OVERRIDES = (
     "max_num_seqs", "max_num_batched_tokens", "pipeline_depth", "preemption", "swap_gb_s",
     "arrivals", "cv", "max_tokens", "cut_tokens", "rule",
 )  # fmt: skip
-
-
-class PolicyParam(click.ParamType):
-    """`NAME` or `NAME:KEY=VALUE:KEY=VALUE`: an installed policy, or distserve, which runs here only."""
-
-    name = "policy"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[str, dict[str, Any]]:
-        if not isinstance(value, str):
-            return value  # type: ignore[no-any-return]
-        name, *words = value.strip().split(":")
-        if name != DISTSERVE and (fault := unknown_policy(name)):
-            self.fail(fault, param, ctx)
-        params: dict[str, Any] = {}
-        for word in words:
-            key, equals, text = word.partition("=")
-            if not (key and equals):
-                self.fail(f"{word!r} is not of the form key=value", param, ctx)
-            params[key] = _value(text)
-        try:
-            kind = Rules if name == DISTSERVE else _installed(name)
-        except ImportError as error:
-            self.fail(f"{name} is installed and cannot be imported: {error}", param, ctx)
-        if fault := fault_in(name, kind, params):
-            self.fail(fault, param, ctx)
-        return name, params
-
-
-class ListParam(click.ParamType):
-    """Values of another type, separated by commas."""
-
-    def __init__(self, inner: click.ParamType) -> None:
-        self.inner, self.name = inner, f"{inner.name},..."
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> list[Any]:
-        words = value.split(",") if isinstance(value, str) else value
-        return [self.inner.convert(word, param, ctx) for word in words]
-
-
-class SwapParam(click.ParamType):
-    """`SECONDS:POLICY`, parameters as elsewhere."""
-
-    name = "seconds:policy"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> PolicyAt:
-        if isinstance(value, PolicyAt):
-            return value
-        moment, colon, policy = value.partition(":")
-        if not colon:
-            self.fail(f"{value!r} is not of the form SECONDS:POLICY", param, ctx)
-        at_s = click.FloatRange(0, 1e9).convert(moment, param, ctx)
-        name, params = PolicyParam().convert(policy, param, ctx)
-        if name == DISTSERVE:
-            self.fail(f"{DISTSERVE} cannot take over: it needs devices of two kinds", param, ctx)
-        return PolicyAt(at_s, name, params)
-
-
-class SloParam(click.ParamType):
-    """`ttft=1000,tpot=100,e2e=9000`, in milliseconds."""
-
-    name = "slo"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> dict[str, Goal]:
-        if isinstance(value, dict):
-            return value
-        try:
-            stated = parse_objective(value)
-        except ObjectiveError as error:
-            self.fail(str(error), param, ctx)
-        if stated.slo_class is not None:
-            self.fail(f"{stated.slo_class!r}: state numbers, like ttft=1000,tpot=100", param, ctx)
-        limits = {"ttft": stated.ttft_ms, "tpot": stated.tpot_ms, "e2e": stated.e2e_ms}
-        return {name: Goal(base_s=ms / 1000) for name, ms in limits.items() if ms is not None}
-
-
-def _installed(name: str) -> Callable[..., Any]:
-    """What makes the policy."""
-    [point] = entry_points(group=POLICY_GROUP, name=name)
-    kind: Callable[..., Any] = point.load()
-    return kind
-
-
-def _value(text: str) -> Any:
-    """A TOML-like value: number, true, false, else text."""
-    for read in (int, float):
-        try:
-            return read(text)
-        except ValueError:
-            pass
-    return {"true": True, "false": False}.get(text, text)
-
-
-_RATE = click.FloatRange(0, 1e6, min_open=True)
+RATE = click.FloatRange(0, 1e6, min_open=True)
 _NATURAL = click.IntRange(0, 2**62)
 _COUNT = click.IntRange(1, 2**31)
 
@@ -161,10 +58,10 @@ _WORKLOAD = (
     click.option("--max-num-batched-tokens", type=_COUNT, help="Most tokens in one iteration."),
     click.option("--pipeline-depth", type=click.IntRange(0, 1), help="Plans made ahead."),
     click.option("--preemption", type=click.Choice(["recompute", "swap"]), help="What becomes of a victim's KV."),
-    click.option("--swap-gb-s", type=_RATE, help="To the host and back."),
+    click.option("--swap-gb-s", type=RATE, help="To the host and back."),
     click.option("--arrivals", type=click.Choice(["poisson", "gamma", "trace", "thinned"]),
                  help="Arrival process; trace: the times of the trace, scaled."),
-    click.option("--cv", type=_RATE, help="Of the gaps, with --arrivals gamma."),
+    click.option("--cv", type=RATE, help="Of the gaps, with --arrivals gamma."),
     click.option("--max-tokens", type=_COUNT, help="What clients ask for; outputs are cut to it."),
     click.option("--cut-tokens", type=_NATURAL, help="Most of prompt + max_tokens; prompts are cut. 0: the KV cache."),
     click.option("--rule", type=click.Choice(["every_gap", "cumulative_deadline", "request_mean"]),
@@ -172,17 +69,26 @@ _WORKLOAD = (
     click.option("--requests", type=_COUNT, help="Requests sent."),
     click.option("--seeds", type=ListParam(click.IntRange(0, 2**31)), metavar="N,...", help="One run for each."),
     click.option("--half", type=click.Choice(["tune", "report", "all"]), help="Part of a trace."),
+)  # fmt: skip
+_RESULTS = (
     click.option("--synthetic", is_flag=True, help="Stand-ins with published statistics in place of traces."),
     click.option("--out", type=click.Path(file_okay=False, path_type=Path), default=Path("sim-results"),
                  show_default=True, help="Folder of results; what is there is not run again."),
     click.option("--anew", is_flag=True, help="Run again what is there already."),
-    click.option("--quiet", is_flag=True, help="No progress bar."),
+    click.option("--quiet", is_flag=True, help="No progress."),
 )  # fmt: skip
 
 
 def workload_options(command: F) -> F:
-    """The options that say what is simulated."""
-    for option in reversed(_WORKLOAD):
+    """The options that say what is simulated, and where results go."""
+    for option in reversed((*_WORKLOAD, *_RESULTS)):
+        command = option(command)
+    return command
+
+
+def results_options(command: F) -> F:
+    """Where results go, and what need not be there."""
+    for option in reversed(_RESULTS):
         command = option(command)
     return command
 
@@ -196,7 +102,7 @@ def policies_option(command: F) -> F:
 
 def rate_option(command: F) -> F:
     return click.option(
-        "--rate", type=_RATE, show_default="the middle one of the scenario", help="Requests/s."
+        "--rate", type=RATE, show_default="the middle one of the scenario", help="Requests/s."
     )(command)
 
 
@@ -259,38 +165,7 @@ def _of_trace(trace: str, slo: dict[str, Goal] | None) -> tuple[str, Scenario]:
     return name, scenario
 
 
-def setting_of(
-    name: str,
-    scenario: Scenario,
-    policy: tuple[str, dict[str, Any]],
-    rate: float,
-    seed: int,
-    stand_ins: bool,
-    enough: float = 0.0,
-    swaps: tuple[PolicyAt, ...] = (),
-) -> Setting:
-    """One simulation of the scenario."""
-    return Setting(
-        name=name,
-        scenario=scenario,
-        policy=policy[0],
-        params=policy[1],
-        rate=rate,
-        requests=scenario.requests,
-        seed=seed,
-        half=scenario.part_of_trace,
-        stand_ins=stand_ins,
-        enough=enough,
-        swaps=swaps,
-    )
-
-
-def middle_rate(scenario: Scenario) -> float:
-    """The rate at which a scenario is looked at if nobody names one."""
-    return scenario.rates[len(scenario.rates) // 2]
-
-
-def label(policy: tuple[str, dict[str, Any]]) -> str:
+def label(policy: Policy) -> str:
     """As it is written on the command line; what a search has found is called that."""
     return words_of(*policy)
 

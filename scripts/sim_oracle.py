@@ -12,13 +12,12 @@ from typing import Any, get_args
 
 from msgspec import Struct, structs
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from accelgen.proto.policies import known_policies
-from accelgen.scripts.sim_bars import Bars, run_all
-from accelgen.scripts.sim_options import label, setting_of
-from accelgen.scripts.sim_table import RULES, WIDE, bound_heads
+from accelgen.scripts.sim_bars import Bars, clock, run_all, schedules_of
+from accelgen.scripts.sim_options import label
+from accelgen.scripts.sim_table import RULES, attained_column, goodput_column, wide_console
 from accelgen.simulator.bound import Bound
 from accelgen.simulator.candidates import Metric
 from accelgen.simulator.crew import Crew
@@ -26,10 +25,17 @@ from accelgen.simulator.distserve import NAME as DISTSERVE
 from accelgen.simulator.experiment import ORACLE, Result, Setting
 from accelgen.simulator.groups import SEARCHED, Group
 from accelgen.simulator.metrics import Rule
-from accelgen.simulator.oracle import VARIANTS, bound_of_setting, choose, searches, value_of
+from accelgen.simulator.oracle import (
+    EXHAUSTIVE,
+    VARIANTS,
+    bound_of_setting,
+    choose,
+    searches,
+    value_of,
+)
 from accelgen.simulator.scenarios import Scenario
+from accelgen.simulator.settings import Policy, setting_of
 
-Policy = tuple[str, dict[str, Any]]
 RELAXED = "bound (relaxation)"
 
 
@@ -49,7 +55,7 @@ class Reference(Struct, frozen=True):
     def rows(self, rule: Rule) -> dict[str, dict[str, str]]:
         """The bound's row of a table, by name: cells by head of their column."""
         goodput, attainment = self.limits()
-        heads = bound_heads(rule)
+        heads = _heads(rule)
         return {RELAXED: {heads[0]: f"{goodput:.2f}", heads[1]: f"{100 * attainment:.1f}"}}
 
 
@@ -64,39 +70,75 @@ def with_reference(
 ) -> tuple[list[Result], Reference]:
     """Every policy with every seed, and what they are held against. Raises CrewError, ScenarioError, TraceError."""
 
-    def settings(others: Sequence[Policy], seeds: Sequence[int]) -> list[Setting]:
+    def settings(those: Sequence[Policy]) -> list[Setting]:
         return [
             setting_of(name, scenario, policy, rate, seed, given["synthetic"])
-            for policy in others
-            for seed in seeds
+            for policy in those
+            for seed in scenario.seeds
         ]
 
-    shown.expect(name, None)
-    bounds = [
-        bound_of_setting(one, any(policy == DISTSERVE for policy, _ in policies))
-        for one in settings(policies[:1], scenario.seeds)
-    ]
-    results = run_all(crew, settings(policies, scenario.seeds), shown)
+    starts = settings(policies[:1])  # one per seed
+    swapping = any(policy == DISTSERVE for policy, _ in policies)
+    with shown.one("bounds"):
+        bounds = [bound_of_setting(start, swapping) for start in starts]
     others: list[Policy] = [*((policy, {}) for policy in known_policies()), *VARIANTS]
-    more = run_all(crew, settings(others, scenario.seeds), shown)
-    best = []
-    for seed in scenario.seeds:
-        known = [result for result in [*results, *more] if result.setting.seed == seed]
-        best.append(_search(crew, shown, known, given))
-    return results, Reference(best, bounds)
+    asked, more = settings(policies), settings([one for one in others if one not in policies])
+    results = _run_announced(crew, shown, [*asked, *more], _tried(starts, given))
+    return results[: len(asked)], Reference(_search(crew, shown, results, scenario, given), bounds)
 
 
-def _search(crew: Crew, shown: Bars, known: Sequence[Result], given: dict[str, Any]) -> Result:
-    """The best of `known`, runs of policies on one workload, and of what the search finds."""
+def _run_announced(
+    crew: Crew, shown: Bars, known: Sequence[Setting], tried: int | None
+) -> list[Result]:
+    """The policies' runs, after some words on how much is to come: `tried` schedules of the search, too."""
+    first = known[0]
+    shown.expect(first.name, None if tried is None else len(known) + tried)
+    shown.say(
+        f"{len(known)} simulations of {first.requests} requests: policies, and some with other parameters. Then a"
+        f" search that tries {'all' if tried is None else tried} schedules. {crew.size} at a time."
+    )
+    results = run_all(crew, known[:1], shown)
+    if tried is not None:
+        each_s = results[0].wall_s
+        whole = clock(each_s * (len(known) + tried) / crew.size)
+        shown.say(
+            f"The first took {each_s:.1f} s: roughly {whole} in all, less what is there already."
+        )
+    return results + run_all(crew, known[1:], shown)
+
+
+def _chains(start: Setting, given: dict[str, Any], best: Result | None) -> list[Setting]:
+    return searches(start, given["evaluations"], given["search_seed"], given["metric"], best)
+
+
+def _tried(starts: Sequence[Setting], given: dict[str, Any]) -> int | None:
+    """How many schedules the search tries; None where it tries all."""
+    if starts[0].requests <= EXHAUSTIVE:
+        return None
+    return sum(schedules_of(chain) for start in starts for chain in _chains(start, given, None))
+
+
+def _search(
+    crew: Crew, shown: Bars, known: Sequence[Result], scenario: Scenario, given: dict[str, Any]
+) -> list[Result]:
+    """Per seed the best of `known`, runs of policies, and of what the search finds."""
     metric = given["metric"]
-    start = choose([one for one in known if one.setting.policy != DISTSERVE], metric)
-    search = {key: given[key] for key in ("evaluations", "search_seed", "metric")}
-    chains = searches(start.setting, given["evaluations"], given["search_seed"], metric, start)
-    found = choose([*known, *run_all(crew, chains, shown)], metric)
-    policy = label((found.setting.policy, found.setting.params))
-    note = found.note or f"no schedule better than that of {policy} was found"
-    setting = structs.replace(start.setting, policy=ORACLE, params=search)
-    return structs.replace(found, setting=setting, note=note)
+    params = {key: given[key] for key in ("evaluations", "search_seed", "metric")}
+    live = [result for result in known if result.setting.policy != DISTSERVE]
+    starts = [
+        choose([one for one in live if one.setting.seed == seed], metric) for seed in scenario.seeds
+    ]
+    chains = [chain for start in starts for chain in _chains(start.setting, given, start)]
+    everything = [*known, *run_all(crew, chains, shown)]
+    best = []
+    for start in starts:
+        seed = start.setting.seed
+        found = choose([one for one in everything if one.setting.seed == seed], metric)
+        policy = label((found.setting.policy, found.setting.params))
+        note = found.note or f"no schedule better than that of {policy} was found"
+        setting = structs.replace(start.setting, policy=ORACLE, params=params)
+        best.append(structs.replace(found, setting=setting, note=note))
+    return best
 
 
 def print_reference(
@@ -108,15 +150,13 @@ def print_reference(
     best = _means(SEARCHED, reference.best)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("", no_wrap=True)
-    for head in (*bound_heads(rule), "goodput below searched %"):
+    for head in (*_heads(rule), "goodput below searched %"):
         table.add_column(head, justify="right")
     rows = [*means[::-1], best, (RELAXED, *reference.limits())]
     for row, goodput, attainment in rows:
         below = f"{100 * (1 - goodput / best[1]):.1f}" if best[1] > 0 and row != RELAXED else "-"
         table.add_row(row, f"{goodput:.3f}", f"{100 * attainment:.1f}", below)
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=WIDE)
+    console = wide_console()
     console.print(title, markup=False, highlight=False, soft_wrap=True)
     console.print(table)
     for group in groups:
@@ -128,6 +168,11 @@ def print_reference(
             f" ({RULES[rule]}), {bound.compute} if KV had no limit, in at least {bound.least_s:.1f} s.",
             markup=False, highlight=False, soft_wrap=True,
         )  # fmt: skip
+
+
+def _heads(rule: Rule) -> tuple[str, str]:
+    """Of the columns that a bound has a figure for."""
+    return goodput_column(rule).head, attained_column(rule).head
 
 
 def _means(name: str, results: Sequence[Result]) -> tuple[str, float, float]:

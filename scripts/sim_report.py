@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -12,7 +13,8 @@ from typing import Any
 import click
 import msgspec
 
-from accelgen.scripts.sim_options import ListParam, jobs_option
+from accelgen.scripts.sim_options import jobs_option, results_options
+from accelgen.scripts.sim_params import ListParam
 from accelgen.simulator.crew import Crew
 from accelgen.simulator.experiment import Store
 from accelgen.simulator.studies import SCALES, SECTIONS, scale_of
@@ -50,15 +52,9 @@ class SectionParam(click.ParamType):
 @click.option("--requests", type=click.IntRange(1, 2**31), help="At most so many per run.")
 @click.option("--seeds", type=click.IntRange(1, 1000), help="At most so many of each scenario.")
 @click.option("--rates", type=click.IntRange(1, 1000), help="At most so many of each scenario.")
-@click.option(
-    "--synthetic", is_flag=True, help="Stand-ins with published statistics in place of traces."
-)
 @click.option("--rows", type=click.Path(exists=True, path_type=Path), show_default=f"{_ROWS}, if there",
               help="File or folder of JSON results of benchmarks, for the section on costs.")  # fmt: skip
-@click.option("--out", type=click.Path(file_okay=False, path_type=Path), default=Path("sim-results"),
-              show_default=True, help="Folder of results; what is there is not run again.")  # fmt: skip
-@click.option("--anew", is_flag=True, help="Run again what is there already.")
-@click.option("--quiet", is_flag=True, help="No progress bar.")
+@results_options
 @jobs_option
 def report(
     scale: str, sections: list[Section] | None, requests: int | None, seeds: int | None, rates: int | None,
@@ -93,8 +89,6 @@ def _stem(scale: str, sections: Sequence[Section] | None) -> str:
 
 def _cut(scale: Scale, requests: int | None, seeds: int | None, rates: int | None) -> Scale:
     """A scale with what the options limit further."""
-    from dataclasses import replace
-
     if requests is not None:
         own = scale.requests or {}
         scale = replace(
@@ -157,9 +151,9 @@ def _head(found: Found, data: str) -> Any:
         " theirs. Below each table and figure: with what settings it was made, and its numbers as CSV and JSON.",
     ]
     warnings = []
-    if scale.requests is not None:
+    if scale != scale_of("paper", scale.stand_ins):
         warnings.append(
-            "Few requests per run, few rates and seeds: this page shows the way, its figures are not to be quoted."
+            "Fewer requests, rates or seeds than frozen: this page shows the way, its figures are not to be quoted."
             " accelgen sim report --scale paper has the frozen sizes."
         )
     if scale.stand_ins:

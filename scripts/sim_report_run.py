@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from accelgen.scripts.sim_bars import Bars, side_by_side
+from accelgen.scripts.sim_bars import Bars, schedules_of, side_by_side
 from accelgen.simulator.capacity import Capacity, find_capacity
 from accelgen.simulator.crew import Crew, CrewDied
 from accelgen.simulator.experiment import Result, Setting, key_of
@@ -45,7 +45,8 @@ def find_all(
 
 
 def _count(asks: Sequence[Ask]) -> int:
-    return len({key_of(setting) for ask in asks for setting in ask.settings})
+    settings = {key_of(setting): setting for ask in asks for setting in ask.settings}
+    return sum(map(schedules_of, settings.values()))
 
 
 def _name(ask: Ask) -> tuple[str, str, float]:
@@ -58,7 +59,7 @@ def _key(run: Run) -> tuple[str, str, float]:
 
 def _one(crew: Crew, shown: Bars, setting: Setting) -> Result:
     what = f"{setting.policy} on {setting.name} at {setting.rate:g}/s"
-    with shown.one(what) as progress:
+    with shown.one(what, schedules_of(setting)) as progress:
         try:
             return crew.run(setting, progress)
         except CrewDied as error:

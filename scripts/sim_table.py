@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import click
 import msgspec
 from rich import box
 from rich.console import Console
@@ -16,8 +17,7 @@ from rich.table import Table
 
 from accelgen.scripts.sim_options import label
 from accelgen.simulator.experiment import Result
-from accelgen.simulator.groups import Group, figure_of
-from accelgen.simulator.groups import groups_of as groups_of
+from accelgen.simulator.groups import Group, Read, figure_of
 from accelgen.simulator.metrics import Rule, Times
 from accelgen.simulator.run import Fate
 
@@ -29,48 +29,55 @@ WIDE = 1000  # characters, where nobody says how many there are
 
 @dataclass(frozen=True)
 class Column:
-    """A figure of a table: its head, how it is read from a result, and how it is written."""
+    """A figure of a table: its name and unit, how it is read from a result, and how it is written."""
 
-    head: str
-    read: Callable[[Result], float | None]
+    name: str
+    unit: str
+    read: Read
     form: str = "{:.2f}"
+
+    @property
+    def head(self) -> str:
+        return f"{self.name} {self.unit}".rstrip()
 
 
 def columns(rule: Rule) -> list[Column]:
-    """The columns of the table that compares policies."""
-
-    def in_ms(path: str) -> Callable[[Result], float | None]:
-        read = figure_of(path)
-        return lambda result: None if read(result) is None else 1e3 * (read(result) or 0.0)
-
-    def percent(path: str) -> Callable[[Result], float | None]:
-        read = figure_of(path)
-        return lambda result: 100 * (read(result) or 0.0)
-
+    """The figures in which policies are compared."""
     return [
-        Column(bound_heads(rule)[0], figure_of(f"goodput.{rule}")),
-        *(
-            Column(bound_heads(one)[1], percent(f"judged.attainment.{one}"), "{:.1f}")
-            for one in RULES
-        ),
-        Column("req/s", figure_of("request_throughput")),
-        Column("tok/s", figure_of("token_throughput"), "{:.0f}"),
-        Column("TTFT s mean", figure_of("latency.ttft_s.mean")),
-        Column("TTFT s p99", figure_of("latency.ttft_s.p99")),
-        Column("TPOT ms mean", in_ms("latency.tpot_s.mean"), "{:.1f}"),
-        Column("TPOT ms p99", in_ms("latency.tpot_s.p99"), "{:.1f}"),
-        Column("JCT s mean", figure_of("latency.jct_s.mean")),
-        Column("s/token", figure_of("latency.normalised_s.mean"), "{:.3f}"),
-        Column("KV %", percent("machine.kv_utilisation"), "{:.0f}"),
-        Column("compute %", percent("machine.compute_utilisation"), "{:.0f}"),
-        Column("preempt", figure_of("machine.preemptions"), "{:.0f}"),
-        Column("decision ms p99", in_ms("decisions.each_s.p99")),
+        goodput_column(rule),
+        *map(attained_column, RULES),
+        Column("throughput", "req/s", figure_of("request_throughput")),
+        Column("output", "tok/s", figure_of("token_throughput"), "{:.0f}"),
+        Column("TTFT mean", "s", figure_of("latency.ttft_s.mean")),
+        Column("TTFT p99", "s", figure_of("latency.ttft_s.p99")),
+        Column("TPOT mean", "ms", _times(1e3, "latency.tpot_s.mean"), "{:.1f}"),
+        Column("TPOT p99", "ms", _times(1e3, "latency.tpot_s.p99"), "{:.1f}"),
+        Column("JCT mean", "s", figure_of("latency.jct_s.mean")),
+        Column("normalised latency", "s/token", figure_of("latency.normalised_s.mean"), "{:.3f}"),
+        Column("KV", "%", _times(100, "machine.kv_utilisation"), "{:.0f}"),
+        Column("compute", "%", _times(100, "machine.compute_utilisation"), "{:.0f}"),
+        Column("preemptions", "", figure_of("machine.preemptions"), "{:.0f}"),
+        Column("decision p99", "ms", _times(1e3, "decisions.each_s.p99")),
     ]
 
 
-def bound_heads(rule: Rule) -> tuple[str, str]:
-    """Heads of the columns that a bound has a figure for: goodput and attainment by the rule."""
-    return f"goodput ({RULES[rule]}) req/s", f"attained % ({RULES[rule]})"
+def goodput_column(rule: Rule) -> Column:
+    return Column(f"goodput ({RULES[rule]})", "req/s", figure_of(f"goodput.{rule}"))
+
+
+def attained_column(rule: Rule) -> Column:
+    read = _times(100, f"judged.attainment.{rule}")
+    return Column(f"attained ({RULES[rule]})", "%", read, "{:.1f}")
+
+
+def _times(factor: float, path: str) -> Read:
+    read = figure_of(path)
+
+    def scaled(result: Result) -> float | None:
+        value = read(result)
+        return None if value is None else factor * value
+
+    return scaled
 
 
 def print_groups(
@@ -78,15 +85,14 @@ def print_groups(
 ) -> None:  # fmt: skip
     """The table on stdout, in as many parts as the terminal is too narrow. A figure without data is a dash; a policy
     that failed has a line of its own below. `more`: further rows, by name, of cells by head; not with rates."""
-    console = Console()
-    width = console.width if console.is_terminal else WIDE
+    console = wide_console()
     names = [[group.policy, *([f"{group.rate:g}"] if with_rate else [])] for group in groups]
     names += [[name] for name in more or {}]
     shown = [
         (
             column.head,
             [
-                *(_cell(group, column) for group in groups),
+                *(_cell(group.mean(column.read), column) for group in groups),
                 *(cells.get(column.head, NO_DATA) for cells in (more or {}).values()),
             ],
         )
@@ -95,55 +101,90 @@ def print_groups(
     console.print(title, markup=False, highlight=False, soft_wrap=True)
     heads = ["policy", "rate"][: 1 + with_rate]
     first = sum(max(map(len, cells)) + SPACE for cells in zip(heads, *names, strict=True))
-    for part in _fitting(shown, width - first):
+    for part in _evenly(shown, console.width - first):
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
         table.add_column("policy", no_wrap=True)
         if with_rate:
             table.add_column("rate", justify="right", no_wrap=True)
-        for head, _ in part:
-            longest = max(map(len, head.split()))
-            table.add_column(head, justify="right", min_width=longest)
+        for (head, _), width in zip(part, _widths(part, console.width - first), strict=True):
+            table.add_column(head, justify="right", width=width)
         for row, name in enumerate(names):
             table.add_row(*name, *(cells[row] for _, cells in part))
-        Console(width=width).print(table)
+        console.print(table)
     for group in groups:
         if group.fault:
             console.print(f"{group.policy} at {group.rate:g}/s failed: {group.fault}", markup=False)
 
 
-def _cell(group: Group, column: Column) -> str:
-    value = group.mean(column.read)
+def wide_console() -> Console:
+    """Of stdout, which is as wide as its terminal, or has no end."""
+    console = Console()
+    return console if console.is_terminal else Console(width=WIDE)
+
+
+def _cell(value: float | None, column: Column) -> str:
     return NO_DATA if value is None else column.form.format(value)
 
 
-def _fitting(
-    shown: Sequence[tuple[str, list[str]]], width: int
-) -> Iterator[list[tuple[str, list[str]]]]:
+Shown = tuple[str, list[str]]
+"""A column as it is shown: its head, and its cells."""
+
+
+def _evenly(shown: Sequence[Shown], width: int) -> list[list[Shown]]:
+    """Columns in as few groups as `width` allows, none of them much narrower than the others."""
+    fewest = len([*_fitting(shown, width)])
+    tried = ([*_fitting(shown, narrower)] for narrower in range(1, max(1, width) + 1))
+    return next(parts for parts in tried if len(parts) == fewest)
+
+
+def _fitting(shown: Sequence[Shown], width: int) -> Iterator[list[Shown]]:
     """Columns in groups that fit `width`, heads broken between words."""
-    part: list[tuple[str, list[str]]] = []
+    part: list[Shown] = []
     used = 0
-    for head, cells in shown:
-        needed = SPACE + max(map(len, (*head.split(), *cells)))
+    for one in shown:
+        needed = SPACE + _least(one)
         if part and used + needed > width:
             yield part
             part, used = [], 0
-        part.append((head, cells))
+        part.append(one)
         used += needed
     yield part
 
 
+def _least(one: Shown) -> int:
+    """The width of a column whose head is broken wherever it can be."""
+    head, cells = one
+    return max(map(len, (*head.split(), *cells)))
+
+
+def _widths(part: Sequence[Shown], width: int) -> list[int]:
+    """Of each column; heads are given what room is left, those on the left first. (Left to itself rich gives some less
+    than a cell needs, and cuts the last column off.)"""
+    room = width - sum(SPACE + _least(one) for one in part)
+    found = []
+    for head, cells in part:
+        least = _least((head, cells))
+        more = max(0, min(len(head) - least, room))
+        room -= more
+        found.append(least + more)
+    return found
+
+
 def print_summary(result: Result) -> None:
-    """Every figure of one run."""
-    table = Table(show_header=False, pad_edge=False, box=None)
-    for name, value in flatten(msgspec.to_builtins(result.summary)).items():
-        table.add_row(name, _shown(value))
-    Console().print(table)
-
-
-def _shown(value: Any) -> str:
-    if value is None:
-        return NO_DATA
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
+    """The figures of one run that comparisons show, one below the other."""
+    assert result.summary is not None
+    shown = [
+        (column.name, _cell(column.read(result), column), column.unit)
+        for column in columns(Rule(result.setting.scenario.rule))
+    ]
+    shown = [
+        ("requests sent", str(result.summary.sent), ""),
+        ("succeeded", str(result.summary.succeeded), ""),
+        *shown,
+    ]
+    names, values, _ = (max(map(len, cells)) for cells in zip(*shown, strict=True))
+    for name, value, unit in shown:
+        click.echo(f"{name:{names}}  {value:>{values}} {unit}".rstrip())
 
 
 def flatten(value: dict[str, Any], before: str = "") -> dict[str, Any]:
@@ -181,6 +222,10 @@ def write_results(results: Sequence[Result], path: Path) -> list[Path]:
         writer.writerows(rows)
     whole.write_bytes(msgspec.json.format(msgspec.json.encode(list(results)), indent=1))
     return [table, whole]
+
+
+def say_written(paths: Sequence[Path]) -> None:
+    click.echo(f"Wrote {', '.join(map(str, paths))}", err=True)
 
 
 _REQUEST_COLUMNS = (

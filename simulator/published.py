@@ -1,5 +1,5 @@
-"""What papers say of the systems compared here, each number with its source. Evidence as in papers.md: S stated in the
-source itself (abstract or text), N second-hand (a reader's note of the paper), C read in public code."""
+"""What papers say of the systems compared here, each number with its source. Evidence: S stated in the source itself
+(abstract or text), N second-hand (a reader's note of the paper), C read in public code."""
 
 from __future__ import annotations
 

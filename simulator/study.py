@@ -16,6 +16,7 @@ from accelgen.simulator.capacity import Capacity
 from accelgen.simulator.experiment import Result, Setting
 from accelgen.simulator.groups import Group, Read
 from accelgen.simulator.scenarios import SYNTHETIC, Scenario, find_scenario
+from accelgen.simulator.settings import enough_for, middle_rate, most_rate, setting_of
 from accelgen.simulator.shown import Figure, Published, Series, Table
 from accelgen.simulator.synthetic import STAND_INS
 
@@ -96,9 +97,8 @@ class Scale:
     def run(
         self, workload: str, scenario: Scenario, arm: Arm, rate: float, detailed: bool = False
     ) -> Run:
-        return Run(
-            workload, arm.name, rate, self._settings(workload, scenario, arm, rate, 0.0, detailed)
-        )
+        settings = self._settings(workload, scenario, arm, rate, detailed=detailed)
+        return Run(workload, arm.name, rate, settings)
 
     def grid(self, workload: str, scenario: Scenario, arms: Iterable[Arm], rates: Iterable[float],
              detailed: bool = False) -> list[Ask]:  # fmt: skip
@@ -106,37 +106,19 @@ class Scale:
         return [self.run(workload, scenario, arm, rate, detailed) for arm in arms for rate in rates]
 
     def search(self, workload: str, scenario: Scenario, arm: Arm, wanted: float) -> Search:
-        # Below this in one of the seeds the mean is out of reach, however good the others: the run can end.
-        enough = max(0.0, 1 - len(scenario.seeds) * (1 - wanted))
-        first = scenario.rates[len(scenario.rates) // 2] * arm.replicas
-        settings = self._settings(workload, scenario, arm, first, enough, False)
-        return Search(workload, arm.name, wanted, settings, 64 * scenario.rates[-1], self.tolerance)
+        first, enough = middle_rate(scenario) * arm.replicas, enough_for(wanted, scenario)
+        settings = self._settings(workload, scenario, arm, first, enough=enough)
+        return Search(workload, arm.name, wanted, settings, most_rate(scenario), self.tolerance)
 
     def _settings(
-        self,
-        workload: str,
-        scenario: Scenario,
-        arm: Arm,
-        rate: float,
-        enough: float,
-        detailed: bool,
+        self, workload: str, scenario: Scenario, arm: Arm, rate: float, **more: Any
     ) -> tuple[Setting, ...]:
         if arm.replicas > 1:
             scenario = structs.replace(scenario, replicas=arm.replicas)
+        policy, error = (arm.policy, dict(arm.params)), arm.length_error
         return tuple(
-            Setting(
-                name=workload,
-                scenario=scenario,
-                policy=arm.policy,
-                params=dict(arm.params),
-                rate=rate,
-                requests=scenario.requests,
-                seed=seed,
-                half=scenario.part_of_trace,
-                stand_ins=self.stand_ins,
-                enough=enough,
-                length_error=arm.length_error,
-                detailed=detailed,
+            setting_of(
+                workload, scenario, policy, rate, seed, self.stand_ins, length_error=error, **more
             )
             for seed in scenario.seeds
         )

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from accelgen.scheduler.cost_model import CostModel
 from accelgen.simulator.groups import figure_of
-from accelgen.simulator.metrics import Rule
 from accelgen.simulator.shown import Figure, Panel, Table, number, text
 from accelgen.simulator.study import Arm, Ask, Found, Scale, Section, faults, sweep
+from accelgen.simulator.study_ratios import ATTAINED, GAP, GOODPUT, TOKENS
 
 ARMS = (
     Arm.of("accelgen"),
@@ -22,8 +22,6 @@ DEVICES = {
     ("llama-3-8b", "l40s"): (1.0, 2.0, 4.0),
 }
 """Rates in requests/s: from where most attain to beyond what the device does. [ours]"""
-GAP = Rule.EVERY_GAP
-GOODPUT, ATTAINED = figure_of(f"goodput.{GAP}"), figure_of(f"judged.attainment.{GAP}")
 
 
 def _workload(model: str, hardware: str) -> str:
@@ -62,7 +60,7 @@ def _table(found: Found) -> list[Table]:
                         number(group.mean(ATTAINED), "{:.1f}", 100),
                         number(group.mean(figure_of("judged.ttft")), "{:.1f}", 100),
                         number(group.mean(figure_of(f"judged.tpot.{GAP}")), "{:.1f}", 100),
-                        number(group.mean(figure_of("token_throughput")), "{:.0f}"),
+                        number(group.mean(TOKENS), "{:.0f}"),
                         number(group.mean(figure_of("latency.jct_s.mean")), "{:.1f}"),
                         number(group.mean(figure_of("machine.preemptions")), "{:.0f}"),
                     ]

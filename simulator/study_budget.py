@@ -11,17 +11,13 @@ from msgspec import structs
 from accelgen.scheduler.cost_model import CostModel, Work
 from accelgen.simulator.device import Device, Iteration
 from accelgen.simulator.groups import figure_of
-from accelgen.simulator.metrics import Rule
 from accelgen.simulator.scenarios import Goal, Scenario
 from accelgen.simulator.shown import Figure, Line, Panel, Series, Table, number, text
 from accelgen.simulator.study import Arm, Ask, Found, Scale, Section, faults
 from accelgen.simulator.study_details import details, percent
+from accelgen.simulator.study_ratios import ATTAINED, GAP
 
-GAP = Rule.EVERY_GAP
-ATTAINED = figure_of(f"judged.attainment.{GAP}")
 TRACE = "azure2023_conv"
-
-
 OBJECTIVES_MS = (15, 20, 30, 50, 80)
 RATE = 3.0  # requests/s: far from what the device can do, so that it is the rule that misses
 ARMS = (

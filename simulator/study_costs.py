@@ -10,8 +10,8 @@ from typing import Any
 from accelgen.simulator.groups import figure_of
 from accelgen.simulator.published import ACCELGEN
 from accelgen.simulator.shown import NONE, Cell, Figure, Panel, Series, Table, number, text
-from accelgen.simulator.study import Arm, Ask, Found, Scale, Section
-from accelgen.simulator.study_ratios import BASELINES, NEWER, OWN, WITHOUT
+from accelgen.simulator.study import Ask, Found, Scale, Section
+from accelgen.simulator.study_ratios import ARMS
 
 WORKLOAD = "accelgen"
 SPEED = 100_000
@@ -26,8 +26,7 @@ _SIMULATOR = re.compile(r"test_simulator\[(.+)\]$")
 def _asks(scale: Scale) -> list[Ask]:
     """The highest rate of AccelGen's setting, which is run anyway."""
     scenario = scale.scenario(WORKLOAD)
-    arms = [Arm.of(name) for name in (*BASELINES, *NEWER, *OWN, *WITHOUT)]
-    return scale.grid(WORKLOAD, scenario, arms, scenario.rates[-1:])
+    return scale.grid(WORKLOAD, scenario, ARMS, scenario.rates[-1:])
 
 
 def _measured(found: Found) -> Iterator[tuple[str, str, dict[str, Any]]]:

@@ -11,25 +11,22 @@ from accelgen.simulator.published import (
 )
 from accelgen.simulator.shown import NONE, Cell, Figure, Panel, Series, Table, number, text
 from accelgen.simulator.study import Arm, Ask, Found, Scale, Section, faults
-from accelgen.simulator.study_ratios import BASELINES, NEWER, OWN, WITHOUT
+from accelgen.simulator.study_ratios import ARMS, WHOLE
 
 WORKLOADS = (
     "azure2023_conv", "azure2023_code", "mooncake_conversation", "three_class", "three_class_conv"
 )  # fmt: skip
 WANTED = (0.99, 0.9)
 PUBLISHED = {"three_class": CODE_CAPACITY, "three_class_conv": CONV_CAPACITY}
-ARMS = (
-    *(Arm.of(name) for name in (*BASELINES, *NEWER, *OWN, *WITHOUT)),
-    Arm(DISTSERVE, DISTSERVE, replicas=2),
-)
-_REPLICAS = {arm.name: arm.replicas for arm in ARMS}
+PAIR = Arm(DISTSERVE, DISTSERVE, replicas=2)
+_REPLICAS = {arm.name: arm.replicas for arm in (*ARMS, PAIR)}
 
 
 def _asks(scale: Scale) -> list[Ask]:
     asks: list[Ask] = []
     for workload in WORKLOADS:
         scenario = scale.scenario(workload)
-        arms = [arm for arm in ARMS if scale.requests is None or arm.name not in WITHOUT]
+        arms = [*(ARMS if scale.requests is None else WHOLE), PAIR]
         asks += [scale.search(workload, scenario, arm, wanted) for arm in arms for wanted in WANTED]
     return asks
 

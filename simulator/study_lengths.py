@@ -6,9 +6,7 @@ from accelgen.simulator.groups import figure_of
 from accelgen.simulator.metrics import Rule
 from accelgen.simulator.shown import Figure, Panel, Series, Table, number, text
 from accelgen.simulator.study import Arm, Ask, Found, Scale, Section, faults
-from accelgen.simulator.study_details import (
-    percent,
-)
+from accelgen.simulator.study_details import percent
 from accelgen.simulator.study_ratios import end_to_end
 
 POLICIES = ("accelgen", "edf", "qoserve", "slidingserve")

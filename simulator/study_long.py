@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from accelgen.simulator.shown import Figure, Panel, Series, Table, number, text
-from accelgen.simulator.study import Arm, Ask, Found, Scale, Section, faults
+from accelgen.simulator.study import Ask, Found, Scale, Section, faults
 from accelgen.simulator.study_details import (
     attained,
     in_class,
@@ -12,7 +12,7 @@ from accelgen.simulator.study_details import (
     requests_of,
     share,
 )
-from accelgen.simulator.study_ratios import BASELINES, NEWER, OWN
+from accelgen.simulator.study_ratios import WHOLE
 
 LONG = "long prompts"
 LONG_RATES = (1.0, 2.0)
@@ -20,8 +20,7 @@ CLASSES = ("short", "long")
 
 
 def _asks(scale: Scale) -> list[Ask]:
-    arms = [Arm.of(name) for name in (*BASELINES, *NEWER, *OWN)]
-    return scale.grid(LONG, scale.scenario("accelgen"), arms, LONG_RATES, detailed=True)
+    return scale.grid(LONG, scale.scenario("accelgen"), WHOLE, LONG_RATES, detailed=True)
 
 
 def _table(found: Found) -> list[Table]:

@@ -3,24 +3,23 @@ exceeds: AccelGen's setting with few requests."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from statistics import fmean
 
-from accelgen.simulator.bound import Bound
-from accelgen.simulator.experiment import Result, Setting
+from accelgen.simulator.experiment import Result
 from accelgen.simulator.groups import Group, figure_of
 from accelgen.simulator.oracle import bound_of_setting, choose, searches
 from accelgen.simulator.published import ORACLE
-from accelgen.simulator.shown import NONE, Figure, Panel, Series, Table, number, text
-from accelgen.simulator.study import Arm, Ask, Found, Run, Scale, Section, faults
-from accelgen.simulator.study_ratios import BASELINES, GAP, NEWER, OWN
+from accelgen.simulator.shown import NONE, Cell, Figure, Panel, Series, Table, number, text
+from accelgen.simulator.study import Ask, Found, Run, Scale, Section, faults
+from accelgen.simulator.study_ratios import ATTAINED, GOODPUT, TOKENS, WHOLE
 
 WORKLOAD = "oracle"
 CHAINS = "chains of the search"
 RATES = (0.5, 1.0)
-GOODPUT, ATTAINED = figure_of(f"goodput.{GAP}"), figure_of(f"judged.attainment.{GAP}")
 MEASURES = (
     ("goodput", GOODPUT),
-    ("token throughput", figure_of("token_throughput")),
+    ("token throughput", TOKENS),
     ("attainment", ATTAINED),
     ("mean JCT", figure_of("latency.jct_s.mean")),
 )
@@ -31,12 +30,11 @@ def _asks(scale: Scale) -> list[Ask]:
     requests = min(24 if small else 60, (scale.requests or {}).get("", 60))
     evaluations = min(40 if small else 2000, 8 * requests)
     scenario = scale.scenario("accelgen", requests=requests)
-    arms = [Arm.of(name) for name in (*BASELINES, *NEWER, *OWN)]
-    asks = scale.grid(WORKLOAD, scenario, arms, RATES)
+    asks = scale.grid(WORKLOAD, scenario, WHOLE, RATES)
     for rate in RATES:
         settings = [
             chain
-            for setting in scale.run(WORKLOAD, scenario, arms[0], rate).settings
+            for setting in scale.run(WORKLOAD, scenario, WHOLE[0], rate).settings
             for chain in searches(setting, evaluations, 0, "goodput", None)
         ]
         asks.append(Run(WORKLOAD, CHAINS, rate, tuple(settings)))
@@ -52,12 +50,16 @@ def best_of(found: Found, rate: float) -> list[Result]:
     return [choose([one for one in good if one.setting.seed == seed], "goodput") for seed in seeds]
 
 
-def _bounds(found: Found, rate: float) -> list[Bound]:
-    """Per seed."""
-    settings: dict[int, Setting] = {}
-    for result in best_of(found, rate):
-        settings[result.setting.seed] = result.setting
-    return [bound_of_setting(setting) for setting in settings.values()]
+def _bound_row(best: Sequence[Result], rate: float) -> list[Cell]:
+    """The mean over the seeds; `best` has one result of each."""
+    bounds = [bound_of_setting(result.setting) for result in best]
+    return [
+        text("no schedule more than"),
+        number(rate, "{:g}"),
+        number(fmean(bound.goodput for bound in bounds), "{:.3f}"),
+        number(fmean(bound.attainment for bound in bounds), "{:.1f}", 100),
+        *[NONE] * len(MEASURES),
+    ]
 
 
 def distances(group: Group, best: Group) -> dict[str, float | None]:
@@ -90,18 +92,8 @@ def _table(found: Found) -> list[Table]:
                     *(number(away[name], "{:+.1f}") for name, _ in MEASURES),
                 ]
             )
-        bounds = _bounds(found, rate)
-        if bounds:
-            goodput, attained = (
-                fmean(b.goodput for b in bounds),
-                fmean(b.attainment for b in bounds),
-            )
-            cells = [
-                number(rate, "{:g}"),
-                number(goodput, "{:.3f}"),
-                number(attained, "{:.1f}", 100),
-            ]
-            rows.append([text("no schedule more than"), *cells, *[NONE] * len(MEASURES)])
+        if best.results:
+            rows.append(_bound_row(best.results, rate))
     said = {one.what: one for one in ORACLE}
     if rows:
         paper = [number(said[name].low, "{:+g}") for name, _ in MEASURES]

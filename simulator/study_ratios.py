@@ -23,13 +23,15 @@ from accelgen.simulator.shown import (
     number,
     text,
 )
-from accelgen.simulator.study import Found
+from accelgen.simulator.study import Arm, Found
 
 BASELINES = ("orca", "vllm", "fastgen", "sarathi", "fastserve")
 """Those that the paper compares with."""
 NEWER = ("edf", "srpf", "qoserve", "slidingserve")
 OWN = ("accelgen", "accelgen-calibrated", "accelgen-adaptive")
 WITHOUT = ("accelgen-no-chunking", "accelgen-no-ordering", "accelgen-no-batching")
+WHOLE = tuple(map(Arm.of, (*BASELINES, *NEWER, *OWN)))
+ARMS = (*WHOLE, *map(Arm.of, WITHOUT))
 ME = "accelgen"
 GAP = Rule.EVERY_GAP
 
@@ -156,13 +158,12 @@ def ablations(found: Found, workload: str, rates: Sequence[float]) -> Table:
                     continue
                 loss = 100 * (part / whole - 1) if whole > 0 else None
                 said = ABLATIONS.get((arm, measure.name))
-                paper = NONE if said is None else text(f"{said.low:+g} % [{said.evidence}]")
-                short = said is not None and (loss is None or loss > said.high)
-                verdict = "loses as much, or more" if not short else "loses less than in the paper"
-                if loss is not None and loss > 0:
-                    verdict = "gains, where the paper's loses"
-                found_loss = number(loss, "{:+.0f} %", mark="short" if short else "")
-                beside = NONE if said is None else text(verdict, "short" if short else "")
+                paper, beside = NONE, NONE
+                if said is not None:
+                    paper = text(f"{said.low:+g} % [{said.evidence}]")
+                if said is not None and loss is not None:
+                    beside = _beside(loss, said)
+                found_loss = number(loss, "{:+.0f} %", mark=beside.mark)
                 rows.append(
                     [text(arm), number(rate, "{:g}"), text(measure.name), found_loss, paper, beside]
                 )
@@ -170,6 +171,15 @@ def ablations(found: Found, workload: str, rates: Sequence[float]) -> Table:
     title = f"{workload}: what accelgen loses without each of its parts"
     note = "Change of the figure relative to accelgen's; the paper does not say at which rate its losses were measured."
     return Table(f"{workload}-ablations", title, heads, rows, found.made(workload), note)
+
+
+def _beside(loss: float, said: Published) -> Cell:
+    """A loss, negative, in words beside the paper's."""
+    if loss > 0:
+        return text("gains, where the paper's loses", "short")
+    if loss > said.high:
+        return text("loses less than in the paper", "short")
+    return text("loses as much, or more")
 
 
 def ratio_figure(found: Found, workload: str) -> Figure:

@@ -48,12 +48,14 @@ def relegated(one: Requests, i: int) -> bool:
 
 
 def same(found: Found, rate: float) -> Iterator[tuple[Requests, Requests]]:
-    """The requests of a seed with relegation and the same ones without."""
-    yield from zip(
-        requests_of(found, RELEGATION, WITH.name, rate),
-        requests_of(found, RELEGATION, WITHOUT.name, rate),
-        strict=False,
-    )
+    """The requests of a seed with relegation and the same ones without; of seeds where both succeeded."""
+    without = {
+        r.setting.seed: r.detail for r in found.group(RELEGATION, WITHOUT.name, rate).results
+    }
+    for result in found.group(RELEGATION, WITH.name, rate).results:
+        other = without.get(result.setting.seed)
+        if result.detail is not None and other is not None:
+            yield result.detail.requests, other.requests
 
 
 def _rows(found: Found, rate: float, name: str, of: Pick) -> list[list[Cell]]:

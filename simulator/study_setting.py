@@ -13,15 +13,14 @@ from accelgen.simulator.shown import (
     number,
     text,
 )
-from accelgen.simulator.study import Arm, Ask, Found, Scale, Section, faults, sweep
+from accelgen.simulator.study import Ask, Found, Scale, Section, faults, sweep
 from accelgen.simulator.study_ratios import (
+    ARMS,
     ATTAINED,
     BASELINES,
     GAP,
     GOODPUT,
     ME,
-    NEWER,
-    OWN,
     TOKENS,
     WITHOUT,
     ablations,
@@ -163,8 +162,7 @@ def _why(found: Found, workload: str, rate: float) -> str:
 def _section(workload: str, title: str, about: str) -> Section:
     def asks(scale: Scale) -> list[Ask]:
         scenario = scale.scenario(workload)
-        arms = [Arm.of(name) for name in (*BASELINES, *NEWER, *OWN, *WITHOUT)]
-        return scale.grid(workload, scenario, arms, scale.pick(scenario.rates))
+        return scale.grid(workload, scenario, ARMS, scale.pick(scenario.rates))
 
     def tabulate(found: Found) -> list[Table]:
         rates = looked_at(found, workload)

@@ -4,12 +4,27 @@ from __future__ import annotations
 
 import csv
 import json
+import re
+from collections import Counter
+from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
+from rich.console import Console
+from rich.progress import Progress
 
+from accelgen.proto.policies import known_policies
+from accelgen.scripts import sim_bars, sim_table
 from accelgen.scripts.cli import main
+from accelgen.simulator.crew import Crew
+from accelgen.simulator.experiment import Setting, key_of, run_setting
+from accelgen.simulator.groups import groups_of
+from accelgen.simulator.metrics import Rule
+from accelgen.simulator.oracle import CHAINS, VARIANTS
+from accelgen.simulator.settings import Policy, setting_of
+from accelgen.simulator.study import Scale
 from accelgen.simulator.traces import VARIABLE
 
 SMALL = ["--trace", "synthetic:azure2023_code", "--requests", "20", "--quiet", "--slo", "ttft=500"]
@@ -31,18 +46,47 @@ def test_list_names_everything() -> None:
         assert name in shown
 
 
-def test_run_prints_every_figure_and_keeps_it(tmp_path: Path) -> None:
+def test_run_prints_what_matters_and_keeps_every_figure(tmp_path: Path) -> None:
     words = ["run", *SMALL, "--policy", "sarathi:chunk_size=256", "--rate", "3", "--save-detailed"]
     done = sim(*words, out=tmp_path)
     assert done.exit_code == 0, done.output
     assert "sarathi:chunk_size=256 at 3 requests/s, seed 0" in done.output
-    assert "latency.ttft_s.p99" in done.output
+    shown = [line for line in done.stdout.splitlines() if line.startswith("TTFT p99")]
+    assert len(shown) == 1 and shown[0].endswith(" s") and len(done.stdout.splitlines()) < 25
+    [table] = [path for path in tmp_path.glob("*.csv") if "requests" not in path.name]
+    [row] = csv.DictReader(table.open())
+    assert f"{float(row['latency.ttft_s.p99']):.2f}" in shown[0]
     [requests] = tmp_path.glob("*.requests.csv")
     rows = list(csv.DictReader(requests.open()))
     assert len(rows) == 20 and {row["end"] for row in rows} == {"stop"}
     assert all(float(row["ttft_s"]) <= float(row["jct_s"]) for row in rows)
     again = sim(*words[:-1], out=tmp_path)
-    assert again.output.split("Wrote")[0] == done.output.split("Wrote")[0]
+    assert again.stdout == done.stdout
+    [result] = json.loads(sim(*words[:-1], "--json", out=tmp_path).stdout)
+    assert result["summary"]["latency"]["ttft_s"]["p99"] == float(row["latency.ttft_s.p99"])
+
+
+@pytest.mark.parametrize("width", [80, 100, 150])
+@pytest.mark.parametrize("with_rate", [False, True])
+def test_tables_are_whole_in_narrow_terminals(
+    width: int, with_rate: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scenario = Scale("x", True).scenario("azure2023_code", requests=6)
+    policy: Policy = ("accelgen-no-chunking", {})
+    done = run_setting(setting_of("x", scenario, policy, 12345.0, 0, stand_ins=True))
+    rows = groups_of([done])
+    console = Console(width=width, file=StringIO(), force_terminal=True, color_system=None)
+    monkeypatch.setattr(sim_table, "wide_console", lambda: console)
+    rule = Rule(scenario.rule)
+    sim_table.print_groups(rows, rule, "title", with_rate)
+    said = console.file.getvalue()  # type: ignore[attr-defined]
+    assert all(len(line.rstrip()) <= width for line in said.splitlines())
+    words = Counter(said.split())
+    for column in sim_table.columns(rule):
+        cell = column.form.format(column.read(done) or 0.0)
+        needed = Counter([*column.head.split(), cell])
+        assert needed <= words, column.head
+        words -= needed
 
 
 def test_compare_writes_table_figure_csv_and_json(tmp_path: Path) -> None:
@@ -115,6 +159,48 @@ def test_oracle_is_above_every_policy_and_below_the_bound(tmp_path: Path) -> Non
     assert kept == {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").iterdir()}
     heads = [line.strip().split("  ")[0] for line in compared.output.splitlines()]
     assert {"vllm", "qoserve", "oracle (searched)", "bound (relaxation)"} <= set(heads)
+
+
+def test_who_has_no_terminal_is_told_how_far_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sim_bars, "LINE_S", 0.05)
+    words = [word for word in SMALL if word != "--quiet"]
+    words += ["--policies", "vllm", "--evaluations", "8", "--jobs", "1"]
+    asked: list[str] = []
+
+    def run(crew: Crew, setting: Setting, progress: Any) -> Any:
+        asked.append(key_of(setting))
+        return really_run(crew, setting, progress)
+
+    really_run = Crew.run
+    monkeypatch.setattr(Crew, "run", run)
+    done = sim("oracle", *words, "--anew", out=tmp_path)
+    assert done.exit_code == 0, done.output
+    assert len(asked) == len({*asked}) == len(known_policies()) + len(VARIANTS) + CHAINS
+    lines = done.stderr.splitlines()
+    assert "a search that tries 8 schedules. 1 at a time." in lines[0]
+    assert re.search(r"The first took [\d.]+ s: roughly 0:\d\d:\d\d", done.stderr)
+    count = len(known_policies()) + len(VARIANTS) + 8
+    assert re.search(rf"^0:00:\d\d azure2023_code: \d+ of {count} simulations", done.stderr, re.M)
+    assert lines[-1].startswith("Wrote ")
+    again = sim("oracle", *words, "--quiet", out=tmp_path)
+    assert again.stdout == done.stdout and len(again.stderr.splitlines()) == 1
+
+
+def test_what_is_left_counts_what_was_really_run() -> None:
+    with Progress(disable=True) as progress:
+        shown = sim_bars.Bars(progress, quiet=True)
+        shown.expect("all", 100)
+        for _ in range(80):  # there already
+            with shown.one("old"):
+                pass
+        assert shown.line() == "all: 80 of 100 simulations"
+        with shown.one("search", worth=10) as tell:
+            tell(3, 7)
+            assert shown.line() == "all: 84 of 100 simulations, search (3 of 7)"
+        shown._ran_s = 20.0
+        assert shown.line() == "all: 90 of 100 simulations, about 0:00:20 left"
 
 
 @pytest.mark.parametrize(

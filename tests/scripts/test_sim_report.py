@@ -6,6 +6,7 @@ import csv
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +17,7 @@ from click.testing import CliRunner, Result
 
 from accelgen.scripts.cli import main
 from accelgen.scripts.sim_bars import bars
+from accelgen.scripts.sim_report import _head
 from accelgen.scripts.sim_report_draw import STYLES, draw_panel, draw_whole, styles_of
 from accelgen.scripts.sim_report_page import Head, Part, make_page
 from accelgen.scripts.sim_report_run import find_all
@@ -96,7 +98,7 @@ def test_one_page_with_data_beside_it_and_nothing_run_twice(tmp_path: Path) -> N
     assert page.tags.count("img") == 6
     text = "".join(page.words)
     assert "Fate of relegated requests" in text and "synthetic stand-ins azure2023_code" in text
-    assert "Few requests per run" in text and "Synthetic stand-ins" in text
+    assert "Fewer requests, rates or seeds than frozen" in text and "Synthetic stand-ins" in text
     rows = list(
         csv.DictReader((tmp_path / "out/report-small-relegation/tables/relegation.csv").open())
     )
@@ -164,6 +166,14 @@ def test_without_matplotlib_one_line_and_a_page_without_figures(
     html = (tmp_path / "out/report-small-relegation.html").read_text()
     assert "Not drawn: matplotlib is missing." in html and "img" not in Page(html).tags
     assert (tmp_path / "out/report-small-relegation/figures/relegation.csv").is_file()
+
+
+def test_a_page_of_less_than_was_frozen_says_so() -> None:
+    frozen = scale_of("paper", False)
+    assert _head(Found(frozen), "x").warnings == []
+    for less in (replace(frozen, seeds=1), replace(frozen, rates=2), scale_of("small", False)):
+        [said] = _head(Found(less), "x").warnings
+        assert "not to be quoted" in said
 
 
 @pytest.mark.parametrize(

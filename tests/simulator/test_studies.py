@@ -10,6 +10,7 @@ from msgspec import structs
 
 from accelgen.proto.policies import known_policies
 from accelgen.simulator.capacity import Capacity
+from accelgen.simulator.detail import Detail
 from accelgen.simulator.experiment import Result, Setting, run_setting
 from accelgen.simulator.groups import Group
 from accelgen.simulator.metrics import Rule
@@ -18,6 +19,7 @@ from accelgen.simulator.scenarios import find_scenario
 from accelgen.simulator.shown import Cell, Table
 from accelgen.simulator.studies import SECTIONS, scale_of
 from accelgen.simulator.study import Found, Run, Scale, Search, Section, made_of
+from accelgen.simulator.study_relegation import same
 
 SMALL = scale_of("small", stand_ins=True)
 GAP = Rule.EVERY_GAP
@@ -172,6 +174,13 @@ def test_ablations_beside_the_paper() -> None:
     assert batching[4].text == "-61 % [N]"
 
 
+def test_an_ablation_of_nothing_is_no_verdict() -> None:
+    table = section("accelgen").tabulate(found_by(section("accelgen"), token_throughput=0.0))[-1]
+    rows = [row for row in table.rows if row[2].text == "token throughput"]
+    assert rows and all(row[4].text != "–" for row in rows)
+    assert {row[3] for row in rows} == {row[5] for row in rows} == {Cell("–")}
+
+
 def test_policies_at_a_rate_are_the_means_over_seeds() -> None:
     scale = Scale("x", True, {"": 6}, seeds=3, rates=1)
     one = section("accelgen")
@@ -258,6 +267,28 @@ def test_the_best_found_is_at_least_every_policy() -> None:
     assert [cell.value for cell in table.rows[-1][4:]] == [-6, -12, -1.1, 22]
     assert "accelgen is 37.5 % below the best found" in one.say(found)[0]
     assert "nearest to it comes edf, 0.0 % below" in one.say(found)[0]
+
+
+def test_relegation_compares_the_same_requests() -> None:
+    one = section("relegation")
+    found = found_by(one, Scale("x", True, {"": 6}, rates=1))
+    [rate, *_] = found.rates("relegation")
+    for arm, failed in (("qoserve", 0), ("qoserve without relegation", 1)):
+        group = found.group("relegation", arm, rate)
+        seeds = [structs.replace(group.results[0].setting, seed=seed) for seed in range(3)]
+        results = [result(each, "stuck" * (each.seed == failed)) for each in seeds]
+        marked = [
+            structs.replace(r, detail=r.detail and marked_with(r.detail, r.setting.seed))
+            for r in results
+        ]
+        found.runs["relegation", arm, rate] = Group(arm, rate, marked)
+    pairs = [(with_.prompt[0], without.prompt[0]) for with_, without in same(found, rate)]
+    assert pairs == [(2, 2)]
+
+
+def marked_with(detail: Detail, seed: int) -> Detail:
+    requests = structs.replace(detail.requests, prompt=[seed] * len(detail.requests.prompt))
+    return structs.replace(detail, requests=requests)
 
 
 def test_costs_read_the_results_of_benchmarks() -> None:
