@@ -11,8 +11,9 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 from hypothesis import given, settings
+from toy import config, toy_device
 
-from accelgen.proto.config import Config, SloClass
+from accelgen.proto.config import Config
 from accelgen.proto.messages import Objective
 from accelgen.proto.policies import known_policies
 from accelgen.scheduler.cost_model import Coefficients
@@ -34,13 +35,7 @@ from accelgen.simulator.scenarios import find_scenario
 from accelgen.simulator.workload import Arrival, Workload
 
 COSTS = Coefficients(a=1.0, b=0.01, b2=0.02, c=0.05, d=0.002, e=1e-5, knee=16.0)
-DEVICE = Device("toy", "paper", COSTS, kv_token_bytes=1, kv_bytes=40 * 16, host_s=0.1)
-
-
-def config(**fields: object) -> Config:
-    patient = SloClass(max_queue_ms=86_400_000, bounds_ms=(1e-3, 86_400_000))
-    given = {"pipeline_depth": 0, "slo_classes": {"standard": patient}, "max_step_s": 1e9, **fields}
-    return Config(policy="vllm", **given)  # type: ignore[arg-type]
+DEVICE = toy_device(COSTS)
 
 
 class Whim:
