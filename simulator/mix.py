@@ -34,18 +34,24 @@ class Asked:
 
 
 def load_sources(scenario: Scenario, asked: Asked, stand_ins: bool = False) -> dict[str, Rows]:
-    """The rows behind each source name; with `stand_ins` none is read from a file. Raises TraceError."""
+    """The rows behind each source name; with `stand_ins` none is read from a file that has one. Raises TraceError."""
     found = {}
     for part in scenario.parts:
         if part.source in found:
             continue
-        name = part.source.removeprefix(SYNTHETIC)
-        if name != part.source or (stand_ins and name in STAND_INS):
+        name = stand_in_of(part.source, stand_ins)
+        if name is not None:
             rows = STAND_INS[name].rows(name, 2 * asked.requests, asked.seed)
         else:
-            rows = read_trace(find_trace(name))
+            rows = read_trace(find_trace(part.source), asked.seed)
         found[part.source] = rows.half(asked.half)
     return found
+
+
+def stand_in_of(source: str, stand_ins: bool) -> str | None:
+    """The name of what stands in for a source: if it says so itself, or, with `stand_ins`, if there is one."""
+    name = source.removeprefix(SYNTHETIC)
+    return name if name != source or (stand_ins and name in STAND_INS) else None
 
 
 def make_workload(

@@ -132,6 +132,16 @@ def test_a_trace_is_thinned(traces: Path) -> None:
     assert (len(arrivals) - 1) / arrivals[-1].at_s == pytest.approx(rate)
 
 
+def test_times_that_are_rounded_are_spread_by_the_seed(traces: Path) -> None:
+    rows = "".join(f"{3 * i},10,5,{i}\n" for i in range(20))
+    (traces / "t.csv").write_text("arrived_at,prompt_tokens,output_tokens,hash_ids\n" + rows)
+    at_s = [
+        [one.at_s for one in workload(of_trace(), Asked(1.0, 20, seed), stand_ins=False).arrivals]
+        for seed in (0, 0, 1)
+    ]
+    assert at_s[0] == at_s[1] != at_s[2]
+
+
 def test_halves_do_not_overlap(traces: Path) -> None:
     tune, report = (
         workload(of_trace(), Asked(1.0, 100, half=half), stand_ins=False).arrivals
