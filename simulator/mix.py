@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from accelgen.proto.messages import Objective
 from accelgen.scheduler.cost_model import Work
 from accelgen.simulator.device import Device, Iteration
-from accelgen.simulator.scenarios import SYNTHETIC, Goal, Part, Scenario
+from accelgen.simulator.scenarios import SYNTHETIC, Goal, Part, Scenario, ScenarioError
 from accelgen.simulator.synthetic import STAND_INS, gamma
 from accelgen.simulator.traces import Rows, Stage, find_trace, read_trace
 from accelgen.simulator.workload import Arrival, Workload, session
@@ -57,7 +57,8 @@ def stand_in_of(source: str, stand_ins: bool) -> str | None:
 def make_workload(
     name: str, scenario: Scenario, device: Device, asked: Asked, sources: dict[str, Rows]
 ) -> Workload:
-    """The requests that `asked` describes. Fewer than asked for if the trace whose times are used has fewer."""
+    """The requests that `asked` describes. Fewer than asked for if the trace whose times are used has fewer. Raises
+    ScenarioError."""
     if scenario.arrivals in ("trace", "thinned"):
         [source] = sources
         rows = _timed(sources[source], scenario, asked)
@@ -170,11 +171,13 @@ class _Maker:
 def _timed(rows: Rows, scenario: Scenario, asked: Asked) -> Rows:
     """The first rows, as many as asked for; thinned to the rate, as far as that needs thinning."""
     if rows.at_s is None:
-        raise ValueError(f"{rows.name} has no times: arrivals must be poisson or gamma")
+        raise ScenarioError(f"arrivals: {rows.name} has no times, so they are poisson or gamma")
     if scenario.arrivals == "thinned":
         keep = asked.rate / own_rate(rows)
         draw = np.random.default_rng([asked.seed, _THIN])
         rows = rows.take(np.flatnonzero(draw.uniform(0, 1, size=len(rows)) < keep))
+        if not len(rows):
+            raise ScenarioError(f"arrivals: {rows.name} thinned to {asked.rate:g}/s has no request")
     return rows.take(np.arange(min(asked.requests, len(rows))))
 
 
