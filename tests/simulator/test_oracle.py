@@ -179,6 +179,12 @@ def test_local_search_repeats_itself_and_beats_where_it_began() -> None:
         assert first.best.value >= begun
 
 
+def test_a_search_where_nobody_can_attain_comes_to_its_end() -> None:
+    late = Objective(ttft_s=0.01)
+    judged = judge([Arrival(float(at), 50, 2, late) for at in range(9)])
+    assert reached(judged, 0, steps=20) == 0.0
+
+
 def test_what_cannot_beat_the_best_is_cut_short_and_nothing_else() -> None:
     judged = judge([replace(arrival, output_tokens=60) for arrival in crowd(20)])
     candidate = Candidate(judged.by("first_due_s"), GRID[0])
