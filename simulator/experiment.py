@@ -159,6 +159,8 @@ def _make_simulation(
     if setting.swaps and (swap or name == DISTSERVE):
         detail = "preemption: swap" if swap else f"policy: {name}"
         raise ScenarioError(f"{detail} cannot be replaced under way; live neither exists")
+    if setting.swaps and sigma is not None:
+        raise ScenarioError("length_error: lengths are told at arrival, not to a successor")
     if name != DISTSERVE:
         successors = [
             Successor(one.at_s, load_policy(one.policy, _params(setting, one)))
