@@ -125,7 +125,7 @@ class DistServe:
             task, prefill = accepted
             now_s += task.prompt_blocks * block_bytes / (self.rules.link_gb_s * 1e9)
             self._at(now_s, partial(self._release, prefill, task))
-        copies_s = decode.form(self.rules) * block_bytes / (self.rules.swap_gb_s * 1e9)
+        copies_s = decode.form(self.rules) * block_bytes / self.device.swap_bytes_s
         decode.worker.copies_s += copies_s
         now_s += copies_s
         if decode.batch:
