@@ -25,7 +25,9 @@ BYTES = 10**8  # of KV per token: a block of 16 tokens is 1.6 GB
 
 
 def serve(arrivals: list[Arrival], blocks: int = 64, replicas: int = 2, **rules: float) -> Run:
-    device = Device("toy", "paper", SECOND_PER_TOKEN, BYTES, blocks * 16 * BYTES, swap_bytes_s=1.6e9)
+    device = Device(
+        "toy", "paper", SECOND_PER_TOKEN, BYTES, blocks * 16 * BYTES, swap_bytes_s=1.6e9
+    )
     given = {"link_gb_s": 16.0, **rules}
     config = Config(policy="distserve", replicas=replicas)
     workload = Workload.of("test", arrivals)
