@@ -7,18 +7,16 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from accelgen.proto.messages import Objective
 from accelgen.scheduler.cost_model import Work
 from accelgen.simulator.device import Device, Iteration
+from accelgen.simulator.rows import Floats, Rows, Stage
 from accelgen.simulator.scenarios import SYNTHETIC, Goal, Part, Scenario, ScenarioError
 from accelgen.simulator.synthetic import STAND_INS, gamma
-from accelgen.simulator.traces import Rows, Stage, find_trace, read_trace
+from accelgen.simulator.traces import find_trace, read_trace
 from accelgen.simulator.workload import Arrival, Workload, session
 
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
 Half = Literal["tune", "report", "all"]
 _ARRIVALS, _PARTS, _ROWS, _GOALS, _THIN = range(5)
 
