@@ -10,6 +10,7 @@ import pytest
 
 from accelgen.proto.messages import Sample
 from accelgen.proto.profiles import Profile, save_profile
+from accelgen.simulator import crew
 from accelgen.simulator.capacity import find_capacity
 from accelgen.simulator.crew import Crew, CrewError
 from accelgen.simulator.experiment import Result, Setting, Store, key_of, run_setting
@@ -131,6 +132,21 @@ def test_a_crew_runs_settings_once(tmp_path: Path) -> None:
         assert crew.run(setting()) == first and not crew._processes
     with pytest.raises(CrewError, match="interrupted"):
         crew.run(setting(seed=3))
+
+
+def test_what_a_policy_prints_is_no_message(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = run_setting(setting())
+
+    def chatty(setting: Setting, progress: object) -> Result:
+        print("planning")
+        return result
+
+    monkeypatch.setattr(crew, "run_setting", chatty)
+    monkeypatch.setattr("sys.stdin", [msgspec.json.encode(setting()).decode()])
+    crew.main()
+    assert msgspec.json.decode(capsys.readouterr().out, type=Result) == result
 
 
 def test_capacity_is_where_attainment_ends() -> None:
