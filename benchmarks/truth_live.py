@@ -14,7 +14,6 @@ import os
 import subprocess
 import sys
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -150,7 +149,7 @@ def serve(
 
 def simulate(profile: Path, arrivals: list[Arrival], policy: str, host_s: float) -> Run:
     """The same requests on the machine that the profile describes."""
-    device = replace(profiled_device(profile, 0, 0.0), host_s=host_s)
+    device = profiled_device(profile, 0, host_s)
     config = Config(
         policy=policy, kv_blocks=BLOCKS, max_num_seqs=SEATS, max_num_batched_tokens=TOKENS,
         slo_classes={"standard": SloClass(max_queue_ms=86_400_000)},

@@ -35,7 +35,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from msgspec import Struct
+from msgspec import Struct, structs
 from numpy.typing import NDArray
 
 from accelgen.proto.config import Config
@@ -75,8 +75,11 @@ def bound_of(
     workload: Workload, device: Device, config: Config, rule: Rule, swapping: bool = False
 ) -> Bound:
     """The bound for this workload under `rule`; with `swapping` for schedulers that can swap KV out, too, which need
-    neither hold it nor compute it again. Raises ScenarioError if there are sessions."""
+    neither hold it nor compute it again, and for DistServe, which runs a prompt whole whatever the limit of a batch.
+    Raises ScenarioError if there are sessions."""
     check_known(workload)
+    if swapping:
+        config = structs.replace(config, max_num_batched_tokens=2**62)
     needs = needs_of(workload, device, config, rule)
     served = [need for need in needs if need is not None]
     able = [need for need in served if need.attainable]

@@ -83,7 +83,7 @@ class Chain:
                     kept = self._placed(kept, id)
             case "exchange":
                 kept = self._exchanged(kept, int(self.draw.choice(sorted(missed))))
-            case "advance":
+            case "advance" if missed or kept:
                 chosen = sorted(missed) or list(kept)
                 kept = self._moved(kept, int(self.draw.choice(chosen)), -1)
             case "delay" if kept:

@@ -11,9 +11,11 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import redirect_stdout
+from functools import partial
 from queue import SimpleQueue
 from time import monotonic
-from typing import Any
+from typing import Any, TextIO
 
 import msgspec
 
@@ -128,7 +130,13 @@ def _ask(
 
 
 def main() -> None:
-    """Runs one Setting after the other until stdin ends."""
+    """Runs one Setting after the other until stdin ends. What a policy prints goes nowhere: stdout is for messages."""
+    say = partial(_say, sys.stdout)
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
+        _serve(say)
+
+
+def _serve(say: Callable[[Any], None]) -> None:
     for line in sys.stdin:
         setting = msgspec.json.decode(line, type=Setting)
         told_s = monotonic()
@@ -137,18 +145,18 @@ def main() -> None:
             nonlocal told_s
             if monotonic() - told_s >= _TELL_S:
                 told_s = monotonic()
-                _say({"ended": ended, "of": of})
+                say({"ended": ended, "of": of})
 
         try:
             run = run_oracle if setting.policy == ORACLE else run_setting
-            _say(run(setting, progress))
+            say(run(setting, progress))
         except FAULTS as error:
-            _say({"error": str(error)})
+            say({"error": str(error)})
 
 
-def _say(what: Any) -> None:
-    sys.stdout.write(msgspec.json.encode(what).decode() + "\n")
-    sys.stdout.flush()
+def _say(out: TextIO, what: Any) -> None:
+    out.write(msgspec.json.encode(what).decode() + "\n")
+    out.flush()
 
 
 if __name__ == "__main__":

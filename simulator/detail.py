@@ -109,15 +109,10 @@ class Log:
 
 
 def _behind(times: Times) -> Floats:
-    """In TPOT objectives, [n]; NaN where none is stated or no second token came (docs/metrics.md, cumulative)."""
-    owner = np.repeat(np.arange(len(times.tokens)), times.tokens)
-    number = np.arange(len(times.token_s)) - times.begin[owner]
-    some = np.flatnonzero(np.isfinite(times.tpot_due_s[owner]) & (number > 0))
-    owner, goal_s = owner[some], times.tpot_due_s[owner[some]]
-    stated_s = np.where(np.isfinite(times.ttft_due_s), times.sent_s + times.ttft_due_s, -np.inf)
-    due_s = np.maximum(stated_s, times.first_s)[owner] + number[some] * goal_s
+    """In TPOT objectives, [n]; NaN where none is stated or no second token came."""
+    behind_s, owner = times.behind_s()
     behind = np.full(len(times.tokens), np.nan)
-    np.fmax.at(behind, owner, (times.token_s[some] - due_s) / goal_s)
+    np.fmax.at(behind, owner, behind_s / times.tpot_due_s[owner])
     return behind
 
 

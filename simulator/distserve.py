@@ -21,7 +21,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from itertools import count
-from math import inf
 
 from accelgen.proto.config import Config
 from accelgen.proto.messages import Reason
@@ -59,10 +58,10 @@ class DistServe:
         for arrival in workload.arrivals:
             self._arrive_at(arrival.at_s, arrival)
 
-    def go(self, until_s: float = inf, watch: Watcher | None = None) -> Run:
-        """Until every request has ended, or `until_s`, or until `watch` says so. Raises Stuck."""
+    def go(self, watch: Watcher | None = None) -> Run:
+        """Until every request has ended, or until `watch` says so. Raises Stuck."""
         run, now_s, watched = self.run, 0.0, 0
-        while self._events and not run.given_up and self._events[0][0] <= until_s:
+        while self._events and not run.given_up:
             now_s, _, act = heapq.heappop(self._events)
             self._note_use(now_s)
             act(now_s)
@@ -125,7 +124,7 @@ class DistServe:
             task, prefill = accepted
             now_s += task.prompt_blocks * block_bytes / (self.rules.link_gb_s * 1e9)
             self._at(now_s, partial(self._release, prefill, task))
-        copies_s = decode.form(self.rules) * block_bytes / (self.rules.swap_gb_s * 1e9)
+        copies_s = decode.form(self.rules) * block_bytes / self.device.swap_bytes_s
         decode.worker.copies_s += copies_s
         now_s += copies_s
         if decode.batch:
@@ -152,7 +151,6 @@ class DistServe:
         """When it will have ended."""
         iteration = Iteration(work, 0, sequences)
         run_s = self.device.seconds(iteration)
-        worker.steps += 1
         worker.busy_s += run_s
         worker.saturated_s += self.device.saturated_seconds(iteration)
         worker.prefill_tokens += work.prefill_tokens

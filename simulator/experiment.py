@@ -1,5 +1,5 @@
-"""One simulation as a value: everything that decides its outcome, and the outcome. Same setting, same code, same trace:
-same result, so that results are kept in files named after all three, and nothing is run twice.
+"""One simulation as a value: everything that decides its outcome, and the outcome. Same setting, same code, same
+trace or profile: same result, so that results are kept in files named after all of them, and nothing is run twice.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from accelgen.simulator.distserve import NAME as DISTSERVE
 from accelgen.simulator.distserve import DistServe
 from accelgen.simulator.lengths import KnownLengths
 from accelgen.simulator.metrics import Rule, Summary, hopeless, summarise
-from accelgen.simulator.mix import Asked, Half, load_sources, make_workload
+from accelgen.simulator.mix import Asked, Half, load_sources, make_workload, stand_in_of
 from accelgen.simulator.run import Run, Simulation, Stuck, Successor
-from accelgen.simulator.scenarios import SYNTHETIC, Scenario, ScenarioError
+from accelgen.simulator.scenarios import Scenario, ScenarioError
 from accelgen.simulator.stages import Rules
 from accelgen.simulator.traces import find_trace
 from accelgen.simulator.workload import Workload
@@ -160,6 +160,8 @@ def _make_simulation(
     if setting.swaps and (swap or name == DISTSERVE):
         detail = "preemption: swap" if swap else f"policy: {name}"
         raise ScenarioError(f"{detail} cannot be replaced under way; live neither exists")
+    if setting.swaps and sigma is not None:
+        raise ScenarioError("length_error: lengths are told at arrival, not to a successor")
     if name != DISTSERVE:
         successors = [
             Successor(one.at_s, load_policy(one.policy, _params(setting, one)))
@@ -185,12 +187,14 @@ def _params(setting: Setting, one: PolicyAt) -> dict[str, Any]:
 
 
 def key_of(setting: Setting) -> str:
-    """The name of its result: a hash of the setting, of the traces it reads, and of the code that runs. Raises
+    """The name of its result: a hash of the setting, of the files it reads, and of the code that runs. Raises
     TraceError."""
     digest = sha256(msgspec.json.encode(setting, order="sorted"))
     for source in sorted({part.source for part in setting.scenario.parts}):
-        stand_in = setting.stand_ins or source.startswith(SYNTHETIC)
-        digest.update(b"" if stand_in else _file_digest(find_trace(source)))
+        if stand_in_of(source, setting.stand_ins) is None:
+            digest.update(_file_digest(find_trace(source)))
+    if setting.scenario.profile_file:
+        digest.update(_file_digest(Path(setting.scenario.profile_file)))
     for policy in [setting.policy, *(one.policy for one in setting.swaps)]:
         digest.update(_code_digest(policy))
     return digest.hexdigest()[:24]

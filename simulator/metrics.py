@@ -127,20 +127,26 @@ class Times:
         # "Every gap" implies the others; sums of floats must not say otherwise.
         return {
             Rule.EVERY_GAP: self.succeeded & (every | ~stated),
-            Rule.CUMULATIVE: self.succeeded & (every | ~self._late(stated)),
+            Rule.CUMULATIVE: self.succeeded & (every | ~self._late()),
             Rule.MEAN: self.succeeded & (every | mean),
         }
 
-    def _late(self, stated: Bools) -> Bools:
-        """Requests of which some token k comes after max(sent + TTFT objective, first token) + (k - 1) TPOT, [n]."""
-        goal_s = np.where(stated, self.tpot_due_s, 0.0)
-        stated_first_s = np.where(np.isfinite(self.ttft_due_s), self.sent_s + self.ttft_due_s, -inf)
-        base_s = np.maximum(stated_first_s, self.first_s)
+    def behind_s(self) -> tuple[Floats, Ints]:
+        """By how much each token k after the first comes behind max(sent + TTFT objective, first token) + (k - 1) TPOT
+        (negative: before it), and the request that each belongs to; of requests that state a TPOT."""
         owner = np.repeat(np.arange(len(self.tokens)), self.tokens)
         number = np.arange(len(self.token_s)) - self.begin[owner]  # k - 1
-        due_s = base_s[owner] + number * goal_s[owner]
+        some = np.flatnonzero(np.isfinite(self.tpot_due_s[owner]) & (number > 0))
+        owner, number = owner[some], number[some]
+        stated_s = np.where(np.isfinite(self.ttft_due_s), self.sent_s + self.ttft_due_s, -inf)
+        due_s = np.maximum(stated_s, self.first_s)[owner] + number * self.tpot_due_s[owner]
+        return self.token_s[some] - due_s, owner
+
+    def _late(self) -> Bools:
+        """Requests of which some token comes behind its cumulative deadline, [n]."""
+        behind_s, owner = self.behind_s()
         late = np.zeros(len(self.tokens), dtype=bool)
-        late[owner[stated[owner] & (self.token_s > due_s + CLOSE_S)]] = True
+        late[owner[behind_s > CLOSE_S]] = True
         return late
 
     def attains(self) -> dict[Rule, Bools]:
@@ -178,7 +184,7 @@ class Judged(Struct, frozen=True):
 
 
 class Latencies(Struct, frozen=True):
-    """Of requests that succeeded, in seconds of virtual time; the gaps are those of all."""
+    """Of requests that succeeded, in seconds of virtual time."""
 
     ttft_s: Spread
     tpot_s: Spread
@@ -190,10 +196,11 @@ class Latencies(Struct, frozen=True):
     def of(cls, times: Times) -> Latencies:
         good = times.succeeded
         jct_s = times.jct_s[good]
+        gaps_s, owner = times.gaps_s()
         return cls(
             ttft_s=Spread.of(times.ttft_s[good]),
             tpot_s=Spread.of(times.tpot_s[good]),
-            itl_s=Spread.of(times.gaps_s()[0]),
+            itl_s=Spread.of(gaps_s[good[owner]]),
             jct_s=Spread.of(jct_s),
             normalised_s=Spread.of(jct_s / times.tokens[good]),
         )

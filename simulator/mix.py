@@ -7,18 +7,16 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from accelgen.proto.messages import Objective
 from accelgen.scheduler.cost_model import Work
 from accelgen.simulator.device import Device, Iteration
-from accelgen.simulator.scenarios import SYNTHETIC, Goal, Part, Scenario
+from accelgen.simulator.rows import Floats, Rows, Stage
+from accelgen.simulator.scenarios import SYNTHETIC, Goal, Part, Scenario, ScenarioError
 from accelgen.simulator.synthetic import STAND_INS, gamma
-from accelgen.simulator.traces import Rows, Stage, find_trace, read_trace
+from accelgen.simulator.traces import find_trace, read_trace
 from accelgen.simulator.workload import Arrival, Workload, session
 
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
 Half = Literal["tune", "report", "all"]
 _ARRIVALS, _PARTS, _ROWS, _GOALS, _THIN = range(5)
 
@@ -34,24 +32,31 @@ class Asked:
 
 
 def load_sources(scenario: Scenario, asked: Asked, stand_ins: bool = False) -> dict[str, Rows]:
-    """The rows behind each source name; with `stand_ins` none is read from a file. Raises TraceError."""
+    """The rows behind each source name; with `stand_ins` none is read from a file that has one. Raises TraceError."""
     found = {}
     for part in scenario.parts:
         if part.source in found:
             continue
-        name = part.source.removeprefix(SYNTHETIC)
-        if name != part.source or (stand_ins and name in STAND_INS):
+        name = stand_in_of(part.source, stand_ins)
+        if name is not None:
             rows = STAND_INS[name].rows(name, 2 * asked.requests, asked.seed)
         else:
-            rows = read_trace(find_trace(name))
+            rows = read_trace(find_trace(part.source), asked.seed)
         found[part.source] = rows.half(asked.half)
     return found
+
+
+def stand_in_of(source: str, stand_ins: bool) -> str | None:
+    """The name of what stands in for a source: if it says so itself, or, with `stand_ins`, if there is one."""
+    name = source.removeprefix(SYNTHETIC)
+    return name if name != source or (stand_ins and name in STAND_INS) else None
 
 
 def make_workload(
     name: str, scenario: Scenario, device: Device, asked: Asked, sources: dict[str, Rows]
 ) -> Workload:
-    """The requests that `asked` describes. Fewer than asked for if the trace whose times are used has fewer."""
+    """The requests that `asked` describes. Fewer than asked for if the trace whose times are used has fewer. Raises
+    ScenarioError."""
     if scenario.arrivals in ("trace", "thinned"):
         [source] = sources
         rows = _timed(sources[source], scenario, asked)
@@ -164,11 +169,13 @@ class _Maker:
 def _timed(rows: Rows, scenario: Scenario, asked: Asked) -> Rows:
     """The first rows, as many as asked for; thinned to the rate, as far as that needs thinning."""
     if rows.at_s is None:
-        raise ValueError(f"{rows.name} has no times: arrivals must be poisson or gamma")
+        raise ScenarioError(f"arrivals: {rows.name} has no times, so they are poisson or gamma")
     if scenario.arrivals == "thinned":
         keep = asked.rate / own_rate(rows)
         draw = np.random.default_rng([asked.seed, _THIN])
         rows = rows.take(np.flatnonzero(draw.uniform(0, 1, size=len(rows)) < keep))
+        if not len(rows):
+            raise ScenarioError(f"arrivals: {rows.name} thinned to {asked.rate:g}/s has no request")
     return rows.take(np.arange(min(asked.requests, len(rows))))
 
 

@@ -133,22 +133,24 @@ class Needs:
 def needs_of(workload: Workload, device: Device, config: Config, rule: Rule) -> list[Needs | None]:
     """By request, in order of arrival; None for one that every scheduler must refuse: it does not fit the KV."""
     model = Model.of(device, config)
-    shared = _shared_tokens(workload.arrivals, model) if config.prefix_caching else repeat(0)
+    shared = _shared_tokens(workload.arrivals) if config.prefix_caching else repeat(0)
     return [
         None
         if arrival.prompt_tokens + arrival.limit_tokens > model.blocks * model.block_size
-        else _needs(arrival, cached, model, rule)
-        for arrival, cached in zip(workload.arrivals, shared, strict=False)
+        else _needs(arrival, tokens // model.block_size, model, rule)
+        for arrival, tokens in zip(workload.arrivals, shared, strict=False)
     ]
 
 
-def _needs(arrival: Arrival, cached: int, model: Model, rule: Rule) -> Needs:
+def _needs(arrival: Arrival, shared: int, model: Model, rule: Rule) -> Needs:
+    """`shared`: its leading blocks that others may have, too."""
     prompt, output = arrival.prompt_tokens, arrival.output_tokens
+    cached = min(shared, (prompt - 1) // model.block_size) * model.block_size
     at = prompt + np.arange(output - 1)  # the token computed for each but the first
     work_s = np.column_stack([model.prompt_work_s(prompt, cached), model.decode_work_s(at)])
     alone_s = model.fixed_s[0] + work_s[0]
     alone_s[0] = model.prompt_s(prompt, cached)
-    tokens, shared = prompt + np.arange(output), cached // model.block_size
+    tokens = prompt + np.arange(output)
     held = np.maximum(-(-tokens // model.block_size) - shared, 0)
     full = np.maximum(tokens // model.block_size - shared, 0)
     ends_s = arrival.at_s + np.cumsum(alone_s)
@@ -190,22 +192,22 @@ def _latest_s(arrival: Arrival, alone_s: Floats, rule: Rule) -> Floats:
     return latest_s + CLOSE_S * (number + 2)
 
 
-def _shared_tokens(arrivals: Sequence[Arrival], model: Model) -> list[int]:
-    """How many tokens of each prompt the prefix cache can have at most: those shared with any other request, in whole
-    blocks, short of the last token."""
+def _shared_tokens(arrivals: Sequence[Arrival]) -> list[int]:
+    """How many leading tokens of each request the prefix cache may have from another one, at most. Where that is the
+    whole prompt it is the answer, too: all that is generated looks alike."""
+    sizes = {arrival.prefix_block for arrival in arrivals if arrival.prefix}
     seen = Counter(
-        (arrival.prefix_block, arrival.prefix[: depth + 1])
-        for arrival in arrivals
-        for depth in range(len(arrival.prefix))
+        arrival.prefix[: depth + 1] for arrival in arrivals for depth in range(len(arrival.prefix))
     )
     found = []
     for arrival in arrivals:
         names = 0
         while names < len(arrival.prefix) and (
-            seen[arrival.prefix_block, arrival.prefix[: names + 1]] > 1
+            seen[arrival.prefix[: names + 1]] > 1
             or arrival.prefix[names] % OWN in (TOKEN, STOP)  # as what others have generated
+            or len(sizes) > 1  # names of blocks of another size: nobody looks how far they agree
         ):
             names += 1
-        tokens = min(names * arrival.prefix_block, arrival.prompt_tokens - 1)
-        found.append(tokens // model.block_size * model.block_size)
+        tokens, prompt = names * arrival.prefix_block, arrival.prompt_tokens
+        found.append(tokens if tokens < prompt else prompt + arrival.output_tokens)
     return found

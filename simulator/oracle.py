@@ -117,12 +117,12 @@ def run_oracle(setting: Setting, progress: Progress | None = None) -> Result:
 
 
 def bound_of_setting(setting: Setting, swapping: bool = False) -> Bound:
-    """No schedule on the workload of `setting` attains more; `swapping`: not even if KV can be swapped out. Raises
-    TraceError, ScenarioError, UnknownDevice, ProfileError."""
+    """No schedule on the workload of `setting` attains more; `swapping`: not even if KV can be swapped out, which the
+    scenario itself may allow. Raises TraceError, ScenarioError, UnknownDevice, ProfileError."""
     scenario = setting.scenario
     device, workload, _ = _workload(setting)
-    config = scenario.config(ORACLE)
-    return bound_of(workload, device, config, Rule(scenario.rule), swapping)
+    swapping = swapping or scenario.preemption == "swap"
+    return bound_of(workload, device, scenario.config(ORACLE), Rule(scenario.rule), swapping)
 
 
 def _workload(setting: Setting) -> tuple[Device, Workload, dict[str, str]]:

@@ -5,7 +5,8 @@ long they will be, and what an iteration really takes on the device.
 
 1. *Lost.* Whoever can meet its objectives no more, even alone on the device, counts as given up from then on.
 2. *Residents.* Waiting requests, by rank, start if the KV of all that run and of them fits: now, or (`reserve`) at
-   every moment until all of them have ended. A kept request takes the place of running ones of lower rank.
+   every moment until all of them have ended. A kept request takes the place of running ones of lower rank. Where
+   nobody can start, they are looked at again when who runs or waits has changed.
 3. *Batch.* All decodes that run (given-up ones only while the kept are in time). Prompts by rank, each as much as lets
    every kept decode, and every kept prompt that ends in this iteration, be in time; with `foresee` also so little that
    whoever arrives meanwhile can still be in time.
@@ -67,7 +68,7 @@ class Ordered(Memoryless):
 
     def __init__(self, facts: Facts, order: Order, knobs: Knobs) -> None:
         self.facts, self.order, self.knobs = facts, order, knobs
-        self._blocked: tuple[object, ...] = ()
+        self._blocked: tuple[object, ...] = ()  # who ran and waited when nobody could start
 
     def order_key(self, view: View, slot: int, state: None) -> float:
         return float(self.order.ranks[view.table.ids[slot]])

@@ -139,8 +139,8 @@ class Simulation:
         """Requests that have ended, the refused ones included."""
         return self.core.finished + self.core.refused
 
-    def go(self, until_s: float = inf, watch: Watcher | None = None) -> Run:
-        """Until every request has ended, or `until_s`, or until `watch` says so. Raises Stuck."""
+    def go(self, watch: Watcher | None = None) -> Run:
+        """Until every request has ended, or until `watch` says so. Raises Stuck."""
         now_s, watched = 0.0, 0
         while True:
             core = self.core
@@ -148,7 +148,7 @@ class Simulation:
             arrival_s = self._arrival_s()
             tick_s = max(now_s, core.next_s(now_s))
             before_s, now_s = now_s, min(result_s, arrival_s, tick_s, self._swap_s(now_s))
-            if now_s > until_s or now_s == inf or core.starved_s(now_s) > STARVED_S:
+            if now_s == inf or core.starved_s(now_s) > STARVED_S:
                 break
             if now_s == result_s:
                 _, _, index, result = heapq.heappop(self._results)
@@ -165,7 +165,7 @@ class Simulation:
                 self.run.given_up = watch(self.run, now_s)
                 if self.run.given_up:
                     break
-        return self._finish(now_s, before_s if now_s == inf else min(now_s, until_s))
+        return self._finish(now_s, before_s if now_s == inf else now_s)
 
     def _finish(self, now_s: float, end_s: float) -> Run:
         core, run = self.core, self.run

@@ -158,7 +158,6 @@ class _File(Struct, frozen=True, forbid_unknown_fields=True):
     """The file. `policies` are parameters for all scenarios, which each may override."""
 
     scenarios: dict[str, Any]
-    rule: Rule = Rule.CUMULATIVE  # that figures of goodput and capacity are judged by
     policies: dict[str, Params] = field(default_factory=dict)
 
 

@@ -21,13 +21,12 @@ class Rules:
     decoding_max_batch_size: int = 1024
     waiting_share: float = 0.05
     link_gb_s: float = 225.0
-    swap_gb_s: float = 25.0
 
     def __post_init__(self) -> None:
         for name in ("context_max_batch_size", "context_max_tokens", "decoding_max_batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: {getattr(self, name)}, must be at least 1")
-        for name in ("waiting_share", "link_gb_s", "swap_gb_s"):
+        for name in ("waiting_share", "link_gb_s"):
             if not 0 < getattr(self, name) < inf:
                 raise ValueError(f"{name}: {getattr(self, name)}, must be above 0")
         if self.prefill_devices < 0:

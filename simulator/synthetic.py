@@ -11,12 +11,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
-from accelgen.simulator.traces import Rows
-
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
+from accelgen.simulator.rows import Floats, Ints, Rows
 
 # --- arrivals ----------------------------------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@
 | Mooncake JSON lines | `timestamp` (ms), `input_length`, `output_length`, `hash_ids` |
 
 Any of them may be gzipped. Mooncake's times are multiples of 3 s: requests of one time are spread over the 3 s that
-follow, uniformly, by seed. A request that generated nothing (BurstGPT's failures) is left out and counted.
+follow, uniformly, by seed. A request that generated nothing (BurstGPT's failures) is left out.
 """
 
 from __future__ import annotations
@@ -28,10 +28,8 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import numpy as np
-from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
+from accelgen.simulator.rows import Floats, Rows, Stage
 
 VARIABLE = "ACCELGEN_TRACES"
 SUFFIXES = ("", ".csv", ".csv.gz", ".jsonl", ".jsonl.gz")
@@ -45,64 +43,6 @@ class TraceError(ValueError):
 
 class MissingTrace(TraceError):
     """There is no such trace here."""
-
-
-@dataclass(frozen=True, slots=True)
-class Stage:
-    """One request of a session: lengths, how long its sender thinks before it, and how many leading tokens it shares
-    with what came before."""
-
-    prompt: int
-    output: int
-    think_s: float
-    shared: int
-
-
-@dataclass(frozen=True, slots=True)
-class Rows:
-    """The requests of a trace, columns [n]. `at_s` starts at 0 and ascends; None for a set of lengths without times.
-    `prefixes` names each prompt's leading blocks of `prefix_block` tokens. `later` has the stages that follow each
-    request in its session. `left_out` counts requests that generated nothing."""
-
-    name: str
-    digest: str
-    at_s: Floats | None
-    prompt: Ints
-    output: Ints
-    prefixes: list[tuple[int, ...]] | None = None
-    prefix_block: int = 0
-    later: list[tuple[Stage, ...]] | None = None
-    left_out: int = 0
-
-    def __len__(self) -> int:
-        return len(self.prompt)
-
-    def take(self, which: Ints) -> Rows:
-        """The rows at the positions `which`, ascending; times start at 0 again."""
-        at_s = None if self.at_s is None else self.at_s[which]
-        return Rows(
-            self.name,
-            self.digest,
-            at_s - at_s[0] if at_s is not None and len(at_s) else at_s,
-            self.prompt[which],
-            self.output[which],
-            None if self.prefixes is None else [self.prefixes[i] for i in which],
-            self.prefix_block,
-            None if self.later is None else [self.later[i] for i in which],
-            self.left_out,
-        )
-
-    def half(self, part: str) -> Rows:
-        """`tune` and `report`: the first and the second half of the time, of a set without times every other row;
-        `all`: everything."""
-        if part == "all":
-            return self
-        assert part in ("tune", "report")
-        every = np.arange(len(self))
-        if self.at_s is None:
-            return self.take(every[(part == "report") :: 2])
-        middle = len(self) // 2
-        return self.take(every[middle:] if part == "report" else every[:middle])
 
 
 def find_trace(name: str) -> Path:
@@ -248,16 +188,14 @@ def _azure(rows: Iterator[_Row], path: Path, digest: str, seed: int) -> Rows:
 
 def _burstgpt(rows: Iterator[_Row], path: Path, digest: str, seed: int) -> Rows:
     at_s, prompt, output = [], [], []
-    left_out = 0
     for row in rows:
         generated = row.tokens("Response tokens", least=0)
         if not generated:
-            left_out += 1
             continue
         at_s.append(row.seconds("Timestamp"))
         prompt.append(row.tokens("Request tokens"))
         output.append(generated)
-    return _rows(path, digest, seed, at_s, prompt, output, left_out=left_out)
+    return _rows(path, digest, seed, at_s, prompt, output)
 
 
 def _mooncake(rows: Iterator[_Row], path: Path, digest: str, seed: int) -> Rows:
@@ -321,19 +259,18 @@ def _rows(
     prompt: list[int],
     output: list[int],
     prefixes: list[tuple[int, ...]] | None = None,
-    left_out: int = 0,
 ) -> Rows:
     """Columns from lists, in the order of time, times from 0 on."""
     block = MOONCAKE_BLOCK if prefixes is not None else 0
     name = _stem(path.name)
     lengths = np.array(prompt, dtype=np.int64), np.array(output, dtype=np.int64)
     if at_s is None:
-        return Rows(name, digest, None, *lengths, prefixes, block, None, left_out)
+        return Rows(name, digest, None, *lengths, prefixes, block)
     times_s = np.array(at_s, dtype=float)
     if prefixes is not None:
         times_s = _spread(times_s, seed)
     order = np.argsort(times_s, kind="stable")
-    rows = Rows(name, digest, times_s, *lengths, prefixes, block, None, left_out)
+    rows = Rows(name, digest, times_s, *lengths, prefixes, block)
     return rows.take(order)
 
 

@@ -24,14 +24,14 @@ class _Known:
 
 
 class SimulatedWorker:
-    """`busy_s`, `idle_s`, `copies_s`, `prefill_tokens`, `decode_tokens`: what it has done so far. `saturated_s` is what
-    the same work takes at best (`Device.saturated_seconds`). `stops` says, by request, after how many tokens (prompt
-    included) it ends by itself; the caller fills it in."""
+    """`busy_s`, `copies_s`, `prefill_tokens`, `decode_tokens`: what it has done so far. `saturated_s` is what the same
+    work takes at best (`Device.saturated_seconds`). `stops` says, by request, after how many tokens (prompt included)
+    it ends by itself; the caller fills it in."""
 
     def __init__(self, device: Device, stops: Mapping[int, int] = MappingProxyType({})) -> None:
         self.device, self._stops = device, stops
-        self.busy_s = self.idle_s = self.copies_s = self.saturated_s = 0.0
-        self.steps = self.prefill_tokens = self.decode_tokens = 0
+        self.busy_s = self.copies_s = self.saturated_s = 0.0
+        self.prefill_tokens = self.decode_tokens = 0
         self._known: dict[int, _Known] = {}
         self._free_s = 0.0  # when it has run everything it was given
 
@@ -49,9 +49,7 @@ class SimulatedWorker:
         run_s = self.device.seconds(iteration) if batch.ids else 0.0  # it has only to forget
         wait_s = begin_s - self._free_s
         self._free_s = begin_s + run_s
-        self.steps += bool(batch.ids)
         self.busy_s += run_s
-        self.idle_s += wait_s - copies_s
         self.copies_s += copies_s
         self.saturated_s += self.device.saturated_seconds(iteration)
         result = StepResult(

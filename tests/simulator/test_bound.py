@@ -11,22 +11,25 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 from hypothesis import given, settings
+from msgspec import structs
+from toy import config, toy_device
 
-from accelgen.proto.config import Config, SloClass
+from accelgen.proto.config import Config
 from accelgen.proto.messages import Objective
 from accelgen.proto.policies import known_policies
-from accelgen.scheduler.cost_model import Coefficients
+from accelgen.scheduler.cost_model import Coefficients, Work
 from accelgen.scheduler.policies.shared import Batch, least_load
 from accelgen.scheduler.policy import Decision, Policy, StepStats, Verdict, View, load_policy
 from accelgen.scheduler.request import Request
 from accelgen.scheduler.table import RUNNING
 from accelgen.simulator.bound import Bound, bound_of
 from accelgen.simulator.candidates import GRID, Judge
-from accelgen.simulator.device import Device, find_device
+from accelgen.simulator.device import Device, Iteration, find_device
+from accelgen.simulator.experiment import Setting
 from accelgen.simulator.metrics import Rule, summarise
 from accelgen.simulator.mix import Asked, load_sources, make_workload
 from accelgen.simulator.needs import Model
-from accelgen.simulator.oracle import try_all
+from accelgen.simulator.oracle import bound_of_setting, try_all
 from accelgen.simulator.packing import most_that_fit
 from accelgen.simulator.precedence import Order
 from accelgen.simulator.run import Simulation
@@ -34,13 +37,7 @@ from accelgen.simulator.scenarios import find_scenario
 from accelgen.simulator.workload import Arrival, Workload
 
 COSTS = Coefficients(a=1.0, b=0.01, b2=0.02, c=0.05, d=0.002, e=1e-5, knee=16.0)
-DEVICE = Device("toy", "paper", COSTS, kv_token_bytes=1, kv_bytes=40 * 16, host_s=0.1)
-
-
-def config(**fields: object) -> Config:
-    patient = SloClass(max_queue_ms=86_400_000, bounds_ms=(1e-3, 86_400_000))
-    given = {"pipeline_depth": 0, "slo_classes": {"standard": patient}, "max_step_s": 1e9, **fields}
-    return Config(policy="vllm", **given)  # type: ignore[arg-type]
+DEVICE = toy_device(COSTS)
 
 
 class Whim:
@@ -203,6 +200,64 @@ def test_kv_that_must_be_held_counts() -> None:
     assert swapping.attained == 5
 
 
+def test_whole_prompts_that_are_the_same_share_their_answers() -> None:
+    """16 equal prompts, two blocks each, and ten with their answers: four times what there is. Yet once most have been
+    preempted they run together, since all find the blocks of one: 173 s, where none shared would be 282 s at least."""
+    device = replace_costs(a=1.0)
+    arrivals = [Arrival(0.0, 32, 129, prefix=(5,), prefix_block=32) for _ in range(16)]
+    workload = Workload.of("same", arrivals)
+    bounds = {rule: bound_of(workload, device, config(), rule) for rule in Rule}
+    held(load_policy("fastserve", {}), workload, device, config(), bounds)
+
+
+def test_prefixes_in_blocks_of_two_sizes_may_agree() -> None:
+    """The second finds 32 tokens of the first, and one is left: 1.1 s, where 33 would take 4.3."""
+    device = replace_costs(a=1.0, b=0.1)
+    arrivals = [
+        Arrival(0.0, 70, 1, prefix=(5,), prefix_block=64),
+        Arrival(50.0, 33, 1, Objective(ttft_s=2.0), prefix=(5,), prefix_block=32),
+    ]
+    workload = Workload.of("sizes", arrivals)
+    bounds = {rule: bound_of(workload, device, config(), rule) for rule in Rule}
+    found = held(load_policy("vllm", {}), workload, device, config(), bounds)
+    assert found[Rule.MEAN] == 2
+
+
+def test_who_swaps_may_run_a_prompt_whole() -> None:
+    """100 tokens: 2 s at once, as DistServe takes them; 3 s in the two batches that others need."""
+    device = replace_costs(a=1.0, b=0.01)
+    workload = Workload.of("whole", [Arrival(0.0, 100, 1, Objective(ttft_s=2.5))])
+    limits = config(max_num_batched_tokens=50)
+    found = [bound_of(workload, device, limits, Rule.MEAN, swaps).attained for swaps in (0, 1)]
+    assert found == [0, 1]
+
+
+def test_a_scenario_may_swap() -> None:
+    scenario = structs.replace(find_scenario("accelgen"), max_num_batched_tokens=128)
+    asked = {"name": "s", "policy": "edf", "rate": 64.0, "requests": 20, "stand_ins": True}
+    plain = Setting(scenario=scenario, **asked)  # type: ignore[arg-type]
+    swaps = structs.replace(plain, scenario=structs.replace(scenario, preemption="swap"))
+    assert bound_of_setting(swaps) == bound_of_setting(plain, swapping=True)
+    assert bound_of_setting(swaps) != bound_of_setting(plain)
+
+
+def test_no_recomputation_is_cheaper() -> None:
+    """The token at 42, computed with those since the block began at 32, cut in any way: a piece of one token is a
+    decode, which may cost less than its attention as a prompt, or more than many tokens do."""
+    for costs in ({"b": 0.1, "e": 1e-3}, {"b": 0.001, "d": 1.0}, {"c": 1.0, "d": 0.05, "e": 0.05}):
+        device = replace_costs(**costs)
+        model = Model.of(device, config())
+        least_s = model.decode_work_s(np.array([42]))[0, 0]
+        for cut in range(2**10):
+            ends = [end for end in range(33, 43) if cut >> (end - 33) & 1] + [43]
+            total = 0.0
+            for start, end in zip([32, *ends], ends, strict=False):
+                prompt = Work(end - start, prefill_work=(end**2 - start**2) / 2)
+                work = Work(0, 1, start) if end == start + 1 else prompt
+                total += device.seconds(Iteration(work, start, 1))
+            assert least_s <= total * (1 + 1e-12)
+
+
 def test_linear_pieces_lie_below_every_iteration() -> None:
     """The ground of all of it: fixed time and prices, whatever theta, never exceed what an iteration takes."""
     draw = np.random.default_rng(1)
@@ -218,9 +273,6 @@ def test_linear_pieces_lie_below_every_iteration() -> None:
 
 def prompt_in(device: Device, tokens: int, cached: int, chunks: int) -> float:
     """How long a prompt takes alone in so many chunks, about equal ones."""
-    from accelgen.scheduler.cost_model import Work
-    from accelgen.simulator.device import Iteration
-
     ends = np.unique(np.linspace(cached, tokens, chunks + 1).round().astype(int))
     total = 0.0
     for start, end in zip(ends[:-1].tolist(), ends[1:].tolist(), strict=True):

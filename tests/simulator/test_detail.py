@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from accelgen.proto.messages import Objective
-from accelgen.simulator.experiment import Result, Setting, run_setting
+from accelgen.simulator.experiment import PolicyAt, Result, Setting, run_setting
 from accelgen.simulator.lengths import KnownLengths
 from accelgen.simulator.metrics import Rule
 from accelgen.simulator.scenarios import ScenarioError, make_scenario
@@ -86,6 +86,11 @@ def test_a_policy_is_told_lengths() -> None:
         run(policy="edf", rate=60.0, requests=80, length_error=e) for e in (None, 0.0, 2.0)
     )
     assert len({r.summary and r.summary.latency.jct_s.mean for r in (learnt, true, wrong)}) == 3
+
+
+def test_a_successor_is_told_no_lengths() -> None:
+    with pytest.raises(ScenarioError, match="length_error"):
+        run(length_error=0.0, swaps=(PolicyAt(1.0, "vllm"),))
 
 
 def test_distserve_has_neither() -> None:

@@ -25,8 +25,10 @@ BYTES = 10**8  # of KV per token: a block of 16 tokens is 1.6 GB
 
 
 def serve(arrivals: list[Arrival], blocks: int = 64, replicas: int = 2, **rules: float) -> Run:
-    device = Device("toy", "paper", SECOND_PER_TOKEN, BYTES, blocks * 16 * BYTES)
-    given = {"link_gb_s": 16.0, "swap_gb_s": 1.6, **rules}
+    device = Device(
+        "toy", "paper", SECOND_PER_TOKEN, BYTES, blocks * 16 * BYTES, swap_bytes_s=1.6e9
+    )
+    given = {"link_gb_s": 16.0, **rules}
     config = Config(policy="distserve", replicas=replicas)
     workload = Workload.of("test", arrivals)
     server = DistServe(Rules(**given), workload, device, config)  # type: ignore[arg-type]
@@ -95,6 +97,7 @@ def test_out_of_blocks_the_last_is_swapped_out_and_comes_back_first() -> None:
     gaps = [b - a for a, b in zip(second.token_s, list(second.token_s)[1:], strict=False)]
     assert max(gaps) > first.token_s[-1] - first.token_s[5]
     assert third.token_s[0] < second.token_s[5] <= third.token_s[1]
+    assert run.workers[1].copies_s == pytest.approx(10.0)  # 5 blocks of 1.6 GB, there and back
 
 
 def test_sessions_and_refusals() -> None:

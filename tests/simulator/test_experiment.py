@@ -8,6 +8,9 @@ from typing import Any
 import msgspec
 import pytest
 
+from accelgen.proto.messages import Sample
+from accelgen.proto.profiles import Profile, save_profile
+from accelgen.simulator import crew
 from accelgen.simulator.capacity import find_capacity
 from accelgen.simulator.crew import Crew, CrewError
 from accelgen.simulator.experiment import Result, Setting, Store, key_of, run_setting
@@ -75,6 +78,22 @@ def test_keys_follow_setting_trace_and_code(
     before = key_of(setting(scenario=trace))
     (tmp_path / "t.csv").write_text("prompt_tokens,output_tokens\n1,2\n")
     assert key_of(setting(scenario=trace)) != before
+    before = key_of(setting(scenario=trace, stand_ins=True))  # nothing stands in for it
+    (tmp_path / "t.csv").write_text("prompt_tokens,output_tokens\n1,3\n")
+    assert key_of(setting(scenario=trace, stand_ins=True)) != before
+
+
+def test_keys_follow_the_profile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        "accelgen.simulator.experiment._file_digest", lambda path: path.read_bytes()
+    )
+    path, keys = tmp_path / "p.json", set()
+    for run_s in (0.1, 0.2):
+        samples = [Sample(tokens, 0, 0, 0.0, run_s) for tokens in (1, 2, 3)]
+        save_profile(Profile("m", "cpu", "float32", "today", samples), path)
+        scenario = {"profile_file": str(path), "kv_blocks": 512}
+        keys.add(key_of(setting(scenario=scenario)))
+    assert len(keys) == 2
 
 
 def test_keys_of_a_policy_do_not_depend_on_others() -> None:
@@ -113,6 +132,21 @@ def test_a_crew_runs_settings_once(tmp_path: Path) -> None:
         assert crew.run(setting()) == first and not crew._processes
     with pytest.raises(CrewError, match="interrupted"):
         crew.run(setting(seed=3))
+
+
+def test_what_a_policy_prints_is_no_message(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = run_setting(setting())
+
+    def chatty(setting: Setting, progress: object) -> Result:
+        print("planning")
+        return result
+
+    monkeypatch.setattr(crew, "run_setting", chatty)
+    monkeypatch.setattr("sys.stdin", [msgspec.json.encode(setting()).decode()])
+    crew.main()
+    assert msgspec.json.decode(capsys.readouterr().out, type=Result) == result
 
 
 def test_capacity_is_where_attainment_ends() -> None:

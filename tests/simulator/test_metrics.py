@@ -90,6 +90,13 @@ def test_attainment_counts_those_sent() -> None:
     assert found.latency.normalised_s.mean == pytest.approx(1.25)
 
 
+def test_latencies_are_those_of_requests_that_succeeded() -> None:
+    fates = [fate(0.0, [1.0, 3.0]), fate(0.0, [5.0, 50.0], end=Reason.FAILED)]
+    found = summarise(Run("w", "p", fates, 50.0, [])).latency
+    means = [spread.mean for spread in (found.ttft_s, found.tpot_s, found.itl_s, found.jct_s)]
+    assert means == [1.0, 2.0, 2.0, 3.0]
+
+
 def test_a_whole_run_by_hand() -> None:
     """100 tokens of prompt: 1 + 1 s; then three decodes of 1.01 s. 64 blocks of 16, of which 7 are in use."""
     coefficients = Coefficients(a=1.0, b=0.01, b2=0.0, c=0.0, d=0.0, e=0.0, knee=1.0)

@@ -11,14 +11,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from msgspec import structs
+from toy import config, toy_device
 
-from accelgen.proto.config import Config, SloClass
 from accelgen.proto.messages import Objective
 from accelgen.scheduler.cost_model import Coefficients
 from accelgen.scheduler.policy import load_policy
 from accelgen.simulator.candidates import GRID, Candidate, Judge, Metric
 from accelgen.simulator.climb import Chain
-from accelgen.simulator.device import Device
 from accelgen.simulator.experiment import Setting, key_of, run_setting
 from accelgen.simulator.metrics import Rule
 from accelgen.simulator.oracle import CHAINS, choose, run_oracle, searches, try_all, value_of
@@ -28,14 +27,8 @@ from accelgen.simulator.scenarios import ScenarioError, make_scenario
 from accelgen.simulator.workload import Arrival, Workload, session
 
 COSTS = Coefficients(a=1.0, b=0.01, b2=0.01, c=0.05, d=0.0005, e=1e-5, knee=32.0)
-DEVICE = Device("toy", "paper", COSTS, kv_token_bytes=1, kv_bytes=40 * 16, host_s=0.1)
+DEVICE = toy_device(COSTS)
 POLICIES = ("sarathi", "edf", "vllm", "qoserve", "accelgen", "orca")
-
-
-def config(**fields: object) -> Config:
-    patient = SloClass(max_queue_ms=86_400_000, bounds_ms=(1e-3, 86_400_000))
-    given = {"pipeline_depth": 0, "slo_classes": {"standard": patient}, "max_step_s": 1e9, **fields}
-    return Config(policy="vllm", **given)  # type: ignore[arg-type]
 
 
 def judge(
@@ -184,6 +177,12 @@ def test_local_search_repeats_itself_and_beats_where_it_began() -> None:
         order = first.judge.by(("first_due_s", "work_s")[number])
         begun = max(first.judge.try_candidate(Candidate(order, knobs)).value for knobs in GRID)
         assert first.best.value >= begun
+
+
+def test_a_search_where_nobody_can_attain_comes_to_its_end() -> None:
+    late = Objective(ttft_s=0.01)
+    judged = judge([Arrival(float(at), 50, 2, late) for at in range(9)])
+    assert reached(judged, 0, steps=20) == 0.0
 
 
 def test_what_cannot_beat_the_best_is_cut_short_and_nothing_else() -> None:

@@ -132,6 +132,25 @@ def test_a_trace_is_thinned(traces: Path) -> None:
     assert (len(arrivals) - 1) / arrivals[-1].at_s == pytest.approx(rate)
 
 
+def test_times_that_are_not_there_are_missed(traces: Path) -> None:
+    (traces / "l.csv").write_text("prompt_tokens,output_tokens\n3,2\n")
+    scenario = of_trace(parts=[{"name": "a", "source": "l"}])
+    with pytest.raises(ScenarioError, match="arrivals: l has no times"):
+        workload(scenario, Asked(1.0, 1), stand_ins=False)
+    with pytest.raises(ScenarioError, match="arrivals: t thinned to 1e-09/s has no request"):
+        workload(of_trace(arrivals="thinned"), Asked(1e-9, 1), stand_ins=False)
+
+
+def test_times_that_are_rounded_are_spread_by_the_seed(traces: Path) -> None:
+    rows = "".join(f"{3 * i},10,5,{i}\n" for i in range(20))
+    (traces / "t.csv").write_text("arrived_at,prompt_tokens,output_tokens,hash_ids\n" + rows)
+    at_s = [
+        [one.at_s for one in workload(of_trace(), Asked(1.0, 20, seed), stand_ins=False).arrivals]
+        for seed in (0, 0, 1)
+    ]
+    assert at_s[0] == at_s[1] != at_s[2]
+
+
 def test_halves_do_not_overlap(traces: Path) -> None:
     tune, report = (
         workload(of_trace(), Asked(1.0, 100, half=half), stand_ins=False).arrivals
@@ -186,6 +205,7 @@ def test_a_missing_trace_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         ("seeds = [0]", "seeds = [0]\nkv_gb = 1", "max_tokens: requests of 2049 tokens, the KV cache holds 1216"),
         ("seeds = [0]", "seeds = [0]\ncut_tokens = 100", "cut_tokens: 100 leaves no room beside max_tokens"),
         ("[scenarios.s]", "[scenario.s]", "unknown field scenario"),
+        ("\n[scenarios.s]", 'rule = "every_gap"\n[scenarios.s]', "unknown field rule"),  # a scenario states it
         ("[scenarios.s]", "[scenarios.s", "not TOML"),
     ],
 )  # fmt: skip
