@@ -1,4 +1,4 @@
-"""What block allocation costs: one plan of 256 requests (budget: p99 <= 0.3 ms, DESIGN section 11).
+"""What block allocation costs: one plan of 256 requests (budget: p99 <= 0.3 ms).
 
 `pytest benchmarks/bench_kvmanager.py` prints the distribution. A round is `KvCore.on_plan`, from the decoded Plan to
 the Batch and KvReport. What the KV manager does after these have left (`settle`: hashing full blocks) is timed on its

@@ -1,4 +1,4 @@
-"""How fast the simulator is: scheduled request-iterations per second of processor time (budget: DESIGN section 11).
+"""How fast the simulator is: scheduled request-iterations per second of processor time (budget: 100,000 for `sarathi`).
 
 Every prompt has tokens of its own, so that a preempted request finds what is left of its KV in the prefix cache; what
 that costs is seen beside the same run without the cache.

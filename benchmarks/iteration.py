@@ -4,7 +4,7 @@
 
 Two ways of running the same decode load, taken in turns: (a) scheduler, KV and worker cores called one after the
 other in one process; (b) `accelgen up`, driven over HTTP, with message times recorded. Printed: the time from one
-iteration to the next in both, their ratio (budget: DESIGN section 11), and how long the worker idles between two
+iteration to the next in both, their ratio (budget: 2 %), and how long the worker idles between two
 iterations. On a machine of few cores, `--threads` leaves some to the processes beside the worker, as a GPU would.
 """
 

@@ -1,6 +1,6 @@
 """The shapes of OpenAI's answers: whole bodies and stream chunks, for chat and for completions.
 
-Golden rules from the specification and from clients that break otherwise (reliability.md 3.2): `finish_reason` is
+Golden rules from the specification and from clients that break otherwise: `finish_reason` is
 present and null until the end; with include_usage every chunk has `usage`, null except in the last one, which has no
 choices; the role comes once, in the first chunk of a choice.
 """

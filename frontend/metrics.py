@@ -1,4 +1,4 @@
-"""Counters and histograms of the frontend, under vLLM's names with the prefix `accelgen:` (peers.md E.1).
+"""Counters and histograms of the frontend, under vLLM's names with the prefix `accelgen:`.
 
 Samples are flat, `name{label="x"}` -> value, because that is how they travel in heartbeats: every frontend's
 `/metrics` shows the sum over all frontends and what the other processes report.

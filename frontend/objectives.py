@@ -126,7 +126,7 @@ class Verdict(Struct, frozen=True):
 
 
 def judge(stated: Stated, outcomes: Sequence[Outcome]) -> Verdict:
-    """The verdict over all choices of a call. The boundary counts as kept (peers.md E.4)."""
+    """The verdict over all choices of a call. The boundary counts as kept (as in vLLM's goodput)."""
     ttft_s = _worst([one.ttft_s for one in outcomes])
     tpot_s = _worst([one.tpot_s for one in outcomes])
     e2e_s = _worst([one.e2e_s for one in outcomes])

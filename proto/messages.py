@@ -124,7 +124,7 @@ class Held(Body, frozen=True):
 
 
 class Sample(Body, frozen=True):
-    """One timed iteration: the features of the cost model and the seconds it took (data.md section 2)."""
+    """One timed iteration: the features of the cost model and the seconds it took (scheduler/cost_model.py)."""
 
     prefill_tokens: Count
     decode_seqs: Count

@@ -1,4 +1,4 @@
-"""ZeroMQ sockets with the settings of DESIGN section 5, over the codec of `accelgen.proto.frame`.
+"""ZeroMQ sockets as this system sets them, over the codec of `accelgen.proto.frame`.
 
 Long-lived components bind a Router; whoever comes and goes connects a Dealer. Both are synchronous; the frontend's
 event loop watches the same sockets by file descriptor.

@@ -1,4 +1,4 @@
-"""How long will an iteration take? The knee form of data.md section 2, fitted to samples and corrected online.
+"""How long will an iteration take? A knee form, fitted to samples and corrected online.
 
     T = a + b*N + b2*max(0, N - K) + c*D + d*S + e*W        [seconds]
 
@@ -20,8 +20,8 @@ from accelgen.proto.messages import Sample
 
 KNEES = (1, 8, 16, 32, 64, 96, 128, 192, 256, 320, 512)
 SATURATED = 0.85
-"""The pivot is where throughput reaches this share of its limit; chosen such that the fit for OPT-13B on A100 (data.md)
-gives the 768 tokens that AccelGen's authors measured (papers.md 1.2) within 12 %."""
+"""The pivot is where throughput reaches this share of its limit; chosen such that the fit for OPT-13B on A100
+(simulator/device.py) gives the 768 tokens that AccelGen's authors measured within 12 %."""
 
 
 class Coefficients(Struct, frozen=True):

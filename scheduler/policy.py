@@ -1,7 +1,7 @@
 """What a scheduling policy sees, and what it answers. A policy is found by its entry point (`accelgen.policies`).
 
 A policy has no sockets, no clock and no hidden state: `plan` reads a View, and what it must remember from one call to
-the next is a value, its state, that it receives and returns (DESIGN section 9). The same object runs live and
+the next is a value, its state, that it receives and returns. The same object runs live and
 simulated.
 """
 

@@ -24,7 +24,7 @@ class LengthPredictor(Protocol):
 class ClassMedian:
     """The median output of the last finished requests of the same class; half of `max_tokens` before there are any.
 
-    AccelGen predicts output lengths of requests with a completion-time objective (papers.md 1.3) and calls accurate
+    AccelGen predicts output lengths of requests with a completion-time objective and calls accurate
     prediction unsolved; any LengthPredictor can take this one's place."""
 
     def __init__(self, outputs: Mapping[str, Sequence[int]] | None = None) -> None:

@@ -4,7 +4,7 @@
     on_report() - KvReport k      what did not fit is rolled back; free blocks are known again
     on_result() - StepResult k    tokens are confirmed, requests end
 
-With depth 1, plan k+1 is made after StepResult k-1 and KvReport k, as late as is safe (DESIGN section 2).
+With depth 1, plan k+1 is made after StepResult k-1 and KvReport k, as late as is safe.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ RETRY_S = 0.02
 BOUND_FACTOR, BOUND_FLOOR_S = (
     5.0,
     1.0,
-)  # a step may keep the worker silent this long (DESIGN section 6)
+)  # a step may keep the worker silent this long
 
 
 REPORT_S, RESULT_S = (

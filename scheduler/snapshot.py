@@ -1,4 +1,4 @@
-"""What a scheduler has learnt, kept from session to session and handed over to a successor (DESIGN section 6).
+"""What a scheduler has learnt, kept from session to session and handed over to a successor.
 
 The requests are not in it: journals and inventories tell of them. What a policy remembers goes to a successor with the
 same policy; another one begins anew.

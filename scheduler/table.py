@@ -1,7 +1,7 @@
 """The request table of one replica: a column per fact (numpy), a slot per request, slots reused.
 
 Columns are *projected*: they count everything that has been planned, as if the iterations in flight had already
-ended (DESIGN section 2). `length` is the number of tokens a request will then have (prompt + sampled), `computed` how
+ended. `length` is the number of tokens a request will then have (prompt + sampled), `computed` how
 many of them have their keys and values in the cache. `length - computed` tokens wait to be processed: many for a
 prompt, one for a request that decodes, none for one whose last allowed token is in flight.
 """

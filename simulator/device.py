@@ -4,7 +4,7 @@
 
 with P prefill tokens, D decoding sequences, N = P + D, S the sum of decode contexts, W the prefill attention work (sum
 of chunk * (prior + chunk/2)), prior the tokens computed before the chunks. The knee form, the penalty that prefill
-puts on decode attention (d_mixed) and the numbers are those of data.md section 2: fits of measured kernels, in seconds.
+puts on decode attention (d_mixed) and the numbers are fits of measured kernels, in seconds.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ def _fit(
     )  # fmt: skip
 
 
-HOST_S, HOST_SEQUENCE_S = 1.5e-3, 0.0  # data.md section 2: 1 to 2 ms per iteration in vLLM V1
+HOST_S, HOST_SEQUENCE_S = 1.5e-3, 0.0  # 1 to 2 ms per iteration in vLLM V1
 
 _DEVICES = (
     _fit("llama-2-7b", "a100", (9.7818, 0.013227, 0.047769, 6.8176e-4, 3.061e-4, 3.102e-6, 64), 524_288, 55),

@@ -1,4 +1,4 @@
-"""`distserve`: DistServe (OSDI'24; papers.md 5.6, read in its code, `context_stage_scheduler.py`,
+"""`distserve`: DistServe (OSDI'24; read in its code, `context_stage_scheduler.py`,
 `decoding_stage_scheduler.py`, `single_stage_engine.py`). Prompts and decodes on different devices; simulated only.
 
 Prefill: first come, first served, whole prompts; a batch is limited in requests, tokens, and blocks, those of prompts

@@ -1,5 +1,5 @@
 """Output lengths that a policy is told in a simulation: the true ones, with an error if wanted. What a perfect
-predictor would be worth, and what a bad one costs (papers.md 1.5: AccelGen's own is not published)."""
+predictor would be worth, and what a bad one costs (AccelGen's own is not published)."""
 
 from __future__ import annotations
 

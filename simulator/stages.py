@@ -1,5 +1,5 @@
 """DistServe's two stages as values: what waits, runs and lies where, on a device for prompts and on one for decodes
-(papers.md 5.6). Rules and their evidence: `distserve.py`."""
+(OSDI'24). Rules and their evidence: `distserve.py`."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Requests without a file: arrival processes, length distributions, and stand-ins for the public traces.
 
-A stand-in has the published quantiles of a trace's lengths, its rate, and its burstiness (data.md section 1; the finer
+A stand-in has the published quantiles of a trace's lengths, its rate, and its burstiness (docs/simulator.md; the finer
 quantiles and the rates of the Azure traces are of the first 60 % of their hour). Prompt and output are drawn
 independently: in the traces their rank correlation is below 0.15, except in `bwb` (0.8).
 """
@@ -187,7 +187,7 @@ STAND_INS: dict[str, StandIn] = {
         14.08,
         Bursts(duty=0.5, quiet=0.72, mean_s=120),
     ),
-    # Long prompts as in AccelGen's mixed trace (papers.md 1.6: 4,000 to 100,000 tokens, outputs up to 2,048), as far
+    # Long prompts as in AccelGen's mixed trace (arXiv 2503.13737: 4,000 to 100,000 tokens, outputs up to 2,048), as far
     # as 12 GB of KV for OPT-13B hold them beside their output (14,648 tokens).
     "long_prompts": StandIn(LogUniform(4000, 12000), LogNormal(median=286, p90=681, high=2048)),
 }

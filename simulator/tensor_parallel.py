@@ -7,7 +7,7 @@ tokens, in bf16: an all-reduce, nothing of which overlaps with anything, takes l
 keeps 1/n of each token's KV, and the memory that the weights leave free is KV, too.
 
 The all-reduces are fits (least squares on relative errors, 8 KiB to 128 MiB) of `profile_aiconfigurator_allreduce`
-(data.md; NVIDIA aiconfigurator, vLLM's kernels in CUDA graphs). Its sizes count bf16 elements: read as bytes they would
+(NVIDIA aiconfigurator, vLLM's kernels in CUDA graphs). Its sizes count bf16 elements: read as bytes they would
 give half of what two A100s reach in `profile_vidur_network_medians` (195 GB/s; 199 as elements). Mean error 3 to 17 %,
 largest 47 %: at 8 MiB, where vLLM changes kernels. There is no such table for RTX cards, so they are refused.
 """

@@ -1,4 +1,4 @@
-"""A planned change of the scheduler, step by step (DESIGN section 6). Sans I/O.
+"""A planned change of the scheduler, step by step. Sans I/O.
 
     preparing   the spare, or a process started for it, makes the new policy; the old one serves
     yielding    the old one lets its iteration come back, hands over what it has learnt, and plans no more

@@ -1,7 +1,7 @@
 """The `torch` backend: paged attention from PyTorch's own operations, on any device.
 
 Decodes: whole blocks are gathered with one index_select per group, query heads that share a key head are folded into
-the query length, and one scaled_dot_product_attention with a mask does the group (feasibility.md section 6:
+the query length, and one scaled_dot_product_attention with a mask does the group (measured:
 advanced indexing and per-request loops are 2 to 4 times slower). Prefill chunks: causal attention on the packed row
 itself where there is no past, else on the gathered context, in pieces that bound the mask. `wide` computes them in
 float32: twice as fast as bfloat16 on processors without AMX (measured at load), and more exact.

@@ -1,4 +1,4 @@
-"""Timed synthetic iterations, for the scheduler's cost model (data.md section 2).
+"""Timed synthetic iterations, for the scheduler's cost model.
 
 A start takes a rough sample (at most 3 s); `accelgen profile` calls `measure` with a larger budget and grid. The cache
 is written with finite rubbish: nothing may be stored in it yet."""

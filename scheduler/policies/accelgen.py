@@ -1,4 +1,4 @@
-"""`accelgen`: AccelGen, literal to what is known of it (arXiv 2503.13737; papers.md section 1).
+"""`accelgen`: AccelGen, literal to what is known of it (arXiv 2503.13737; docs/policies.md).
 
 1. Dynamic chunking (1.2): the token budget of a batch is S_b = S_pf * SLO_min / T_pf, from the pivot forward size, its
    iteration time, and the tightest iteration objective; a long prompt is cut where the budget ends, and finished before
@@ -105,7 +105,7 @@ class AccelGen:
         return view.cost.pivot(view.limits.max_num_batched_tokens)
 
     def _budget(self, view: View, state: Memory, found: Candidates, tightest_s: float) -> int:
-        """S_b in tokens (papers.md 1.2)."""
+        """S_b in tokens (dynamic chunking)."""
         size, seconds = self._pivot(view, state)
         most = view.limits.max_num_batched_tokens
         return bounded(view, found, int(size * min(tightest_s / seconds, most)))

@@ -1,5 +1,6 @@
-"""`accelgen-adaptive`: what AccelGen's authors leave for the future (papers.md 1.6, the limits they name): a pivot that
-follows the device, and long prompts that give way. Nothing of this is published; the rules are ours.
+"""`accelgen-adaptive`: what AccelGen's authors leave for the future (arXiv 2503.13737, the limits they name;
+docs/policies.md): a pivot that follows the device, and long prompts that give way. Nothing of this is published; the
+rules are ours.
 
 1. The pivot forward size and its time are estimated from executed iterations. Forward sizes are sorted into half
    octaves, each with a moving average of size and time; the pivot is the smallest whose throughput reaches 85 % of the

@@ -1,4 +1,4 @@
-"""QoServe's dynamic chunking: the largest batch of a grid that is predicted to end in time (papers.md 4.1)."""
+"""QoServe's dynamic chunking: the largest batch of a grid that is predicted to end in time (ASPLOS'26)."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 """AccelGen's multi-resource batching: again and again the request whose demand is nearest to what is left
-(papers.md 1.4, steps 3 to 5)."""
+(arXiv 2503.13737, batching, third to fifth step)."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 """`edf`: earliest deadline first. Sarathi-Serve's batches with the prompts in the order of their first-token deadlines
-(papers.md 5.7; read in QoServe's code, `scheduler_type` edf, where it is a baseline).
+(docs/policies.md; read in QoServe's code, `scheduler_type` edf, where it is a baseline).
 
 Decodes first, then prompts by deadline within a fixed token budget. A prompt with an earlier deadline overtakes one
 that has begun, at the end of a chunk. The deadline of a request with an end-to-end objective is that minus its

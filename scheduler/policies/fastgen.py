@@ -1,4 +1,4 @@
-"""`fastgen`: DeepSpeed-FastGen's Dynamic SplitFuse (arXiv 2401.08671; papers.md 5.4, read in DeepSpeed-MII's code,
+"""`fastgen`: DeepSpeed-FastGen's Dynamic SplitFuse (arXiv 2401.08671; docs/policies.md, read in DeepSpeed-MII's code,
 `ragged_batching.py`).
 
 Every forward pass has the same size (`forward_size`). Tokens of running requests come first, as long as sequences,

@@ -1,4 +1,4 @@
-"""`fastserve`: FastServe's skip-join multi-level feedback queue (arXiv 2305.05920; papers.md 5.5, read in its code,
+"""`fastserve`: FastServe's skip-join multi-level feedback queue (arXiv 2305.05920; docs/policies.md, read in its code,
 `fastserve/scheduler.py`).
 
 Level i has a quantum of `quantum_s` * 2**i. A new request joins the first level whose quantum is at least the predicted

@@ -1,4 +1,4 @@
-"""FastServe's multi-level feedback queue as a value (papers.md 5.5): who stands where, and how that changes."""
+"""FastServe's multi-level feedback queue as a value (arXiv 2305.05920): who stands where, and how that changes."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 """`orca`: iteration-level scheduling, first come, first served, with memory reserved for the longest possible sequence
-(Orca, OSDI'22, algorithm 1; papers.md 5.1, read in Sarathi-Serve's code, `orca_scheduler.py`).
+(Orca, OSDI'22, algorithm 1; docs/policies.md, read in Sarathi-Serve's code, `orca_scheduler.py`).
 
 In each iteration every running request decodes one token; waiting ones are admitted in order of arrival, whole, into
 the same batch, while blocks for their *maximum* length can be reserved and the number of sequences allows; the first

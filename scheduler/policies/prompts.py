@@ -1,4 +1,4 @@
-"""Prompts that have begun and prompts that wait, in one order: the prefill queue of QoServe's code (papers.md 4.4b).
+"""Prompts that have begun and prompts that wait, in one order: the prefill queue of QoServe's code.
 
 A prompt that has begun can be overtaken by a new one at the end of any chunk; it keeps its KV meanwhile."""
 
@@ -53,7 +53,7 @@ def keep_known(ids: frozenset[int], more: list[int], table: RequestTable) -> fro
 
 
 class FixedChunk(Memoryless, ABC):
-    """Sarathi-Serve's batches (papers.md 5.3) with the prompts in an order of their own."""
+    """Sarathi-Serve's batches (OSDI'24) with the prompts in an order of their own."""
 
     name: str
     chunk_size: int

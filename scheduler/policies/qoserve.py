@@ -1,4 +1,4 @@
-"""`qoserve`: QoServe, also called Niyama (ASPLOS'26), as its public code does it (papers.md 4.1 and 4.4b; read in
+"""`qoserve`: QoServe, also called Niyama (ASPLOS'26), as its public code does it (docs/policies.md; read in
 microsoft/sarathi-serve, branch niyama_asplos2026, `deadline_scheduler.py` and `sequence.py`).
 
 1. All decodes join (at most `chunk_size`, most slack first). A decode's slack is its next deadline minus now, the

@@ -1,4 +1,4 @@
-"""`sarathi`: Sarathi-Serve's stall-free batches (papers.md 5.3, read in its code).
+"""`sarathi`: Sarathi-Serve's stall-free batches (OSDI'24, read in its code; docs/policies.md).
 
 A fixed token budget per iteration (`chunk_size`). Every running decode takes one token (out of blocks: the latest
 arrival is preempted); prompts already begun take what is left, in order; then new prompts in order of arrival

@@ -122,7 +122,7 @@ Victims = Callable[[View], Ints]
 
 def take_decodes(batch: Batch, slots: Ints, victims: Victims) -> None:
     """All decodes of `slots` that fit; while one lacks a block, the first of `victims` that is not yet in the batch is
-    preempted: with `latest_first` vLLM's rule, recompute the latest arrival (papers.md 5.2)."""
+    preempted: with `latest_first` vLLM's rule, recompute the latest arrival."""
     table = batch.view.table
     ones = np.ones(len(slots), dtype=np.int64)
     demands = table.block_demand(slots, ones)

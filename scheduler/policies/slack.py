@@ -1,4 +1,4 @@
-"""Remaining time: how long may a request still stay out of a batch without missing its objective? (papers.md 1.3)"""
+"""Remaining time: how long may a request still stay out of a batch without missing its objective?"""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""`slidingserve`: SlidingServe (arXiv 2606.05933; papers.md 4.2). A reconstruction: the paper has no public code, and
-was known here from its abstract and a review only.
+"""`slidingserve`: SlidingServe (arXiv 2606.05933; docs/policies.md). A reconstruction: the paper has no public code,
+and was known here from its abstract and a review only.
 
 From the paper: a latency predictor that is linear in the features of a batch (here the fitted cost model); prompts
 sorted by (state of their objective, urgency, remaining work); the chunk of this iteration chosen together with that of

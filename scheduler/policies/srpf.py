@@ -1,5 +1,5 @@
 """`srpf`: shortest remaining prompt first. Sarathi-Serve's batches with the prompts in the order of the tokens that
-they still have to process (papers.md 5.7; read in QoServe's code, `scheduler_type` srpf, where it is a baseline).
+they still have to process (docs/policies.md; read in QoServe's code, `scheduler_type` srpf, where it is a baseline).
 
 Decodes first, then prompts within a fixed token budget. A shorter prompt overtakes one that has begun, at the end of a
 chunk, if it is shorter than what is left of that one. Objectives play no part; long prompts may starve.

@@ -1,4 +1,4 @@
-"""SlidingServe's chunks and selection (papers.md 4.2): two iterations looked at together, and a knapsack of prompts."""
+"""SlidingServe's chunks and selection (arXiv 2606.05933): two iterations seen together, and a knapsack of prompts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""AccelGen's urgent set: who must be in the next iteration, and who gives way (papers.md 1.4, step 1)."""
+"""AccelGen's urgent set: who must be in the next iteration, and who gives way (arXiv 2503.13737, batching, step 1)."""
 
 from __future__ import annotations
 

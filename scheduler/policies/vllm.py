@@ -1,4 +1,4 @@
-"""`vllm`: first come, first served, prompts first, as in the original vLLM (papers.md 5.2, read in its code).
+"""`vllm`: first come, first served, prompts first, as vLLM was first (SOSP'23, read in its code; docs/policies.md).
 
 Waiting prompts are admitted in order of arrival, whole, while their blocks, the token limit and the number of sequences
 allow. If any was admitted, the batch consists of prompts only and decodes stall; else every running request decodes,

@@ -1,5 +1,5 @@
-"""What transformers' own model says, and the rule by which a server's greedy text is compared with it (DESIGN section
-10): where the two first differ, the reference must be undecided (its two best logits within MARGIN)."""
+"""What transformers' own model says, and the rule by which a server's greedy text is compared with it:
+where the two first differ, the reference must be undecided (its two best logits within MARGIN)."""
 
 from __future__ import annotations
 

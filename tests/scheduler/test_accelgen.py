@@ -27,7 +27,7 @@ def test_budget_is_pivot_times_tightest_objective() -> None:
 
 
 def test_pivot_of_the_published_model() -> None:
-    """The fit for OPT-13B on A100 (data.md) gives a pivot near the 768 tokens of the paper (papers.md 1.2)."""
+    """The fit for OPT-13B on A100 (simulator/device.py) gives a pivot near the 768 tokens of the paper."""
     opt = Coefficients(19.036e-3, 0.029339e-3, 0.059412e-3, 0.0056947e-3, 0.71393e-6, 4.2416e-9, 96)
     size, seconds = CostModel(opt).pivot(8192)
     assert 680 <= size <= 860
@@ -84,7 +84,7 @@ def test_resources_do_not_idle_beyond_the_window() -> None:
 
 
 def naive(batch: Batch, contest: Contest) -> list[tuple[int, int]]:
-    """papers.md 1.4 steps 3 to 5, one candidate at a time."""
+    """The third to fifth step of AccelGen's batching, one candidate at a time."""
     taken = []
     alive = list(range(len(contest.slots)))
     while batch.tokens > 0 and alive:

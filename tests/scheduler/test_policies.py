@@ -31,7 +31,7 @@ def test_it_bears_its_name_and_says_where_it_comes_from(name: str) -> None:
     assert kind.name == name
     module = __import__(kind.__module__, fromlist=["__doc__"])
     assert f"`{name}`" in (module.__doc__ or "")
-    assert "papers.md" in (module.__doc__ or "")
+    assert "docs/policies.md" in (module.__doc__ or "")
 
 
 def test_the_table_in_the_docs_has_each_once() -> None:

@@ -52,7 +52,7 @@ def test_lengths() -> None:
     assert np.percentile(found, [25, 50, 75]) == pytest.approx([3, 10, 100], rel=0.1)
 
 
-PUBLISHED = {  # data.md section 1: prompt mean, p50, p90; output mean, p50, p90
+PUBLISHED = {  # prompt mean, p50, p90; output mean, p50, p90
     "azure2023_code": (2048, 1469, 5188, 28, 13, 55),
     "mooncake_conversation": (12035, 6909, 27367, 343, 350, 597),
     "lengths_sharegpt_8k_llama2": (2340, 1730, 5696, 439, 415, 834),

@@ -9,7 +9,7 @@ from accelgen.simulator.device import Device, Iteration, find_device
 from accelgen.simulator.scenarios import Part, Scenario, ScenarioError, make_scenario
 from accelgen.simulator.tensor_parallel import NoNetwork, split
 
-# DistServe's fits of its own measurements of OPT-13B on A100s (data.md, `profile_distserve_a100-80g_distserve`), ms:
+# DistServe's fits of its own measurements of OPT-13B on A100s (`profile_distserve_a100-80g_distserve`), ms:
 # decode a + b * context + c * batch, for less than 95 requests; prefill a + b * tokens + c * squares of prompts.
 DECODE = {2: (13.2948, 3.41092e-4, 0.0629640), 4: (10.2562, 1.87867e-4, 0.0326927)}
 PREFILL = {2: (14.7430, 0.0685772, 2.44957e-6), 4: (12.0623, 0.0380814, 5.22625e-7)}

@@ -1,4 +1,4 @@
-"""The worker against transformers' own `generate`, by the rule of DESIGN section 10.
+"""The worker against transformers' own `generate`, by this rule.
 
 Whatever the mixture of chunks, decodes, preemptions, shared prefixes and forks: logits agree within 1e-4 (float32), and
 greedy tokens are equal up to a first difference at which the reference itself was undecided by less than 1e-4.
