@@ -11,6 +11,7 @@ import click
 import msgspec
 
 from accelgen.proto.dumps import FOLDER
+from accelgen.proto.epochs import epoch_name
 from accelgen.proto.recording import Recording, RecordingError, read_recording
 from accelgen.scripts import trace_text
 from accelgen.scripts.logs import printable
@@ -149,7 +150,7 @@ class Trace:
     def _happening(self, one: Happening) -> dict[str, Any]:
         shown: dict[str, Any] = {"at_ms": self._ms(one.moment_s), "what": one.what}
         if one.epoch:
-            shown["epoch"] = trace_text.epoch_name(one.epoch)
+            shown["epoch"] = epoch_name(one.epoch)
         if not isinstance(one, Step):
             return {**shown, **one.values}
         for field in fields(Step)[len(fields(Happening)) :]:
