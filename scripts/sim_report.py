@@ -48,8 +48,10 @@ class SectionParam(click.ParamType):
     help="Parts of the report.",
 )
 @click.option("--requests", type=click.IntRange(1, 2**31), help="At most so many per run.")
-@click.option("--seeds", type=click.IntRange(1, 1000), help="At most so many of each scenario.")
-@click.option("--rates", type=click.IntRange(1, 1000), help="At most so many of each scenario.")
+@click.option("--seeds", type=click.IntRange(1, 1000), show_default="1; all with --scale paper",
+              help="At most so many of each scenario.")  # fmt: skip
+@click.option("--rates", type=click.IntRange(1, 1000), show_default="4; all with --scale paper",
+              help="At most so many of each scenario.")  # fmt: skip
 @click.option(
     "--synthetic", is_flag=True, help="Stand-ins with published statistics in place of traces."
 )
