@@ -11,6 +11,7 @@ from zmq.utils.monitor import recv_monitor_message
 
 from accelgen.faults.fault import Decoy, Fault, Site
 from accelgen.faults.server import find
+from accelgen.proto.epochs import epoch_of
 from accelgen.proto.frame import PROTOCOL_VERSION, TAG_OF, Header, encode
 from accelgen.proto.messages import Activate, Member, Plan
 
@@ -148,11 +149,12 @@ class DuplicateIdentity(WireFault):
 
     def __init__(self, site: Site) -> None:
         scheduler = site.server.member("scheduler")
-        self._epoch = scheduler.epoch
-        self.identity = f"scheduler:{scheduler.incarnation}:{scheduler.epoch}".encode()
+        self._epoch = epoch_of(scheduler.epoch, int(counter(scheduler, "resyncs")))
+        peer, name = scheduler, "scheduler"
         if site.target.startswith("worker"):
-            manager = site.server.member(site.target.replace("worker", "kvmanager"))
-            self.identity = f"kvmanager-{manager.index}:{manager.incarnation}".encode()
+            peer = site.server.member(site.target.replace("worker", "kvmanager"))
+            name = f"kvmanager-{peer.index}"
+        self.identity = f"{name}:{peer.incarnation}:{self._epoch}".encode()
         self._monitor: zmq.Socket[bytes] | None = None
         self._shaken = False
         super().__init__(site)
