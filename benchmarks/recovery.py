@@ -26,8 +26,8 @@ import httpx
 import psutil
 
 from accelgen.faults.connections import cut
-from accelgen.faults.judge import machine
 from accelgen.faults.link_faults import LINKS, ends_of
+from accelgen.faults.machine import machine
 from accelgen.faults.rows import KilledRow, append
 from accelgen.faults.server import Server, Shape
 

@@ -22,7 +22,7 @@ from pathlib import Path
 import click
 import httpx
 
-from accelgen.faults.judge import machine
+from accelgen.faults.machine import machine
 from accelgen.faults.rows import SlowRow, append
 
 CLI = [sys.executable, "-P", "-m", "accelgen.scripts.cli"]

@@ -32,7 +32,7 @@ from typing import Any
 import click
 import httpx
 
-from accelgen.faults.judge import machine
+from accelgen.faults.machine import machine
 from accelgen.faults.rows import Spread, SwapsRow, append
 from accelgen.proto.messages import Swap
 from accelgen.proto.policies import known_policies
