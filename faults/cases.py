@@ -1,4 +1,4 @@
-"""The matrix: which fault hits whom, and when (reliability.md 1.14)."""
+"""The matrix: which fault hits whom, and when."""
 
 from __future__ import annotations
 

@@ -10,16 +10,11 @@ from typing import Any
 
 from accelgen.faults.contract import NOT_AT_STAKE, Verdict
 from accelgen.faults.probe import Look
+from accelgen.supervisor.restarts import BACK_OFF_S, PERIOD_S
 
 DETECTED_S, RESTARTED_S = 0.1, 0.25  # C3
-SILENT_BOUND_S, SILENCE_MARGIN_S = (
-    5.0,
-    1.5,
-)  # C4: what a process at work announces, and three heartbeats
-BACK_OFF_S, PERIOD_S = (
-    0.25,
-    60.0,
-)  # the supervisor's, before the second restart within a period and doubled from there
+SILENT_BOUND_S = 5.0  # C4: what a process at work announces
+SILENCE_MARGIN_S = 1.5  # and three heartbeats
 STALE_S = 1.5  # C10: how old a "ready" of /ready may be
 CAUTIOUS_S = 6.0  # and how long it may say "not ready" by itself: a frontend that waits for the scheduler knows better
 GHOST_S = 0.5  # C10: how long the Directory may list a dead process as alive
