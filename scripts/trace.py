@@ -15,16 +15,8 @@ from accelgen.proto.epochs import epoch_name
 from accelgen.proto.recording import Recording, RecordingError, read_recording
 from accelgen.scripts import trace_text
 from accelgen.scripts.logs import printable
-from accelgen.scripts.trace_history import (
-    Call,
-    Happening,
-    History,
-    Step,
-    find_calls,
-    history_of,
-    reach,
-    surroundings,
-)
+from accelgen.scripts.trace_history import Call, find_calls, history_of, reach, surroundings
+from accelgen.scripts.trace_notes import Happening, History, Step
 from accelgen.supervisor.client import DUMP_S, ask_to_dump
 from accelgen.supervisor.errors import StartError
 from accelgen.supervisor.rundir import find_live

@@ -13,7 +13,8 @@ import click
 
 from accelgen.proto.epochs import epoch_name
 from accelgen.scripts.logs import printable
-from accelgen.scripts.trace_history import Call, Happening, History, Step
+from accelgen.scripts.trace_history import Call
+from accelgen.scripts.trace_notes import Happening, History, Step
 
 PAUSE = 4.0  # so many times the usual gap, and a run of decodes ends, so that it can be seen
 LEAST_PAUSE_S = 0.1
