@@ -23,8 +23,8 @@ os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # as the supervisor starts the
 import pytest
 import torch
 from click.testing import CliRunner
-from iteration import processor
 
+from accelgen.faults.machine import machine
 from accelgen.proto.config import Config
 from accelgen.proto.messages import Batch, Prompt, Sampling
 from accelgen.worker.engine import Engine, start_engine
@@ -210,7 +210,7 @@ def test_worker_beside_transformers(folder: Path) -> None:
     ours, theirs = Ours(engine), Theirs(folder)
     report: dict[str, Any] = {
         "date": time.strftime("%Y-%m-%d %H:%M"),
-        "processor": processor(),
+        "processor": machine(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "load": os.getloadavg()[0],

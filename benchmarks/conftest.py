@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from datetime import datetime
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
-from iteration import processor
+from accelgen.faults.machine import machine
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -33,7 +31,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     now = datetime.now()
     report = {
         "date": f"{now:%Y-%m-%d %H:%M}",
-        "processor": processor(),
+        "processor": machine(),
         "load_average": os.getloadavg()[0],
         "command": "make bench",
         "results": rows,

@@ -1,5 +1,5 @@
-"""What a decision costs each policy: processor time of one whole plan of a full server (budgets for p99: 1 ms with 2,000
-waiting, 5 ms with 10,000).
+"""What a decision costs each policy: processor time of one whole plan of a full server (budgets for p99: 1 ms with
+2,000 waiting, 5 ms with 10,000).
 
     python benchmarks/decisions.py [--policies sarathi,accelgen] [--waiting 256,2000,10000] [--rounds 400] [--write]
 

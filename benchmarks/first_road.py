@@ -23,7 +23,9 @@ from typing import Any
 import click
 
 sys.path.insert(0, str(Path(__file__).parent))
-from iteration import WORKER_ENV, processor
+from iteration import WORKER_ENV
+
+from accelgen.faults.machine import machine
 
 REQUESTS, PROMPT, OUTPUT = 32, 256, 64
 CLI = [sys.executable, "-P", "-m", "accelgen.scripts.cli"]
@@ -146,7 +148,7 @@ def measure(
     shape: str, dtype: str, static: Static, server: Server, rounds: int, rate_requests: int
 ) -> None:
     """Prints the comparison."""
-    print(f"{date.today()}  {processor()}  load {os.getloadavg()[0]:.1f} at the start")
+    print(f"{date.today()}  {machine()}  load {os.getloadavg()[0]:.1f} at the start")
     print(f"{shape}, {dtype}, {REQUESTS} x ({PROMPT} in, {OUTPUT} out)", flush=True)
     burst = ("--num-prompts", str(REQUESTS), "--request-rate", "inf")
     server.bench(*burst, "--seed", "99")  # the cost model has seen this machine before we measure

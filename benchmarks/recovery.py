@@ -12,9 +12,9 @@ the longest time in which no client received anything, from the kill on. Every k
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import signal
+import sys
 import time
 from collections import Counter
 from dataclasses import dataclass, field
@@ -25,9 +25,12 @@ import click
 import httpx
 import psutil
 
+sys.path.insert(0, str(Path(__file__).parent))
+from streams import complete
+
 from accelgen.faults.connections import cut
-from accelgen.faults.judge import machine
 from accelgen.faults.link_faults import LINKS, ends_of
+from accelgen.faults.machine import machine
 from accelgen.faults.rows import KilledRow, append
 from accelgen.faults.server import Server, Shape
 
@@ -61,27 +64,16 @@ class Run:
 
 async def ask(http: httpx.AsyncClient, url: str, client: int, i: int, run: Run) -> None:
     """One request."""
-    body = {
-        "model": "accelgen-demo", "prompt": [5 + (client * 131 + i * 17 + j) % 4000 for j in range(PROMPT)],
-        "max_tokens": TOKENS, "temperature": 0.8, "seed": i, "ignore_eos": True, "stream": True,
-        "stream_options": {"include_usage": True},
-    }  # fmt: skip
-    text, count, done = "", 0, False
+    prompt = [5 + (client * 131 + i * 17 + j) % 4000 for j in range(PROMPT)]
     try:
-        async with http.stream("POST", f"{url}/v1/completions", json=body) as response:
-            async for line in response.aiter_lines():
-                done |= line == "data: [DONE]"
-                if line.startswith("data: {"):
-                    run.arrivals.append(time.monotonic())
-                    chunk = json.loads(line[6:])
-                    text += "".join(choice["text"] for choice in chunk.get("choices", ()))
-                    count = (chunk.get("usage") or {}).get("completion_tokens", count)
-        if not done or count != TOKENS:
-            run.failures[f"HTTP {response.status_code}, {count} tokens"] += 1
-        else:
-            run.texts[client, i] = text
+        found = await complete(http, url, prompt, TOKENS, i, run.arrivals.append)
     except httpx.HTTPError as error:
         run.failures[type(error).__name__] += 1
+    else:
+        if found.whole:
+            run.texts[client, i] = found.text
+        else:
+            run.failures[f"HTTP {found.status}, {found.tokens} tokens"] += 1
     run.ended += 1
 
 

@@ -9,8 +9,6 @@ whether any process was started again. On a fast machine make the prompt longer 
 
 from __future__ import annotations
 
-import json
-import os
 import re
 import subprocess
 import sys
@@ -22,10 +20,10 @@ from pathlib import Path
 import click
 import httpx
 
-from accelgen.faults.judge import machine
+from accelgen.faults.machine import machine
 from accelgen.faults.rows import SlowRow, append
+from accelgen.faults.server import Server, Shape, name_of
 
-CLI = [sys.executable, "-P", "-m", "accelgen.scripts.cli"]
 LONG_S = 10.0
 
 
@@ -42,25 +40,8 @@ def completion(url: str, model: str, prompt: int, tokens: int) -> float:
     return time.monotonic() - begun_s
 
 
-def status(run_dir: str) -> dict[str, object]:
-    command = [*CLI, "status", "--json", "--run-dir", run_dir]
-    done = subprocess.run(command, check=True, capture_output=True)
-    return dict(json.loads(done.stdout))
-
-
-def pids(run_dir: str) -> dict[str, int]:
-    members = status(run_dir)["members"]
-    assert isinstance(members, list)
-    return {f"{m['role']}-{m['index']}": int(m["pid"]) for m in members}
-
-
-def await_spare(run_dir: str) -> dict[str, int]:
-    """All processes, when the spare scheduler, which starts a moment after the others, is among them."""
-    end_s = time.monotonic() + 60
-    while "scheduler-1" not in (found := pids(run_dir)):
-        assert time.monotonic() < end_s, "no spare scheduler came"
-        time.sleep(0.2)
-    return found
+def pids(server: Server) -> dict[str, int]:
+    return {name_of(member): member.pid for member in server.see().members}
 
 
 def longest_step_s(url: str, at_least_s: float) -> float:
@@ -76,33 +57,26 @@ def longest_step_s(url: str, at_least_s: float) -> float:
 
 
 def measure(folder: Path, shape: str, prompt: int) -> SlowRow:
-    model, run_dir = str(folder / "model"), str(folder / "run")
+    model = str(folder / "model")
     make = [sys.executable, "-P", "-m", "accelgen.scripts.make_random_model", model]
     subprocess.run([*make, "--shape", shape], check=True, stdout=subprocess.DEVNULL)
-    environment = {**os.environ, "XDG_RUNTIME_DIR": str(folder)}
-    options = (
-        *("--policy", "vllm", "--dtype", "float32"),
-        *("--max-num-batched-tokens", "65536", "--max-step-s", "300"),
-    )
-    up = [*CLI, "up", "--port", "0", "--detach", "--run-dir", run_dir, "--model", model, *options]
-    subprocess.run(up, check=True, env=environment, stdout=subprocess.DEVNULL)
-    try:
-        before, url = await_spare(run_dir), str(status(run_dir)["url"])
+    options = ("--model", model, "--max-num-batched-tokens", "65536", "--max-step-s", "300")
+    with Server(Shape(frontends=1, policy="vllm"), *options) as server:
+        server.await_pid("spare", 60)  # it starts a moment after the others
+        before, url = pids(server), server.url
         for tokens in (64, 512, 1024):
             completion(url, "model", tokens, 2)
         took_s = completion(url, "model", prompt, 2)
         longest_s = longest_step_s(url, LONG_S)
-        after = pids(run_dir)
-        return SlowRow(
-            when=date.today().isoformat(),
-            machine=machine(),
-            what=f"prefill of {prompt:,} tokens in one iteration, {shape} shape, float32",
-            took_s=took_s,
-            longest_step_s=longest_s,
-            restarted=[name for name, pid in before.items() if after.get(name) != pid],
-        )
-    finally:
-        subprocess.run([*CLI, "down", "--run-dir", run_dir], stdout=subprocess.DEVNULL)
+        after = pids(server)
+    return SlowRow(
+        when=date.today().isoformat(),
+        machine=machine(),
+        what=f"prefill of {prompt:,} tokens in one iteration, {shape} shape, float32",
+        took_s=took_s,
+        longest_step_s=longest_s,
+        restarted=[name for name, pid in before.items() if after.get(name) != pid],
+    )
 
 
 @click.command()

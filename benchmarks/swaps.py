@@ -13,14 +13,10 @@ take turns. With a pause of more than the probation (10 s) the start of a fresh 
 from __future__ import annotations
 
 import asyncio
-import json
-import os
 import random
 import re
 import statistics
-import subprocess
 import sys
-import tempfile
 import time
 from bisect import bisect_right
 from collections import Counter
@@ -32,13 +28,16 @@ from typing import Any
 import click
 import httpx
 
-from accelgen.faults.judge import machine
+sys.path.insert(0, str(Path(__file__).parent))
+from streams import complete
+
+from accelgen.faults.machine import machine
 from accelgen.faults.rows import Spread, SwapsRow, append
+from accelgen.faults.server import Server, Shape
 from accelgen.proto.messages import Swap
 from accelgen.proto.policies import known_policies
 from accelgen.supervisor.client import ask_to_swap
 
-CLI = [sys.executable, "-P", "-m", "accelgen.scripts.cli"]
 QUIET_S = 10.0  # without swaps, to compare with
 
 
@@ -53,31 +52,21 @@ class Seen:
 
 async def one(http: httpx.AsyncClient, url: str, i: int, tokens: int, seen: Seen) -> None:
     """One stream; compared with the first text of the same request."""
-    body = {
-        "model": "accelgen-demo", "prompt": [5 + (i * 31 + j) % 4000 for j in range(20 + 7 * i)],
-        "max_tokens": tokens, "temperature": 0.8, "seed": i, "ignore_eos": True, "stream": True,
-        "stream_options": {"include_usage": True},
-    }  # fmt: skip
-    text, last_s, count, done = "", 0.0, 0, False
+    prompt = [5 + (i * 31 + j) % 4000 for j in range(20 + 7 * i)]
+    last_s: list[float] = []
+
+    def heard(now: float) -> None:
+        seen.gaps += [(now, now - before) for before in last_s]
+        last_s[:] = [now]
+
     try:
-        async with http.stream("POST", f"{url}/v1/completions", json=body) as response:
-            async for line in response.aiter_lines():
-                now = time.monotonic()
-                done |= line == "data: [DONE]"
-                if not line.startswith("data: {"):
-                    continue
-                chunk = json.loads(line[6:])
-                text += "".join(choice["text"] for choice in chunk.get("choices", ()))
-                count = (chunk.get("usage") or {}).get("completion_tokens", count)
-                if last_s:
-                    seen.gaps.append((now, now - last_s))
-                last_s = now
+        found = await complete(http, url, prompt, tokens, i, heard)
     except httpx.HTTPError as error:
         seen.outcomes[f"failed: {error!r}"] += 1
         return
-    if not done or count != tokens:
-        seen.outcomes[f"incomplete: {count} tokens, done {done}"] += 1
-    elif seen.texts.setdefault(i, text) != text:
+    if not found.whole:
+        seen.outcomes[f"incomplete: {found.tokens} tokens, done {found.done}"] += 1
+    elif seen.texts.setdefault(i, found.text) != found.text:
         seen.outcomes["different"] += 1
     else:
         seen.outcomes["same"] += 1
@@ -89,15 +78,39 @@ async def keep(http: Any, url: str, i: int, tokens: int, seen: Seen, over: async
         await one(http, url, i, tokens, seen)
 
 
-async def swap(run_dir: str, policy: str) -> tuple[float, str, str]:
-    """When one swap began, what is wrong with it ("" for nothing), and what the supervisor said."""
-    begin_s = time.monotonic()
-    answer = await asyncio.to_thread(ask_to_swap, Path(run_dir), Swap(policy, {}), 60.0)
-    return begin_s, "" if answer.done else answer.line, answer.line
+@dataclass
+class Swapping:
+    """What came of the swaps: from when to when one and the pause after it lasted, and the time without a swap that
+    followed; refusals by cause; seconds of the handovers."""
+
+    windows_s: list[tuple[float, float]] = field(default_factory=list)
+    controls_s: list[tuple[float, float]] = field(default_factory=list)
+    refused: Counter[str] = field(default_factory=Counter)
+    handovers: list[float] = field(default_factory=list)
+
+
+async def swap_on(run_dir: Path, swaps: int, pause_s: float) -> Swapping:
+    """One swap after another."""
+    found, draw, policy = Swapping(), random.Random(0), ""
+    for _ in range(swaps):
+        policy = draw.choice([name for name in known_policies() if name != policy])
+        begin_s = time.monotonic()
+        answer = await asyncio.to_thread(ask_to_swap, run_dir, Swap(policy, {}), 60.0)
+        if took := re.search(r"(\d+) ms after", answer.line):
+            found.handovers.append(int(took[1]) / 1000)
+        if not answer.done:
+            found.refused[answer.line] += 1
+        await asyncio.sleep(pause_s)
+        end_s = time.monotonic()
+        found.windows_s.append((begin_s, end_s))
+        if pause_s:  # as long again, without a swap
+            await asyncio.sleep(end_s - begin_s)
+            found.controls_s.append((end_s, time.monotonic()))
+    return found
 
 
 async def drive(
-    url: str, run_dir: str, swaps: int, streams: int, tokens: int, pause_s: float
+    url: str, run_dir: Path, swaps: int, streams: int, tokens: int, pause_s: float
 ) -> SwapsRow:
     """Runs the load and the swaps; prints what came of it."""
     seen, over = Seen(), asyncio.Event()
@@ -111,38 +124,23 @@ async def drive(
         await asyncio.sleep(QUIET_S)
         quiet = [gap for _, gap in seen.gaps]
         seen.gaps.clear()
-        windows_s: list[tuple[float, float]] = []
-        controls_s: list[tuple[float, float]] = []
-        refused, handovers = Counter[str](), []
-        draw, policy = random.Random(0), ""
-        for _ in range(swaps):
-            policy = draw.choice([name for name in known_policies() if name != policy])
-            begin_s, fault, words = await swap(run_dir, policy)
-            if found := re.search(r"(\d+) ms after", words):
-                handovers.append(int(found[1]) / 1000)
-            refused[fault] += bool(fault)
-            await asyncio.sleep(pause_s)
-            end_s = time.monotonic()
-            windows_s.append((begin_s, end_s))
-            if pause_s:  # as long again, without a swap
-                await asyncio.sleep(end_s - begin_s)
-                controls_s.append((end_s, time.monotonic()))
+        done = await swap_on(run_dir, swaps, pause_s)
         over.set()
         await asyncio.gather(*tasks)
     row = SwapsRow(
         when=date.today().isoformat(),
         machine=machine(),
         swaps=swaps,
-        refused=sum(refused.values()),
+        refused=done.refused.total(),
         streams=streams,
         outcomes=dict(seen.outcomes),
         without=spread(quiet),
-        over_a_swap=spread(_longest(seen.gaps, windows_s)),
-        handover=spread(handovers),
-        control=spread(_longest(seen.gaps, controls_s)) if controls_s else None,
+        over_a_swap=spread(_longest(seen.gaps, done.windows_s)),
+        handover=spread(done.handovers),
+        control=spread(_longest(seen.gaps, done.controls_s)) if done.controls_s else None,
         pause_s=pause_s,
     )
-    report(row, refused)
+    report(row, done.refused)
     return row
 
 
@@ -167,7 +165,7 @@ def spread(values: list[float]) -> Spread:
 def report(row: SwapsRow, refused: Counter[str]) -> None:
     """Prints the figures."""
     print(f"{row.when}  {row.machine}")
-    print(f"swaps {row.swaps}, refused {row.refused} {dict(+refused)}")
+    print(f"swaps {row.swaps}, refused {row.refused} {dict(refused)}")
     print(f"requests {sum(row.outcomes.values())}: {row.outcomes}")
     print(
         "ms: gaps between two chunks without swaps; longest gap over each swap, over as long without; handover"
@@ -194,21 +192,8 @@ def report(row: SwapsRow, refused: Counter[str]) -> None:
 @click.option("--rows", type=click.Path(path_type=Path), help="Append the figures as JSON.")
 def main(swaps: int, streams: int, tokens: int, pause_s: float, rows: Path | None) -> None:
     """See the head of this file. Exit status 1 unless all is as it should be."""
-    with tempfile.TemporaryDirectory(prefix="ag-") as name:
-        folder = Path(name)
-        folder.chmod(0o700)
-        environment = {**os.environ, "XDG_RUNTIME_DIR": name}
-        run_dir = str(folder / "run")
-        up = [*CLI, "up", "--port", "0", "--dtype", "float32", "--detach", "--run-dir", run_dir]
-        subprocess.run(up, env=environment, check=True, stdout=subprocess.DEVNULL)
-        try:
-            status = subprocess.run(
-                [*CLI, "status", "--json", "--run-dir", run_dir], check=True, capture_output=True
-            )
-            url = str(json.loads(status.stdout)["url"])
-            row = asyncio.run(drive(url, run_dir, swaps, streams, tokens, pause_s))
-        finally:
-            subprocess.run([*CLI, "down", "--run-dir", run_dir], stdout=subprocess.DEVNULL)
+    with Server(Shape(frontends=1)) as server:
+        row = asyncio.run(drive(server.url, server.run_dir, swaps, streams, tokens, pause_s))
     if rows is not None:
         append(rows, row)
     if row.refused or set(row.outcomes) != {"same"}:

@@ -11,8 +11,7 @@ from typing import Any
 
 import click
 
-sys.path.insert(0, str(Path(__file__).parent))
-from iteration import processor
+from accelgen.faults.machine import machine
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -21,7 +20,7 @@ def save(name: str, content: dict[str, Any]) -> None:
     """Writes what was found, with when, on what and by which command."""
     head = {
         "date": datetime.now().strftime("%Y-%m-%d %H:%M"),
-        "processor": processor(),
+        "processor": machine(),
         "command": shlex.join(["python", *(_outside(word) for word in sys.argv)]),
     }
     RESULTS.mkdir(exist_ok=True)

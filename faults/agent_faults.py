@@ -41,7 +41,6 @@ class Hang(Ordered):
         super().__init__(site, "hang", seconds=seconds)
         self.lasts_s = min(seconds, 12.0)
         self.ends_target = seconds >= HUNG_S
-        self._progress = -1
 
     def proof(self) -> str:
         said = super().proof()
@@ -61,9 +60,10 @@ class Hang(Ordered):
 class Slow(Ordered):
     """Every step takes longer for a while."""
 
-    def __init__(self, site: Site, by_s: float = 0.05, seconds: float = 2.0) -> None:
-        super().__init__(site, "slow", by_s=by_s, seconds=seconds)
-        self.lasts_s = seconds
+    lasts_s = 2.0
+
+    def __init__(self, site: Site) -> None:
+        super().__init__(site, "slow", by_s=0.05, seconds=self.lasts_s)
 
     def proof(self) -> str:
         proofs = self.site.server.orders.proofs(self._number, self.target_pid)
@@ -170,8 +170,8 @@ class ClockStep(Ordered):
 class SlowStart(Ordered):
     """The processes of a role take their time when they start, as one does that loads a large model."""
 
-    def __init__(self, site: Site, seconds: float = 8.0) -> None:
-        super().__init__(site, "sleep", seconds=seconds)
+    def __init__(self, site: Site) -> None:
+        super().__init__(site, "sleep", seconds=8.0)
         self._role = site.target.partition("-")[0]
 
     def prepare(self) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 
 import msgspec
@@ -38,13 +38,6 @@ class Campaign:
 
     def __exit__(self, *_: object) -> None:
         self._take_down()
-
-    def rows(self, steps: Iterable[Step], until_s: float = float("inf")) -> Iterator[Row]:
-        """One row after another; none is begun after `until_s`."""
-        for step in steps:
-            if now_s() >= until_s:
-                return
-            yield self.run(step)
 
     def run(self, step: Step) -> Row:
         """One case."""

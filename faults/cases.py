@@ -68,7 +68,6 @@ FAULTS: dict[str, Make] = {
 }
 """Every kind of fault by name."""
 
-LONG = {"sigstop-60"}  # takes a minute: the long lane's
 COMPONENTS = ("frontend-0", "scheduler", "kvmanager-0", "worker-0")
 BOUND = ("frontend-0", "kvmanager-0", "worker-0")  # have a socket that others connect to
 
@@ -100,10 +99,6 @@ class Case:
         if self.first is not None:
             return f"{'/'.join(self.first)}+{name}"
         return name if self.moment is Moment.LOAD else f"{name}@{self.moment}"
-
-    @property
-    def long(self) -> bool:
-        return self.fault in LONG
 
     @property
     def ends_server(self) -> bool:
@@ -157,6 +152,6 @@ def _matrix() -> list[Case]:
 MATRIX: list[Case] = _matrix()
 
 
-def chosen(pattern: str, long: bool = True) -> list[Case]:
+def chosen(pattern: str) -> list[Case]:
     """The cases whose names match a shell pattern."""
-    return [c for c in MATRIX if fnmatch(c.name, pattern) and (long or not c.long)]
+    return [case for case in MATRIX if fnmatch(case.name, pattern)]

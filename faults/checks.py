@@ -4,23 +4,17 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 from accelgen.faults.contract import NOT_AT_STAKE, Verdict
 from accelgen.faults.probe import Look
+from accelgen.supervisor.restarts import BACK_OFF_S, PERIOD_S
 
 DETECTED_S, RESTARTED_S = 0.1, 0.25  # C3
-SILENT_BOUND_S, SILENCE_MARGIN_S = (
-    5.0,
-    1.5,
-)  # C4: what a process at work announces, and three heartbeats
-BACK_OFF_S, PERIOD_S = (
-    0.25,
-    60.0,
-)  # the supervisor's, before the second restart within a period and doubled from there
+SILENT_BOUND_S = 5.0  # C4: what a process at work announces
+SILENCE_MARGIN_S = 1.5  # and three heartbeats
 STALE_S = 1.5  # C10: how old a "ready" of /ready may be
 CAUTIOUS_S = 6.0  # and how long it may say "not ready" by itself: a frontend that waits for the scheduler knows better
 GHOST_S = 0.5  # C10: how long the Directory may list a dead process as alive
@@ -132,10 +126,8 @@ def check_not_killed(events: Events, name: str, times: Times) -> Verdict:
 def check_truth(looks: Sequence[Look], slack: float = 1.0) -> Verdict:
     """C10: /ready follows the Directory, and the Directory the processes. `slack` as in Times."""
     ghost_s, stale_s, cautious_limit_s = GHOST_S * slack, STALE_S * slack, CAUTIOUS_S * slack
-    for earlier, later in pairwise(looks):
-        ghosts = earlier.ghosts & later.ghosts
-        if ghosts and later.at_s - earlier.at_s >= ghost_s:
-            name, pid = min(ghosts)
+    for name, pid in sorted({ghost for one in looks for ghost in one.ghosts}):
+        if longest_s(looks, [(name, pid) in one.ghosts for one in looks]) >= ghost_s:
             return Verdict(
                 False, f"{name} (pid {pid}) was called alive {ghost_s:g} s after its death"
             )
@@ -145,7 +137,7 @@ def check_truth(looks: Sequence[Look], slack: float = 1.0) -> Verdict:
             since_s, said = one.at_s, one.ready
         if one.ready_status == 200 and said is False and one.at_s - since_s >= stale_s:
             return Verdict(False, "/ready said 200 of a server that was not ready")
-    cautious_s = longest_s(looks, lambda one: bool(one.ready) and one.ready_status == 503)
+    cautious_s = longest_s(looks, [bool(one.ready) and one.ready_status == 503 for one in looks])
     if cautious_s > cautious_limit_s:
         return Verdict(False, f"/ready said 503 of a ready server for {cautious_s:.1f} s")
     if not any(one.ready_status for one in looks):
@@ -158,11 +150,11 @@ def check_truth(looks: Sequence[Look], slack: float = 1.0) -> Verdict:
     return Verdict(True, f"{len(looks)} looks")
 
 
-def longest_s(looks: Sequence[Look], holds: Callable[[Look], bool]) -> float:
-    """The longest time in which something held at every look."""
+def longest_s(looks: Sequence[Look], held: Sequence[bool]) -> float:
+    """The longest time in which something held at every look; `held`: at which it did."""
     longest_s, since_s = 0.0, None
-    for one in looks:
-        since_s = (one.at_s if since_s is None else since_s) if holds(one) else None
+    for one, holds in zip(looks, held, strict=True):
+        since_s = (one.at_s if since_s is None else since_s) if holds else None
         longest_s = max(longest_s, one.at_s - since_s if since_s is not None else 0.0)
     return longest_s
 

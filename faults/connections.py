@@ -70,10 +70,3 @@ def cut(pid: int, path: Path) -> int:
         with borrowed(pid, fd) as copy:
             copy.shutdown(socket.SHUT_RDWR)
     return len(fds)
-
-
-def peers_at(path: Path) -> int:
-    """How many connections are open at the socket bound as `path`, as the kernel lists them (the listener left out)."""
-    lines = Path("/proc/net/unix").read_text().splitlines()
-    connected = "03"  # SS_CONNECTED
-    return sum(line.endswith(f" {path}") and line.split()[5] == connected for line in lines)

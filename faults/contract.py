@@ -204,20 +204,23 @@ def check_refusals(histories: Sequence[History]) -> Verdict:
 # --- what probes saw ---------------------------------------------------------------------------------------------
 
 
+def total(gauges: Mapping[str, float], name: str) -> float:
+    """The sum of a metric over its labels."""
+    return sum(v for key, v in gauges.items() if key.partition("{")[0] == f"accelgen:{name}")
+
+
 def check_blocks(gauges: Mapping[str, float]) -> Verdict:
     """C11, of a server at rest: `gauges` are its metrics."""
-
-    def total(name: str) -> float:
-        return sum(v for key, v in gauges.items() if key.partition("{")[0] == f"accelgen:{name}")
-
-    used, running = total("kv_blocks_used"), total("num_requests_running")
-    parts = total("kv_blocks_free") + total("kv_blocks_cached") + used
+    whole, free, cached, used = (
+        total(gauges, f"kv_blocks{part}") for part in ("", "_free", "_cached", "_used")
+    )
+    running, parts = total(gauges, "num_requests_running"), free + cached + used
     if not gauges:
         return Verdict(False, "the server does not say how many blocks are used")
     if used or running:
         return Verdict(False, f"{used:g} blocks used and {running:g} requests running at rest")
-    if parts != total("kv_blocks"):
-        return Verdict(False, f"{parts:g} blocks accounted for of {total('kv_blocks'):g}")
+    if parts != whole:
+        return Verdict(False, f"{parts:g} blocks accounted for of {whole:g}")
     broken = [k for k, v in gauges.items() if k.startswith("accelgen:kv_invariant_ok") and not v]
     if broken:
         return Verdict(False, f"{broken[0]} is 0")

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
 from itertools import pairwise
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from accelgen.faults import checks
@@ -24,13 +22,16 @@ from accelgen.faults.contract import (
     check_refusals,
     check_texts,
     text_fault,
+    total,
 )
 from accelgen.faults.fault import Fault
 from accelgen.faults.history import History, Kind
+from accelgen.faults.machine import machine
 from accelgen.faults.process_faults import ENDING, Freeze
 from accelgen.faults.rows import Attainment, Row
 from accelgen.faults.server import GONE_S, name_of
 from accelgen.supervisor.errors import StartError
+from accelgen.supervisor.restarts import PERIOD_S
 
 if TYPE_CHECKING:
     from accelgen.faults.run import Trial
@@ -70,12 +71,12 @@ class Judge:
             allowed=sum(h.outcome is not None and self.allowance.covers(h) for h in faulty),
             different=sum(bool(text_fault(h, trial.reference)) for h in self.histories),
             recovery_s=longest_silence_s(self.histories, seen.struck_s),
-            back_s=seen.back_s if self._something_came_back else None,
+            back_s=seen.back_s if self._restarts else None,
             max_gap_ms=1000 * self._longest_gap_s(),
             leaked_blocks=int(total(self.gauges, "kv_blocks_used")),
             orphans=len(self._orphans),
             exit_status=trial.server.exit_status,
-            restarts=sum(e["event"] == "start" for e in self._events if self._is_new(e)),
+            restarts=self._restarts,
             attainment=self._attainment(),
             contract=verdicts,
             note=seen.note or next(filter(None, (fault.harm() for fault in trial.faults)), ""),
@@ -129,7 +130,7 @@ class Judge:
     @cached_property
     def _events(self) -> list[dict[str, object]]:
         """The supervisor's log, and before that what it did in the minute before: it counts deaths."""
-        return self.trial.server.events(self.trial.seen.began_at - checks.PERIOD_S)
+        return self.trial.server.events(self.trial.seen.began_at - PERIOD_S)
 
     def _is_new(self, event: Mapping[str, object]) -> bool:
         at_s = event["at_s"]
@@ -191,8 +192,8 @@ class Judge:
         return history.id in self.allowance.left
 
     @property
-    def _something_came_back(self) -> bool:
-        return any(e["event"] == "start" and self._is_new(e) for e in self._events)
+    def _restarts(self) -> int:
+        return sum(e["event"] == "start" for e in self._events if self._is_new(e))
 
     def _longest_gap_s(self) -> float:
         struck_s = self.trial.seen.struck_s
@@ -235,16 +236,3 @@ def longest_silence_s(histories: Sequence[History], from_s: float) -> float:
 def _open_at(history: History, at_s: float) -> bool:
     outcome = history.outcome
     return outcome is None or outcome.at_s >= at_s
-
-
-def total(gauges: Mapping[str, float], name: str) -> float:
-    """The sum of a metric over its labels."""
-    return sum(v for key, v in gauges.items() if key.partition("{")[0] == f"accelgen:{name}")
-
-
-def machine() -> str:
-    """What it ran on, for people: processor and number of cores."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    cores = len([line for line in lines if line.startswith("processor")])
-    return f"{models[0] if models else platform.machine()}, {cores} cores"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from accelgen.faults.connections import connections_to, cut
 from accelgen.faults.fault import Decoy, Fault, Site
 from accelgen.faults.proxy import Proxy
@@ -39,12 +41,11 @@ class LinkFault(Fault):
     """A rule on a proxy between the two. Putting the proxy there and taking it away disturbs an idle link only; so it
     is put there before the load begins: `prepare`."""
 
-    def __init__(
-        self, site: Site, effect: Effect, toward: Toward | None = None, seconds: float = 1.5
-    ) -> None:
+    lasts_s = 1.5
+
+    def __init__(self, site: Site, effect: Effect) -> None:
         super().__init__(site)
-        self._effect, self._toward = effect, toward
-        self.lasts_s = seconds
+        self._effect = effect
         self._connecting, self._bound = ends_of(site.target)
         self._proxy: Proxy | None = None
 
@@ -57,13 +58,11 @@ class LinkFault(Fault):
 
     def inject(self, decoy: Decoy | None = None) -> None:
         assert self._proxy is not None
-        rule = RULES[self._effect]
-        toward = self._toward
-        if toward is None and self._effect is Effect.HALF_OPEN:
+        toward = None
+        if self._effect is Effect.HALF_OPEN:
             toward = self.site.chance.choice(list(Toward))
         peer = NOBODY if decoy else self._connecting.encode() + b":"  # how its identity begins
-        fields = {name: getattr(rule, name) for name in ("p", "limit", "seconds", "jitter_s")}
-        self._proxy.apply(Rule(self._effect, toward, peer, **fields))
+        self._proxy.apply(replace(RULES[self._effect], toward=toward, peer=peer))
 
     def proof(self) -> str:
         assert self._proxy is not None

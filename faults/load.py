@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Sequence
+from itertools import count
 from random import Random
 
 from accelgen.faults.client import Manner, send
@@ -15,18 +16,19 @@ POOL = 24  # different requests
 RATE_PER_S = 8.0
 
 
-def pool_of(seed: int, size: int = POOL, tokens: tuple[int, int] = (16, 48)) -> list[Request]:
-    """`size` different requests: 20 to 120 prompt tokens, a seed each; every eighth wants its answer whole."""
+def pool_of(seed: int) -> list[Request]:
+    """Different requests: 20 to 120 prompt tokens, 16 to 48 to generate, a seed each; every eighth wants its answer
+    whole."""
     chance = Random(seed)
     return [
         Request(
             key=key,
             prompt=tuple(chance.randrange(5, 4000) for _ in range(chance.randint(20, 120))),
-            max_tokens=chance.randint(*tokens),
+            max_tokens=chance.randint(16, 48),
             seed=chance.randrange(2**31),
             streamed=key % 8 != 7,
         )
-        for key in range(size)
+        for key in range(POOL)
     ]
 
 
@@ -38,6 +40,7 @@ class Load:
     ) -> None:
         self.url, self.pool, self.rate_per_s = url, pool, rate_per_s
         self.histories: list[History] = []
+        self._ids = count()  # of both threads
         self._chance = Random(seed)
         self._loop = asyncio.new_event_loop()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -87,7 +90,7 @@ class Load:
             history.note(now_s(), Kind.STUCK)
 
     def _enter(self, request: Request) -> History:
-        history = History(len(self.histories), request)
+        history = History(next(self._ids), request)
         self.histories.append(history)
         return history
 

@@ -12,7 +12,7 @@ def table(head: Cells, rows: Iterable[Cells]) -> list[str]:
     """Lines of a Markdown table."""
     lines = [head, ["---"] * len(head), *rows]
     return [
-        "| " + " | ".join(str(cell).replace("|", "\\\\|") for cell in line) + " |" for line in lines
+        "| " + " | ".join(str(cell).replace("|", r"\|") for cell in line) + " |" for line in lines
     ]
 
 

@@ -14,7 +14,6 @@ from accelgen.faults.agent import SIGNAL
 from accelgen.faults.processes import catches, send
 from accelgen.proto.clocks import now_s
 
-PROVED_S = 5.0
 ARMED_S = 3.0  # a process that has just been started needs some time to get there
 
 _HOOK = """from accelgen.faults.agent import arm
@@ -56,15 +55,6 @@ class Orders:
             file.write(json.dumps(order))
         send(pid, SIGNAL)
         return number
-
-    def give_and_await(self, pid: int, do: str, **details: Any) -> str:
-        """The same, and the first proof. Raises TimeoutError without any."""
-        number, until_s = self.give(pid, do, **details), now_s() + PROVED_S
-        while not (found := self.proofs(number, pid)):
-            if now_s() > until_s:
-                raise TimeoutError(f"process {pid} has not proved `{do}` in {PROVED_S:g} s")
-            time.sleep(0.005)
-        return found[0]
 
     def give_at_start(self, role: str, do: str, **details: Any) -> int:
         """The same for every process of this role that starts from now on, until `forget`."""

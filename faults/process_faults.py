@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import socket
+from abc import abstractmethod
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -54,9 +55,9 @@ class ProcessFault(Fault):
             if processes.is_gone(self.target_pid):
                 self._gone_s = now_s()
 
+    @abstractmethod
     def strike(self, pid: int) -> None:
         """What is done."""
-        raise NotImplementedError
 
     def allowance(self) -> Allowance:
         if not (self.ends_target and self._ports):
@@ -98,8 +99,6 @@ class Kill(ProcessFault):
 
 class CrashLoop(Kill):
     """Whoever takes the seat is ended, until the supervisor gives up."""
-
-    lasts_s = 0.0
 
     def __init__(self, site: Site) -> None:
         super().__init__(site)
@@ -148,33 +147,33 @@ class StaleSocket(Kill):
 
     def __init__(self, site: Site) -> None:
         super().__init__(site)
-        self._laid = ""
+        self._path = site.server.socket_path(site.target)
+        self._decoy_path = site.server.socket_path("decoy")
+        self._laid_there = False
 
     def strike(self, pid: int) -> None:
         super().strike(pid)
-        path = self.site.server.socket_path(self.site.target)
-        self._decoy_path = path.with_name("decoy.sock")
-        place = path if pid == self.target_pid else self._decoy_path
-        self._laid = lay_stale_socket(place, limit_s=5.0)
+        hit = pid == self.target_pid
+        laid = lay_stale_socket(self._path if hit else self._decoy_path, limit_s=5.0)
+        self._laid_there = hit and laid
 
     def lift(self) -> None:
         self._decoy_path.unlink(missing_ok=True)
 
     def proof(self) -> str:
-        path = self.site.server.socket_path(self.site.target)
-        laid_there = self._laid == str(path)
-        return f"a dead socket file lay at {path.name}" if super().proof() and laid_there else ""
+        there = super().proof() and self._laid_there
+        return f"a dead socket file lay at {self._path.name}" if there else ""
 
 
-def lay_stale_socket(path: Path, limit_s: float) -> str:
-    """Binds a socket at `path` as soon as the name is free, and closes it: the file stays. Where it lies, "" if it was
-    not possible in time."""
+def lay_stale_socket(path: Path, limit_s: float) -> bool:
+    """Binds a socket at `path` as soon as the name is free, and closes it: the file stays. False if it was not
+    possible in time."""
     until_s = now_s() + limit_s
     while now_s() < until_s:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as leftover, suppress(OSError):
             leftover.bind(str(path))
-            return str(path)
-    return ""
+            return True
+    return False
 
 
 class Leftovers(Fault):

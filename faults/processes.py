@@ -41,21 +41,19 @@ def catches(pid: int, number: int) -> bool:
     return False
 
 
-def limit_memory(pid: int, room_bytes: int) -> int:
-    """The address space may grow by `room_bytes` from what it is now. Returns the limit."""
+def limit_memory(pid: int, room_bytes: int) -> None:
+    """The address space may grow by `room_bytes` from what it is now."""
     process = psutil.Process(pid)
-    limit: int = process.memory_info().vms + room_bytes
+    limit = process.memory_info().vms + room_bytes
     process.rlimit(psutil.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
-    return limit
 
 
-def limit_files(pid: int) -> int:
-    """No further file descriptor. Returns the limit: the lowest number that is not in use."""
+def limit_files(pid: int) -> None:
+    """No further file descriptor: the limit is the lowest number that is not in use."""
     used = {int(name) for name in os.listdir(f"/proc/{pid}/fd")}
     limit = min(set(range(len(used) + 1)) - used)
     _, hard = psutil.Process(pid).rlimit(psutil.RLIMIT_NOFILE)
     psutil.Process(pid).rlimit(psutil.RLIMIT_NOFILE, (limit, hard))
-    return limit
 
 
 def limit_file_size(pid: int, size_bytes: int) -> None:
@@ -73,14 +71,6 @@ def lift_limits(pid: int) -> None:
         process.rlimit(psutil.RLIMIT_NOFILE, (hard, hard))
 
 
-def limit_of(pid: int, kind: int) -> int:
-    """The soft limit in force; -1 if the process is gone or has none."""
-    with suppress(psutil.NoSuchProcess):
-        soft: int = psutil.Process(pid).rlimit(kind)[0]
-        return soft
-    return -1
-
-
 def freeze(pid: int) -> None:
     """Stops it; it does not notice."""
     send(pid, signal.SIGSTOP)
@@ -89,11 +79,3 @@ def freeze(pid: int) -> None:
 def thaw(pid: int) -> None:
     """Lets it go on."""
     send(pid, signal.SIGCONT)
-
-
-def descendants(pid: int) -> list[psutil.Process]:
-    """The process and everything it has started, as far as that is alive."""
-    with suppress(psutil.NoSuchProcess):
-        parent = psutil.Process(pid)
-        return [parent, *parent.children(recursive=True)]
-    return []

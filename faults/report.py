@@ -56,7 +56,6 @@ ABSENCE = [  # what does not work while it is away; what goes on
         "nothing; the next start removes what is left",
     ),
 ]
-MARK = {True: "kept", False: "**broken**", None: "not at stake"}
 
 
 def report(rows: Sequence[AnyRow]) -> str:

@@ -9,6 +9,8 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from random import Random
 
+import psutil
+
 from accelgen.faults import checks
 from accelgen.faults.cases import FAULTS, Case, Moment
 from accelgen.faults.contract import Reference, check_blocks
@@ -91,14 +93,14 @@ class Trial:
         try:
             with ExitStack() as stack:
                 self._play(stack)
-        except (ServerGone, ProxyError, NotArmed, StartError) as error:
+        except (ServerGone, ProxyError, NotArmed, StartError, OSError, psutil.Error) as error:
             self.seen.note = f"{type(error).__name__}: {error}"
         serves = self.server.exit_status is None and bool(self.server.url)
         return Judge(self, *(self._rest() if serves else ({}, {}))).row()
 
     def _play(self, stack: ExitStack) -> None:
         """From the first request to the last; what was set up is taken down by `stack`."""
-        self._spare_restarts()
+        self._await_patience()
         fault = FAULTS[self.case.fault](self._site(self.case.target))
         fault.prepare()
         stack.callback(fault.remove)
@@ -120,7 +122,7 @@ class Trial:
         self.load.start()
         stack.callback(self.load.stop, OPEN_S)
 
-    def _spare_restarts(self) -> None:
+    def _await_patience(self) -> None:
         """Waits until no seat has died so often lately that this case would exhaust the supervisor's patience."""
         while not self.case.ends_server:
             deaths = checks.own_deaths(self.server.events(time.time() - PERIOD_S))

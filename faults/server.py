@@ -139,23 +139,24 @@ class Server:
         self.pids |= {member.pid for member in directory.members}
         return directory
 
-    def member(self, name: str) -> Member | None:
-        """Who fills a seat: `worker-0`; `scheduler` is the one in office, `spare` another one."""
-        return find(self.see(), name)
+    def member(self, name: str) -> Member:
+        """Who fills a seat: `worker-0`; `scheduler` is the one in office, `spare` another one. Raises ServerGone if it
+        is empty."""
+        member = find(self.see(), name)
+        if member is None:
+            raise ServerGone(f"there is no {name}")
+        return member
 
     def pid(self, name: str) -> int:
         """The process in a seat. Raises ServerGone if it is empty."""
-        member = self.member(name)
-        if member is None:
-            raise ServerGone(f"there is no {name}")
-        return member.pid
+        return self.member(name).pid
 
     def await_pid(self, name: str, timeout_s: float = 20.0) -> int:
         """The same for a seat that may be empty just now."""
         until_s = now_s() + timeout_s
         while now_s() < until_s and self.exit_status is None:
             with suppress(StartError, OSError):  # its socket is not there yet
-                if member := self.member(name):
+                if member := find(self.see(), name):
                     return member.pid
             time.sleep(0.01)
         raise ServerGone(f"there is no {name} after {timeout_s:g} s")
@@ -248,7 +249,7 @@ def name_of(member: Member) -> str:
 
 
 def find(directory: Directory, name: str) -> Member | None:
-    """Who fills a seat of this Directory, see `Server.member`."""
+    """Who fills a seat of this Directory, see `Server.member`; None for nobody."""
     alive = [member for member in directory.members if member.phase != "dead"]
     if name not in ("scheduler", "spare"):
         return next((member for member in alive if name_of(member) == name), None)

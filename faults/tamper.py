@@ -10,7 +10,6 @@ from enum import StrEnum
 from random import Random
 
 from accelgen.proto.frame import Malformed, decode
-from accelgen.proto.messages import Body
 
 REORDER_S = 0.1  # a message held back to be overtaken goes on after that, if nothing overtakes it
 
@@ -37,15 +36,14 @@ class Toward(StrEnum):
 
 @dataclass(frozen=True)
 class Rule:
-    """`effect` on messages in one direction (None: both), of connected peers whose identity begins with `peer`, of
-    these `kinds` (none: all), each with probability `p`, on at most `limit` of them (0: no limit).
+    """`effect` on messages in one direction (None: both), of connected peers whose identity begins with `peer`, each
+    with probability `p`, on at most `limit` of them (0: no limit).
 
     `seconds`: how long a message is delayed (plus up to `jitter_s`), or a pause lasts from the first message on."""
 
     effect: Effect
     toward: Toward | None = None
     peer: bytes = b""
-    kinds: tuple[type[Body], ...] = ()
     p: float = 1.0
     limit: int = 0
     seconds: float = 0.0
@@ -87,22 +85,16 @@ class Tamperer:
     def __post_init__(self) -> None:
         self._chance = Random(self.seed)
 
-    @property
-    def total(self) -> int:
-        """How many messages have been touched."""
-        return self.touched.total()
-
     def judge(self, message: Passing, now_s: float) -> list[Delivery]:
         """What is to be delivered because `message` has come, and when. Messages of one peer and direction keep their
         order, unless a rule says otherwise."""
         self.passed += 1
-        kind = kind_of(message.frames)
         due_s, out = now_s, [message]
         overtaken = self._held.pop((message.peer, message.toward), None)
         for rule in self.rules:
-            if not self._strikes(rule, message, kind):
+            if not self._strikes(rule, message):
                 continue
-            self.touched[rule.effect, kind.__name__ if kind else "undecodable"] += 1
+            self.touched[rule.effect, kind_of(message.frames)] += 1
             match rule.effect:
                 case Effect.DROP | Effect.HALF_OPEN:
                     out = []
@@ -130,10 +122,8 @@ class Tamperer:
             return True
         return False
 
-    def _strikes(self, rule: Rule, message: Passing, kind: type[Body] | None) -> bool:
+    def _strikes(self, rule: Rule, message: Passing) -> bool:
         if rule.toward not in (None, message.toward) or not message.peer.startswith(rule.peer):
-            return False
-        if rule.kinds and kind not in rule.kinds:
             return False
         if rule.limit and self._used[rule] >= rule.limit:
             return False
@@ -164,9 +154,9 @@ class Tamperer:
         return Passing(message.peer, message.toward, tuple(frames))
 
 
-def kind_of(frames: Sequence[bytes]) -> type[Body] | None:
-    """The type of a message; None if it cannot be decoded."""
+def kind_of(frames: Sequence[bytes]) -> str:
+    """The type of a message, for people."""
     try:
-        return type(decode(frames)[1])
+        return type(decode(frames)[1]).__name__
     except Malformed:
-        return None
+        return "undecodable"

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import time
+from abc import abstractmethod
 from random import Random
 
 import zmq
 from zmq.utils.monitor import recv_monitor_message
 
 from accelgen.faults.fault import Decoy, Fault, Site
+from accelgen.faults.server import find
+from accelgen.proto.epochs import epoch_of
 from accelgen.proto.frame import PROTOCOL_VERSION, TAG_OF, Header, encode
 from accelgen.proto.messages import Activate, Member, Plan
 
@@ -18,19 +21,16 @@ SENT_S = 2.0  # to be connected and rid of everything
 
 
 class WireFault(Fault):
-    """An intruder connects to the target's socket and sends. The target's own counters, in its heartbeats, are the
-    evidence. A control sends to the socket of somebody else."""
+    """An intruder connects to the target's socket and sends. A control sends to the socket of somebody else."""
 
     identity = b"intruder"
 
     def __init__(self, site: Site) -> None:
         super().__init__(site)
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self._before = 0.0
         self._decoy_path = site.server.socket_path("decoy")
 
     def inject(self, decoy: Decoy | None = None) -> None:
-        self._before = self._counted()
         path = self.site.server.socket_path(self.site.target)
         if decoy is not None:
             path = self._decoy_path
@@ -46,27 +46,34 @@ class WireFault(Fault):
     def watch_link(self, dealer: zmq.Socket[bytes]) -> None:
         """Called before the intruder connects."""
 
+    @abstractmethod
     def messages(self) -> list[list[bytes]]:
         """What is sent, as frames."""
-        raise NotImplementedError
 
-    def counters(self, member: Member) -> float:
-        """What the target has counted of it."""
-        raise NotImplementedError
+    def lift(self) -> None:
+        self._context.destroy(linger=0)
+        self._context = zmq.Context()
+        self._decoy_path.unlink(missing_ok=True)
 
-    def _counted(self) -> float:
-        member = self.site.server.member(self.site.target)
-        return self.counters(member) if member is not None else 0.0
+
+class CountedFault(WireFault):
+    """Messages that the target counts, as being of a `kind`: its counters, in its heartbeats, are the evidence."""
+
+    kind: str
+    _before = 0.0
+
+    def inject(self, decoy: Decoy | None = None) -> None:
+        self._before = self._counted()
+        super().inject(decoy)
 
     def proof(self) -> str:
         time.sleep(0.05)  # counters travel in heartbeats; no need to ask all the time
         more = self._counted() - self._before
         return f"{more:g} messages counted and dropped" if more >= len(self.messages()) else ""
 
-    def lift(self) -> None:
-        self._context.destroy(linger=0)
-        self._context = zmq.Context()
-        self._decoy_path.unlink(missing_ok=True)
+    def _counted(self) -> float:
+        member = find(self.site.server.see(), self.site.target)
+        return counter(member, self.kind) if member is not None else 0.0
 
 
 def counter(member: Member, kind: str) -> float:
@@ -78,19 +85,20 @@ def counter(member: Member, kind: str) -> float:
     )
 
 
-class WrongVersion(WireFault):
+class WrongVersion(CountedFault):
     """A message of another version of the protocol."""
+
+    kind = "malformed"
 
     def messages(self) -> list[list[bytes]]:
         header = Header(PROTOCOL_VERSION + 1, TAG_OF[Activate], 10**9, INTRUDER, 0)
         return [encode(header, Activate())]
 
-    def counters(self, member: Member) -> float:
-        return counter(member, "malformed")
 
-
-class OldEpoch(WireFault):
+class OldEpoch(CountedFault):
     """A scheduler of the past speaks up: it wants to be obeyed, and has a plan."""
+
+    kind = "stale"
 
     def messages(self) -> list[list[bytes]]:
         old = Header(PROTOCOL_VERSION, TAG_OF[Activate], 0, INTRUDER, 0)
@@ -100,23 +108,21 @@ class OldEpoch(WireFault):
             found.append(encode(Header(PROTOCOL_VERSION, TAG_OF[Plan], 0, INTRUDER, 1), plan))
         return found
 
-    def counters(self, member: Member) -> float:
-        return counter(member, "stale")
 
-
-class Usurper(WireFault):
+class Usurper(CountedFault):
     """A process that the supervisor has not started wants to be the scheduler, in an epoch above all others."""
+
+    kind = "stranger"
 
     def messages(self) -> list[list[bytes]]:
         header = Header(PROTOCOL_VERSION, TAG_OF[Activate], 2**60, INTRUDER, 0)
         return [encode(header, Activate(1))]
 
-    def counters(self, member: Member) -> float:
-        return counter(member, "stranger")
 
-
-class Garbage(WireFault):
+class Garbage(CountedFault):
     """Random frames in random number, spoilt messages, and one that would run a command if anybody unpickled it."""
+
+    kind = "malformed"
 
     def __init__(self, site: Site) -> None:
         self._seed = site.chance.randrange(2**31)
@@ -133,9 +139,6 @@ class Garbage(WireFault):
             found.append(frames)
         return found
 
-    def counters(self, member: Member) -> float:
-        return counter(member, "malformed")
-
     def harm(self) -> str:
         return "a pickle was executed" if self._trap.exists() else ""
 
@@ -146,13 +149,12 @@ class DuplicateIdentity(WireFault):
 
     def __init__(self, site: Site) -> None:
         scheduler = site.server.member("scheduler")
-        assert scheduler is not None
-        self._epoch = scheduler.epoch
-        self.identity = f"scheduler:{scheduler.incarnation}:{scheduler.epoch}".encode()
+        self._epoch = epoch_of(scheduler.epoch, int(counter(scheduler, "resyncs")))
+        peer, name = scheduler, "scheduler"
         if site.target.startswith("worker"):
-            manager = site.server.member(site.target.replace("worker", "kvmanager"))
-            assert manager is not None
-            self.identity = f"kvmanager-{manager.index}:{manager.incarnation}".encode()
+            peer = site.server.member(site.target.replace("worker", "kvmanager"))
+            name = f"kvmanager-{peer.index}"
+        self.identity = f"{name}:{peer.incarnation}:{self._epoch}".encode()
         self._monitor: zmq.Socket[bytes] | None = None
         self._shaken = False
         super().__init__(site)
@@ -173,9 +175,6 @@ class DuplicateIdentity(WireFault):
             encode(Header(PROTOCOL_VERSION, TAG_OF[type(body)], epoch, INTRUDER, seq), body)
             for seq, body in enumerate([plan, Activate(1)])
         ]
-
-    def counters(self, member: Member) -> float:
-        return 0.0
 
     def proof(self) -> str:
         endpoint = f"ipc://{self.site.server.socket_path(self.site.target)}"

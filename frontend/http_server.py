@@ -79,6 +79,10 @@ class BoundedProtocol(HttpToolsProtocol):
         self.transport.write(STATUS_LINE[self._status] + head % len(body) + body)
         self.transport.close()
 
+    def _unsupported_upgrade_warning(self) -> None:
+        """A client may ask for WebSocket or HTTP/2 here; it is answered in HTTP/1.1. uvicorn would log two lines each
+        time, one of them advice to install packages."""
+
     def _arm(self) -> None:
         if self._head_timer is None:
             self._head_timer = self.loop.call_later(HEAD_TIMEOUT_S, self._too_slow)

@@ -16,7 +16,7 @@ from accelgen.frontend.events import Admission, Demand, Ended, Event, Refused, T
 from accelgen.frontend.journal import Journal, Turn
 from accelgen.frontend.metrics import Metrics
 from accelgen.proto.clocks import now_s
-from accelgen.proto.epochs import Claim, Fence
+from accelgen.proto.epochs import Claim, Fence, epoch_name
 from accelgen.proto.frame import Header
 from accelgen.proto.messages import (
     Abort,
@@ -116,7 +116,7 @@ class Link:
                 self.drain()
                 return call, mailbox
             # the supervisor brings another
-            log.warning("scheduler is gone", epoch=self.fence.epoch)
+            log.warning("scheduler is gone", epoch=epoch_name(self.fence.epoch))
             del self._mailboxes[call]
             self.journal.close(call)
             self.active = False
@@ -198,7 +198,11 @@ class Link:
     def _ask_to_resync(self, cause: str) -> None:
         """No token may be skipped: what comes now is not taken, and the scheduler takes over again."""
         if not self._deaf:
-            log.error("the link to the scheduler is broken", cause=cause, epoch=self.fence.epoch)
+            log.error(
+                "the link to the scheduler is broken",
+                cause=cause,
+                epoch=epoch_name(self.fence.epoch),
+            )
             self._deaf = True
             self._send(Resync(cause))
 
@@ -252,7 +256,7 @@ class Link:
         self.active, self.credits = True, given.body.credits
         self._deaf, self._heard_s = False, now_s()
         self._activated.set()
-        log.info("scheduler activated", epoch=given.epoch, credits=self.credits)
+        log.info("scheduler activated", epoch=epoch_name(given.epoch), credits=self.credits)
         # a new scheduler knows nothing
         submits = [] if given.repeated else self.journal.replay(now_s())
         for submit in submits:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
@@ -178,7 +179,9 @@ def _wording(kind: str, said: str) -> str:
     """The validation library's words as the API's: what the field must be, in terms of JSON."""
     if kind in ("model_type", "model_attributes_type", "dict_type"):
         return "must be an object"
-    return said.replace("Input should", "must", 1)
+    if kind == "literal_error":
+        said = said.replace("False", "false")
+    return re.sub("^(Input|String|List) should", "must", said).replace(" after validation", "")
 
 
 def _refusal(kind: str, reason: str, param: str) -> ApiError:

@@ -12,7 +12,7 @@ import zmq
 from accelgen.kvmanager.core import KvCore
 from accelgen.proto.child import HEARTBEAT_S, Child
 from accelgen.proto.clocks import now_s
-from accelgen.proto.epochs import Claim, Fence
+from accelgen.proto.epochs import Claim, Fence, epoch_name
 from accelgen.proto.messages import (
     Activate,
     Body,
@@ -129,7 +129,7 @@ class KvProcess:
         """No plan is made on tables with a gap: nothing is done before the scheduler has taken over again."""
         if self.state is State.SERVING or (asking_too and self.state is State.ASKING):
             self.state = State.GAP
-            log.error(cause, epoch=self.fence.epoch)
+            log.error(cause, epoch=epoch_name(self.fence.epoch))
             self.router.send(self.fence.peer, Resync(cause), self.fence.epoch)
 
     def _activate(self, given: Claim[Activate] | None) -> None:
@@ -142,7 +142,7 @@ class KvProcess:
         if given.repeated and self.state is State.SERVING:  # the answer was lost
             self.router.send(self.fence.peer, self.core.on_activate(), self.fence.epoch)
             return
-        log.info("activated", epoch=given.epoch)
+        log.info("activated", epoch=epoch_name(given.epoch))
         if self.worker is not None:
             self.poller.unregister(self.worker.socket)
             self.poller.unregister(self.worker.events)

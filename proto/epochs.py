@@ -31,6 +31,13 @@ def epoch_of(term: int, resyncs: int = 0) -> int:
     return (term << RESYNC_BITS) + resyncs
 
 
+def epoch_name(epoch: int) -> str:
+    """For people, who see terms elsewhere (`accelgen status`): 2, or 2.1 after the scheduler of term 2 has taken over
+    from itself."""
+    resyncs = epoch & ((1 << RESYNC_BITS) - 1)
+    return f"{epoch >> RESYNC_BITS}" + (f".{resyncs}" if resyncs else "")
+
+
 @dataclass(frozen=True, slots=True)
 class Claim(Generic[Kind]):
     """A word that claims an epoch, and whose it is. `repeated`: of the one in office, which has forgotten nothing."""

@@ -17,6 +17,7 @@ import structlog
 from accelgen.proto.child import Child
 from accelgen.proto.clocks import now_s
 from accelgen.proto.config import Config
+from accelgen.proto.epochs import epoch_name
 from accelgen.proto.messages import (
     Abort,
     Body,
@@ -104,7 +105,7 @@ class Session:
                 self.office.failures += 1
                 return self.links.trouble or "no replica has answered"
             core = self._make_core(inventories)
-            log.info("serving", epoch=self.epoch, replicas=sorted(self._lives))
+            log.info("serving", epoch=epoch_name(self.epoch), replicas=sorted(self._lives))
             self.child.phase("ready")
             return self._serve(core)
         finally:

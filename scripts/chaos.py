@@ -86,7 +86,8 @@ def command(
         raise click.BadParameter(f"{rows.parent} is not a folder", param_hint="--rows")
     drawn = secrets.randbelow(SEED_LIMIT) if seed is None else seed
     extent = Extent(len(cases), inf) if once else Extent(None, 60 * minutes)
-    console.print(f"seed {drawn}: {len(cases)} cases in random order, {extent}")
+    what = f"{len(cases)} cases in random order" if len(cases) > 1 else escape(cases[0].name)
+    console.print(f"seed {drawn}: {what}, {extent}")
     steps = islice(draw(drawn, cases), extent.cases)
     done, interrupted = run(console, Campaign(Pace(slack=slack)), steps, extent, rows)
     summarise(console, done)
@@ -104,7 +105,10 @@ class Extent:
     seconds: float
 
     def __str__(self) -> str:
-        return f"for {self.seconds / 60:g} minutes" if self.cases is None else "each once"
+        if self.cases is None:
+            minutes = self.seconds / 60
+            return f"for {minutes:g} minute{'s' * (minutes != 1)}"
+        return "each once" if self.cases > 1 else "once"
 
 
 def run(

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import ast
+import importlib.util
+import re
+import textwrap
+from importlib.metadata import entry_points
+from pathlib import Path
+
 import click
 
-from accelgen.proto.policies import InOffice, in_office, known_policies
+from accelgen.proto.policies import POLICY_GROUP, InOffice, in_office
 from accelgen.supervisor.client import ask_directory
 from accelgen.supervisor.errors import StartError
 from accelgen.supervisor.rundir import find_live
+
+_COLUMNS = 80
 
 
 @click.command(name="policies")
@@ -20,8 +29,14 @@ def command(run_dir: str) -> int:
         if run_dir:
             raise click.ClickException(str(error)) from error
         office = None
-    for name in known_policies():
-        click.echo(_line(name, office))
+    modules = {point.name: point.module for point in entry_points(group=POLICY_GROUP)}
+    width = max(map(len, modules), default=0)
+    for name, module in sorted(modules.items()):
+        active = office is not None and office.policy == name
+        phrase = about(name, docstring(module), max(20, _COLUMNS - width - 4))
+        click.echo(f"{'*' if active else ' '} {name:{width}}  {phrase}".rstrip())
+        if office is not None and active:
+            click.echo(" " * (width + 4) + _life(office))
     if office is not None and office.swap:
         click.echo(f"\nswap under way: {office.swap['policy']}, {office.swap['stage']}")
     if office is not None and office.rolled_back:
@@ -29,11 +44,29 @@ def command(run_dir: str) -> int:
     return 0
 
 
-def _line(name: str, office: InOffice | None) -> str:
-    if office is None or office.policy != name:
-        return f"  {name}"
-    params = "".join(f" {key}={value}" for key, value in office.params.items())
-    line = f"* {name}{params}   active for {office.for_s:,.0f} s"
+def docstring(module: str) -> str:
+    """That of a module, which is read and not imported, unlike its packages: a policy may need long for that."""
+    try:
+        spec = importlib.util.find_spec(module)
+        source = Path(spec.origin).read_text() if spec is not None and spec.origin else ""
+        return ast.get_docstring(ast.parse(source)) or ""
+    except Exception:  # foreign code: no such module, a package that does not load, no Python
+        return ""
+
+
+def about(name: str, described: str, width: int) -> str:
+    """The first sentence about a policy, else of all, without sources: as many of its clauses as fit into `width`."""
+    paragraphs = described.split("\n\n")
+    own = next((one for one in paragraphs if one.startswith(f"`{name}`:")), paragraphs[0])
+    words = " ".join(re.sub(r"\s*\([^)]*\)", "", own.removeprefix(f"`{name}`:")).split())
+    sentence = words.partition(". ")[0].rstrip(".")
+    ends = [end.start() for end in re.finditer("[,:;] |$", sentence) if end.start() <= width]
+    return sentence[: ends[-1]] if ends else textwrap.shorten(sentence, width, placeholder=" ...")
+
+
+def _life(office: InOffice) -> str:
+    params = "".join(f"{key}={value} " for key, value in office.params.items())
+    line = f"{params}active for {office.for_s:,.0f} s"
     if office.epoch is None:
         return f"{line}, no scheduler at the moment"
     return f"{line}, epoch {office.epoch}, its process for {office.process_s:,.0f} s"

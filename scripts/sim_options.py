@@ -67,7 +67,8 @@ _WORKLOAD = (
     click.option("--rule", type=click.Choice(["every_gap", "cumulative_deadline", "request_mean"]),
                  help="Rule of goodput and capacity."),
     click.option("--requests", type=_COUNT, help="Requests sent."),
-    click.option("--seeds", type=ListParam(click.IntRange(0, 2**31)), metavar="N,...", help="One run for each."),
+    click.option("--seeds", type=ListParam(click.IntRange(0, 2**31)), metavar="N,...",
+                 show_default="the scenario's; sim run: the first of them", help="One run for each."),
     click.option("--half", type=click.Choice(["tune", "report", "all"]), help="Part of a trace."),
 )  # fmt: skip
 _RESULTS = (

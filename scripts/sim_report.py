@@ -50,8 +50,10 @@ class SectionParam(click.ParamType):
     help="Parts of the report.",
 )
 @click.option("--requests", type=click.IntRange(1, 2**31), help="At most so many per run.")
-@click.option("--seeds", type=click.IntRange(1, 1000), help="At most so many of each scenario.")
-@click.option("--rates", type=click.IntRange(1, 1000), help="At most so many of each scenario.")
+@click.option("--seeds", type=click.IntRange(1, 1000), show_default="1; all with --scale paper",
+              help="At most so many of each scenario.")  # fmt: skip
+@click.option("--rates", type=click.IntRange(1, 1000), show_default="4; all with --scale paper",
+              help="At most so many of each scenario.")  # fmt: skip
 @click.option("--rows", type=click.Path(exists=True, path_type=Path), show_default=f"{_ROWS}, if there",
               help="File or folder of JSON results of benchmarks, for the section on costs.")  # fmt: skip
 @results_options

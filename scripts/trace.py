@@ -11,19 +11,12 @@ import click
 import msgspec
 
 from accelgen.proto.dumps import FOLDER
+from accelgen.proto.epochs import epoch_name
 from accelgen.proto.recording import Recording, RecordingError, read_recording
 from accelgen.scripts import trace_text
 from accelgen.scripts.logs import printable
-from accelgen.scripts.trace_history import (
-    Call,
-    Happening,
-    History,
-    Step,
-    find_calls,
-    history_of,
-    reach,
-    surroundings,
-)
+from accelgen.scripts.trace_history import Call, find_calls, history_of, reach, surroundings
+from accelgen.scripts.trace_notes import Happening, History, Step
 from accelgen.supervisor.client import DUMP_S, ask_to_dump
 from accelgen.supervisor.errors import StartError
 from accelgen.supervisor.rundir import find_live
@@ -149,7 +142,7 @@ class Trace:
     def _happening(self, one: Happening) -> dict[str, Any]:
         shown: dict[str, Any] = {"at_ms": self._ms(one.moment_s), "what": one.what}
         if one.epoch:
-            shown["epoch"] = trace_text.epoch_name(one.epoch)
+            shown["epoch"] = epoch_name(one.epoch)
         if not isinstance(one, Step):
             return {**shown, **one.values}
         for field in fields(Step)[len(fields(Happening)) :]:

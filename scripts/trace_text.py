@@ -11,9 +11,10 @@ from typing import Any
 
 import click
 
-from accelgen.proto.epochs import RESYNC_BITS
+from accelgen.proto.epochs import epoch_name
 from accelgen.scripts.logs import printable
-from accelgen.scripts.trace_history import Call, Happening, History, Step
+from accelgen.scripts.trace_history import Call
+from accelgen.scripts.trace_notes import Happening, History, Step
 
 PAUSE = 4.0  # so many times the usual gap, and a run of decodes ends, so that it can be seen
 LEAST_PAUSE_S = 0.1
@@ -263,12 +264,6 @@ def _around_line(happening: Happening) -> Line | None:
         case "not sent":
             details = f"a {values.get('kind')} by {values.get('process')}: {printable(str(values.get('cause')))}"
     return happening.moment_s, what, details, _COLORS.get(happening.what, "")
-
-
-def epoch_name(epoch: int) -> str:
-    """2, or 2.1 after the scheduler of term 2 has taken over from itself."""
-    resyncs = epoch & ((1 << RESYNC_BITS) - 1)
-    return f"{epoch >> RESYNC_BITS}" + (f".{resyncs}" if resyncs else "")
 
 
 def _status(status: int) -> str:

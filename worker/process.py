@@ -11,7 +11,7 @@ import zmq
 
 from accelgen.proto.child import HEARTBEAT_S, Child
 from accelgen.proto.clocks import now_s
-from accelgen.proto.epochs import Claim, Fence
+from accelgen.proto.epochs import Claim, Fence, epoch_name
 from accelgen.proto.frame import Header
 from accelgen.proto.logs import warn_seldom
 from accelgen.proto.messages import Activate, Batch, Body, Inventory, Pulse, Resync, Role
@@ -136,7 +136,7 @@ class Loop:
     def _note_gap(self, cause: str) -> None:
         if not self._gap:
             self._gap = True
-            log.error(cause, epoch=self.fence.epoch)
+            log.error(cause, epoch=epoch_name(self.fence.epoch))
             self.router.send(self.fence.peer, Resync(cause), self.fence.epoch)
 
     def _take(self, peer: bytes, header: Header, body: Body) -> None:
@@ -158,7 +158,7 @@ class Loop:
                 warn_seldom(
                     "unexpected message",
                     kind=type(body).__name__,
-                    epoch=header.epoch,
+                    epoch=epoch_name(header.epoch),
                     sender=peer[:80],
                 )
 
@@ -182,7 +182,7 @@ class Loop:
         """A scheduler takes over (or repeats itself): results go to it from now on."""
         if given is not None:
             if not given.repeated:
-                log.info("activated", epoch=given.epoch, step=self.core.step)
+                log.info("activated", epoch=epoch_name(given.epoch), step=self.core.step)
             self.router.send(given.peer, Inventory(self.core.step, []), given.epoch)
 
     def _do(self, item: Queued) -> None:

@@ -1,4 +1,5 @@
-"""AccelGen without one of its three parts, each time exactly that part (the paper's figures: simulator/published.py).
+"""AccelGen without one of its three parts, each time exactly that part (the paper's figures: simulator/published.py;
+rules: docs/policies.md).
 
 `accelgen-no-chunking`: no dynamic chunking. The batch is not sized by objectives: its budget is what the engine takes,
 and prompts are processed whole, however long (beyond the engine's limit they are cut there).

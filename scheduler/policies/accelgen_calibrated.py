@@ -1,4 +1,4 @@
-"""`accelgen-calibrated`: AccelGen with its token budget from the device's fitted model (arXiv 2503.13737; docs/policies.md).
+"""`accelgen-calibrated`: AccelGen with a token budget from the device's fitted model (docs/policies.md).
 
 The literal rule S_b = S_pf * SLO_min / T_pf is a line through the origin; below the pivot an iteration takes almost
 the same time whatever its size, so that line promises too little time there, and it knows nothing of the contexts of

@@ -107,8 +107,9 @@ def test_truth() -> None:
 
 def test_ghosts() -> None:
     ghost = frozenset({("worker-0", 7)})
-    seen = [Look(t, True, 200, 200, ghost) for t in (0.0, 0.6)]
-    assert "worker-0 (pid 7) was called alive" in check_truth(seen).why
+    for times in ((0.0, 0.6), (0.0, 0.2, 0.4, 0.6)):
+        seen = [Look(t, True, 200, 200, ghost) for t in times]
+        assert "worker-0 (pid 7) was called alive" in check_truth(seen).why
     seen = [Look(0.0, True, 200, 200, ghost), Look(0.6, True, 200, 200)]
     assert check_truth(seen).ok
 

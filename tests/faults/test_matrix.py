@@ -68,6 +68,21 @@ def test_evidence_that_a_wrong_target_gives_is_none(
     assert campaign.run(step("sigkill/scheduler")).broken == [words]
 
 
+class Clumsy(Gullible):
+    """Finds that what it wants to hit has just gone."""
+
+    def inject(self, decoy: Decoy | None = None) -> None:
+        raise FileNotFoundError("/proc/7/fd")
+
+
+def test_what_cannot_be_done_is_in_the_row(
+    campaign: Campaign, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(FAULTS, "sigkill", Clumsy)
+    row = campaign.run(step("sigkill/scheduler"))
+    assert row.note == "FileNotFoundError: /proc/7/fd" and not row.passed
+
+
 def test_the_end_of_the_supervisor_is_the_end_of_all(campaign: Campaign) -> None:
     """The last case: the server is gone afterwards, and so must everything of it be."""
     row = campaign.run(step("sigkill/supervisor-0@end"))

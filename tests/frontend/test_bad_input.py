@@ -84,6 +84,14 @@ def test_field(stage: Any, kind: str, field: str, value: Any) -> None:
         ("n", 0, "n: must be greater than or equal to 1"),
         ("max_tokens", "a", "max_tokens: must be a valid integer"),
         ("accelgen", 3, "accelgen: must be an object"),
+        ("stop", ["x"] * 17, "stop: must have at most 16 items, not 17"),
+        (
+            "stream_options",
+            {"include_obfuscation": True},
+            "stream_options.include_obfuscation: must be false",
+        ),
+        ("stop", [""], "stop.0: must have at least 1 character"),
+        ("stop", "x" * 257, "stop.0: must have at most 256 characters"),
         ("echo", True, "echo is not supported; the only accepted value is false"),
     ],
 )

@@ -91,6 +91,12 @@ def test_second_request_of_a_connection_is_bounded_too(monkeypatch: Any) -> None
     assert reply.count(b"200 OK") == 1
 
 
+def test_other_protocols_are_not_spoken_and_not_logged(caplog: Any) -> None:
+    upgrade = GET.replace(b"connection: close", b"connection: upgrade, close\r\nupgrade: websocket")
+    assert b"whole" in served(app_that_answers, says(upgrade))
+    assert caplog.records == []
+
+
 def test_slow_but_steady_head_is_fine() -> None:
     reply = served(app_that_answers, says(GET[:10], GET[10:], pause_s=0.02))
     assert b"whole" in reply

@@ -61,6 +61,10 @@ def test_logs_of_every_process(server: Any) -> None:
     assert done.returncode == 0
     for name in server.pids:
         assert name.removesuffix("-0") in done.stdout, name
+    term = max(
+        member.epoch for member in server.directory().members if member.role is Role.SCHEDULER
+    )
+    assert f"activated epoch={term}\n" in done.stdout  # the number that `accelgen status` shows
 
 
 def test_killing_the_launcher_leaves_nothing(launch_server: Callable[..., Any]) -> None:

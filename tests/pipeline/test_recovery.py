@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -256,7 +257,7 @@ def test_policies_are_swapped_under_streams(server: Any, packages: Path) -> None
     dry = swap(server, "accelgen", "--dry-run")
     assert dry.returncode == 0 and "could take over" in dry.stdout and active(server) == "vllm"
     listed = server.call("policies").stdout
-    assert "* vllm   active" in listed and "  another" in listed
+    assert re.search(r"^\* vllm .*\n +active for", listed, re.MULTILINE) and "\n  another" in listed
 
 
 def test_a_package_that_has_been_upgraded(server: Any, packages: Path) -> None:

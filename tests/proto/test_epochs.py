@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from accelgen.proto.epochs import MAX_PENDING, Claim, Fence
+from accelgen.proto.epochs import MAX_PENDING, Claim, Fence, epoch_name, epoch_of
 from accelgen.proto.frame import Header
 from accelgen.proto.messages import Activate, Directory, Member, Resync, Role
 
@@ -151,3 +151,8 @@ def test_order_does_not_matter(claims: list[tuple[int, int]], listed: set[int]) 
                 if position < len(claims):
                     claim(fence, *order[position])
             assert fence.epoch == best
+
+
+def test_people_are_told_the_term() -> None:
+    """As `accelgen status` shows it; an epoch as a number is 65,536 times as much."""
+    assert epoch_name(epoch_of(3)) == "3" and epoch_name(epoch_of(3, 2)) == "3.2"

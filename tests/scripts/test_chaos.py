@@ -75,6 +75,11 @@ def test_the_seed_repeats_the_schedule(ran: list[Any]) -> None:
     assert f"repeat it with --seed {seed}" in again.output
 
 
+def test_one_case_is_named(ran: list[Any]) -> None:
+    said = call("--once", "--cases", "exit-0/worker-0", "--seed", "1").output.splitlines()[0]
+    assert said == "seed 1: exit-0/worker-0, once"
+
+
 def test_failures_are_shown_kept_and_told_by_the_exit_status(
     ran: list[Any], tmp_path: Path
 ) -> None:
