@@ -82,6 +82,7 @@ class KvCore:
             if id in self._requests:
                 self.tables.drop(self._requests[id])
         ids, starts, counts, dropped = self._place_entries(plan, work)
+        drafts = _of_those(plan.drafts, plan.ids, dropped) if plan.drafts else []
         self.counters["dropped"] += len(dropped)
         self.counters["copies"] += len(work.copy_to)
         self.counters["unpinned"] += len(work.unpinned)
@@ -89,7 +90,7 @@ class KvCore:
         batch = Batch(
             plan.step, work.new, ids, starts, counts,
             work.table_at, work.table_counts, work.table_blocks, work.copy_from, work.copy_to,
-            release, plan.predicted_s, plan.bound_s, [*cuts], [*cuts.values()],
+            release, plan.predicted_s, plan.bound_s, [*cuts], [*cuts.values()], drafts,
         )  # fmt: skip
         cuts.clear()
         return batch, self._report(plan.step, dropped, unpinned=work.unpinned)
@@ -154,9 +155,16 @@ class KvCore:
         held = {held.id: held for held in inventory.held}
         for request in self._requests.values():
             there = held.pop(request.id, None)
-            if request.running and (there is None or there.computed < request.computed):
+            drafts = sum(drafts for _, drafts in request.unsettled)
+            request.unsettled = []
+            if not request.running:
+                continue
+            if there is None or there.computed < request.computed - drafts:
                 self.tables.spoil(request)
                 self.tables.drop(request)
+            elif drafts and there.computed < request.computed:
+                self.tables.take_back(request, there.computed)
+                request.length = there.computed + 1
         for id in held:
             self._requests[id] = self._stranger(id)
             self.tables.cuts[id] = 0
@@ -180,6 +188,8 @@ class KvCore:
         for id, count in zip(ids, counts, strict=True):
             request = find(id)
             if request is not None and request.follows:
+                if request.unsettled:
+                    self.tables.settle_drafts(request, count)
                 known = len(request.tokens) + count
                 if request.prompt is not None:
                     request.length = known  # the worker will hear of them when it is introduced
@@ -204,7 +214,7 @@ class KvCore:
         else:
             self.tables.drop(request)
         request.tokens, request.root, request.length = fresh.tokens, fresh.root, fresh.length
-        request.prompt, request.follows = prompt, True
+        request.prompt, request.follows, request.unsettled = prompt, True, []
         if keep <= 0:
             request.chain = []
             self.tables.pin_prefix(request)
@@ -232,27 +242,38 @@ class KvCore:
     def _place_entries(
         self, plan: Plan, work: Work
     ) -> tuple[list[int], list[int], list[int], list[int]]:
-        """Gives every entry its blocks. Returns ids, starts, counts of those that run, and ids of the others."""
+        """Gives every entry its blocks, drafts included. Returns ids, starts, counts of those that run, and ids of the
+        others."""
         find, ripe = self._requests.get, self.tables.ripe
         table_at, table_counts = work.table_at, work.table_counts
         rejected = _misfits(plan)
-        at = -1
+        drafts = plan.drafts
+        at, ahead = -1, 0
         for id, start, count in zip(plan.ids, plan.starts, plan.counts, strict=False):
             at += 1
             end = start + count
             request = find(id)
+            if drafts and at < len(drafts):
+                ahead = drafts[at]
             if (
                 request is None
                 or request.computed != start
                 or not start < end <= request.length
+                or (ahead and (count > 1 or end < request.length))
                 or (rejected and at in rejected)
-                or (end > request.capacity and not self._place(request, end, work))
+                or (
+                    end + ahead > request.capacity
+                    and not self._place(request, end + ahead, work)
+                )
             ):
                 rejected.add(at)
                 continue
-            request.computed = end
             if end == request.length:
-                request.length = end + 1  # the worker samples a token
+                request.length = end + 1 + ahead  # the worker samples a token
+                if ahead:
+                    request.unsettled.append((end, ahead))
+                    end += ahead
+            request.computed = end
             sent, blocks = request.sent, len(request.table)
             table_at.append(sent)
             table_counts.append(blocks - sent)
@@ -307,7 +328,8 @@ def _start(request: Request, work: Work) -> None:
 def _misfits(plan: Plan) -> set[int]:
     """Positions of entries that cannot be meant: the second of an id, and what the shorter columns lack."""
     ids = plan.ids
-    rejected = set(range(min(len(plan.starts), len(plan.counts)), len(ids)))
+    told = min(len(plan.starts), len(plan.counts), len(plan.drafts) or len(ids))
+    rejected = set(range(told, len(ids)))
     if len(set(ids)) != len(ids):
         seen: set[int] = set()
         for at, id in enumerate(ids):

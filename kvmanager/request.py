@@ -17,6 +17,10 @@ class Request:
     `computed` leading tokens have their KV in `table`, or will have it when the worker has run what was sent to it.
     `length` is how many tokens the worker will know then: it can be ahead of `tokens`, which holds what the scheduler
     has confirmed. A request that holds KV but has not run with it (a prefix hit, a fork) can lose it under pressure.
+
+    Drafted tokens count in `computed` and `length` as if all were accepted, until the confirmed ones say how many were:
+    `unsettled` has, for each entry with drafts that has not been confirmed, oldest first, the `length` before it and the
+    number of drafts.
     """
 
     id: int
@@ -37,3 +41,4 @@ class Request:
     shares_tail: bool = False  # forked: the block it writes next may belong to others, too
     introduced: bool = False  # the worker has heard of it and must be told to forget it
     follows: bool = True  # no confirmed token has been missed, so the next one can be appended
+    unsettled: list[tuple[int, int]] = field(default_factory=list)

@@ -164,6 +164,32 @@ class BlockTables:
         self._pinned[request.id] = request
         self._set_indexed(request, min(request.indexed, keep // self.block_size))
 
+    def settle_drafts(self, request: Request, count: int) -> None:
+        """`count` tokens are confirmed next. If they are those of the oldest entry with drafts, it is known how many of
+        these were accepted: what was counted for the others is taken back, and the blocks that only they needed."""
+        before, drafts = request.unsettled[0]
+        if before != len(request.tokens):
+            return  # of an entry without drafts, before that one
+        del request.unsettled[0]
+        rejected = drafts + 1 - count
+        if not 0 < rejected <= drafts:
+            return
+        request.length -= rejected
+        request.unsettled = [(length - rejected, more) for length, more in request.unsettled]
+        if request.computed >= before + drafts:  # else it has lost its KV meanwhile
+            self.take_back(request, request.computed - rejected)
+
+    def take_back(self, request: Request, computed: int) -> None:
+        """Only `computed` tokens, at least one, are computed, of a request that runs: nothing behind them was confirmed,
+        or shared. The worker is not told: it knows, and ignores blocks behind those it needs."""
+        request.computed = computed
+        blocks = -(-computed // self.block_size)
+        if blocks < len(request.table):
+            self.pool.give_back(reversed(request.table[blocks:]))
+            del request.table[blocks:]
+            request.sent = min(request.sent, blocks)
+            request.capacity = blocks * self.block_size
+
     def restore(self, requests: Sequence[Request], held: Sequence[Held]) -> None:
         """What the worker holds becomes the tables again, pinned until a scheduler claims it. For a new pool."""
         for request, there in zip(requests, held, strict=True):

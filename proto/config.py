@@ -71,6 +71,12 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     kv_memory_bytes: Natural = 0  # 0: automatic; an upper bound for the KV cache otherwise
     prefix_caching: bool = True
 
+    # speculative decoding
+    drafter: str = ""  # a folder or hub name of a smaller model, or "ngram"; "": none
+    max_draft_tokens: Annotated[int, Meta(ge=1, le=64)] = 4  # per request and iteration
+    draft_tokens: str = "adaptive"  # how many are drafted: adaptive, fixed (always the most)
+    draft_sampling: str = "coupled"  # of a drafter model: coupled, rejection
+
     # HTTP
     host: str = "127.0.0.1"
     port: Annotated[int, Meta(ge=0, le=65535)] = 8000  # 0: any free port
@@ -117,6 +123,8 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 _CHOICES = {
     "dtype": ("auto", "float32", "bfloat16", "float16"),
     "device": ("auto", "cpu", "cuda"),
+    "draft_tokens": ("adaptive", "fixed"),
+    "draft_sampling": ("coupled", "rejection"),
     "log_level": ("debug", "info", "warning", "error"),
 }
 

@@ -257,6 +257,9 @@ class Plan(Body, frozen=True):
     `confirmed_*`: tokens sampled and confirmed since the last plan (only those enter the prefix index).
     `release`: ended, forget them; `spoiled`: those of them whose KV cannot be relied on.
     `preempt`: drop their KV, keep their tokens.
+    `drafts`: of entry i, that many tokens at most are drafted behind its own and verified; only decodes (count 1) have
+    any; empty: none. Blocks are reserved for all of them, and starts behind an iteration in flight count them all as
+    accepted; the confirmed tokens tell how many were.
     A plan without entries goes round all the same (it carries the rest)."""
 
     step: Id
@@ -273,6 +276,7 @@ class Plan(Body, frozen=True):
     predicted_s: Seconds  # predicted run time, and the upper quantile that watchdogs use
     bound_s: Seconds
     spoiled: list[Id] = field(default_factory=list)
+    drafts: list[Count] = field(default_factory=list)
 
 
 class KvReport(Body, frozen=True):
@@ -303,7 +307,9 @@ class Batch(Body, frozen=True):
     Request ids[i] processes tokens starts[i] .. starts[i]+counts[i]; before that its block table gets
     `table[table_at[i] : table_at[i]+table_counts[i]] = ` the next table_counts[i] of `table_blocks` (what lay beyond
     is cut off). `new` introduces requests the worker has not seen. `release` are forgotten after the step before.
-    Of request cut_ids[i] only the KV of its first cut_to[i] tokens is still its own, before everything else."""
+    Of request cut_ids[i] only the KV of its first cut_to[i] tokens is still its own, before everything else.
+    `drafts` as in Plan: an entry behind one whose drafts were not all accepted, and of which the scheduler did not know
+    that yet, starts at the newest token all the same, by so many before starts[i]."""
 
     step: Id
     new: list[Prompt]
@@ -320,10 +326,13 @@ class Batch(Body, frozen=True):
     bound_s: Seconds
     cut_ids: list[Id] = field(default_factory=list)
     cut_to: list[Count] = field(default_factory=list)
+    drafts: list[Count] = field(default_factory=list)
 
 
 class StepResult(Body, frozen=True):
-    """worker -> scheduler: request ids[i] sampled counts[i] (0 for an unfinished prompt) of the tokens.
+    """worker -> scheduler: request ids[i] sampled counts[i] (0 for an unfinished prompt, up to 1 + its drafts for an
+    entry that had some) of the tokens. `drafted[i]` tokens were really drafted for it, the first accepted[i] of them are
+    among its tokens; both empty in a step without drafts.
     `failed`: requests that could not be computed, with the cause in `causes`. `wait_s`: idle time before the step."""
 
     step: Id
@@ -335,6 +344,8 @@ class StepResult(Body, frozen=True):
     copied: list[Id]
     wait_s: Seconds
     run_s: Seconds
+    drafted: list[Count] = field(default_factory=list)
+    accepted: list[Count] = field(default_factory=list)
 
 
 # --- everyone and the supervisor ---------------------------------------------------------------------------------

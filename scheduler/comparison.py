@@ -92,11 +92,14 @@ class Asked:
         if self.plan is None:
             return Decision([], [], [])
         table = self.replica.table
-        decision = Decision([], [], [])
-        for id, count in zip(self.plan.ids, self.plan.counts, strict=True):
+        given = self.plan.drafts or [0] * len(self.plan.ids)
+        drafts: list[int] = []
+        decision = Decision([], [], [], drafts=drafts)
+        for id, count, ahead in zip(self.plan.ids, self.plan.counts, given, strict=True):
             if _has_pending(table, id, count):
                 decision.slots.append(table.slot_of[id])
                 decision.counts.append(count)
+                drafts.append(ahead)
             else:
                 self.complete = False
         for id in self.plan.preempt:

@@ -33,6 +33,7 @@ from accelgen.scheduler.policy import Limits, Policy
 from accelgen.scheduler.predictor import ClassMedian, LengthPredictor
 from accelgen.scheduler.replica import Outcome, Replica
 from accelgen.scheduler.request import Request, end_of, end_reason, requests_of
+from accelgen.scheduler.speculation import Speculation
 from accelgen.scheduler.table import WAITING
 
 
@@ -82,6 +83,7 @@ class SchedulerCore:
                 spec.blocks,
                 spec.block_size,
                 config.pipeline_depth,
+                Speculation.of(config),
             )
             for index, spec in replicas.items()
         }

@@ -18,17 +18,24 @@ class BadDecision(RuntimeError):
 @dataclass(slots=True)
 class Entries:
     """What a decision processes, [n] each: `counts` tokens of the requests in `slots`, after the `starts` tokens that
-    are computed; which of them decode."""
+    are computed; which of them decode, and how many drafted tokens are verified behind a decode's own."""
 
     slots: Ints
     counts: Ints
     starts: Ints
     decode: Bools
+    drafts: Ints | None = None
 
     @property
     def work(self) -> Work:
         """The features of the iteration."""
-        return Work.of(self.starts, self.counts, self.decode)
+        return self.work_with(self.drafts)
+
+    def work_with(self, drafts: Ints | None) -> Work:
+        """The features with other drafts. A decode with drafts is a short chunk for the device."""
+        if drafts is None:
+            return Work.of(self.starts, self.counts, self.decode)
+        return Work.of(self.starts, self.counts + drafts, self.decode & (drafts == 0))
 
 
 def check(decision: Decision, table: RequestTable, policy: str) -> Entries:
@@ -50,12 +57,21 @@ def check(decision: Decision, table: RequestTable, policy: str) -> Entries:
         raise BadDecision(f"{policy}: preempts a request that does not run")
     if any(table.state[slot] != WAITING for slot in decision.requeue):
         raise BadDecision(f"{policy}: requeues a request that does not wait")
-    return Entries(slots, counts, table.computed[slots], is_decode(table, slots))
+    entries = Entries(slots, counts, table.computed[slots], is_decode(table, slots))
+    if decision.drafts is not None:
+        entries.drafts = drafts = np.array(decision.drafts, dtype=np.int64)
+        if len(drafts) != len(slots) or drafts.min(initial=0) < 0:
+            raise BadDecision(f"{policy}: drafts are missing, or fewer than none")
+        able = entries.decode & (table.state[slots] == RUNNING)
+        if (drafts[~able] > 0).any():
+            raise BadDecision(f"{policy}: drafts for a request that does not decode")
+    return entries
 
 
 def clip(entries: Entries, block_size: int, limits: Limits, cost: CostModel) -> Work:
-    """Holds entries to the limits by cutting prompt chunks: for tokens the last ones, for time the largest. Returns
-    the features of what is left."""
+    """Holds entries to the limits, drafts first: for tokens the last ones, for time all. Then by cutting prompt chunks:
+    for tokens the last ones, for time the largest. Returns the features of what is left."""
+    _clip_drafts(entries, limits, cost)
     counts = entries.counts
     excess = int(counts.sum()) - limits.max_num_batched_tokens
     for i in range(len(counts) - 1, -1, -1) if excess > 0 else ():
@@ -70,3 +86,14 @@ def clip(entries: Entries, block_size: int, limits: Limits, cost: CostModel) -> 
         counts[largest] = max(block_size, counts[largest] // 2)
         work = entries.work
     return work
+
+
+def _clip_drafts(entries: Entries, limits: Limits, cost: CostModel) -> None:
+    drafts = entries.drafts
+    if drafts is None:
+        return
+    left = limits.max_num_batched_tokens - int(entries.counts.sum())
+    drafts = np.clip(left - (np.cumsum(drafts) - drafts), 0, drafts)
+    entries.drafts = drafts if drafts.any() else None
+    if entries.drafts is not None and cost.predict(entries.work) > limits.max_step_s:
+        entries.drafts = None

@@ -50,4 +50,5 @@ def gauges_of(core: SchedulerCore, decisions: Stopwatch) -> dict[str, float]:
             f"{PREFIX}scheduler_dropped_entries_total{label}": float(replica.dropped),
             f"{PREFIX}cost_model_scale{label}": replica.cost.scale,
         }
+        found |= replica.speculation.gauges(PREFIX, label)
     return found

@@ -17,6 +17,7 @@ from msgspec import Struct
 from accelgen.proto.policies import POLICY_GROUP, unknown_policy
 from accelgen.scheduler.cost_model import CostModel, Work
 from accelgen.scheduler.request import Request
+from accelgen.scheduler.speculation import Speculation
 from accelgen.scheduler.table import Bools, Ints, RequestTable
 
 
@@ -41,6 +42,7 @@ class View:
     total_blocks: int
     limits: Limits
     cost: CostModel
+    speculation: Speculation = field(default_factory=Speculation)  # no drafter
 
 
 @dataclass(slots=True)
@@ -48,12 +50,16 @@ class Decision:
     """Which request (by slot) processes how many tokens; whose KV is dropped before. Slots are unique.
 
     `requeue`: waiting requests, none of the others, whose place in the waiting order has changed, and their new keys:
-    what `order_key` would say with the new state."""
+    what `order_key` would say with the new state.
+
+    `drafts`: for each of `slots`, how many tokens are drafted and verified at most; only running requests that decode may
+    have any. They are cut to what server and request allow. None: the engine decides (draft_lengths.py)."""
 
     slots: list[int]
     counts: list[int]
     preempt: list[int]
     requeue: dict[int, float] = field(default_factory=dict)
+    drafts: list[int] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -102,12 +102,12 @@ class _Ahead:
 
     def __init__(self, recording: Recording) -> None:
         self.homes: dict[tuple[int, int], int] = {}  # (part, request id) -> replica; accepted ones
-        self.stops: set[tuple[int, int, int]] = set()  # (part, step, request id)
+        self.stops: dict[tuple[int, int, int], int] = {}  # (part, step, request id) -> tokens in it
         self.plans: dict[int, dict[int, Plan]] = {}  # place of the fact -> by replica
         self.last = -1  # place of the last fact of a plan
         part = 0
         current: dict[int, Plan] = {}
-        newest: dict[int, int] = {}  # request id -> step of its newest token
+        newest: dict[int, tuple[int, int]] = {}  # request id -> step and number of its newest tokens
         for place, event in enumerate(recording.events):
             if isinstance(event, Fact):
                 if event.name == CORE_MADE:
@@ -119,7 +119,11 @@ class _Ahead:
                 self._note(event, part, current, newest)
 
     def _note(
-        self, event: Message, part: int, current: dict[int, Plan], newest: dict[int, int]
+        self,
+        event: Message,
+        part: int,
+        current: dict[int, Plan],
+        newest: dict[int, tuple[int, int]],
     ) -> None:
         match event.kind:
             case "Plan":
@@ -130,11 +134,14 @@ class _Ahead:
                 for prompt in event.field("prompts"):
                     self.homes[part, prompt[0]] = _index(event.peer)
             case "Tokens":
-                newest.update(dict.fromkeys(event.field("ids"), event.field("step")))
+                step = event.field("step")
+                for id, count in zip(event.field("ids"), event.field("counts"), strict=True):
+                    newest[id] = step, count
             case "Finished":
                 for id, reason, *_ in event.field("ends"):
                     if reason == Reason.STOP and id in newest:
-                        self.stops.add((part, newest[id], id))
+                        step, count = newest[id]
+                        self.stops[part, step, id] = count
 
 
 class _Replay:
@@ -258,9 +265,10 @@ class _Replay:
     ) -> None:
         tokens, at = [0] * len(result.tokens), 0
         for id, count in zip(result.ids, result.counts, strict=True):
+            stop = self.ahead.stops.get((self.part, result.step, id), 0)
+            if 0 < stop <= count:  # what was accepted behind it has not been sent
+                tokens[at + stop - 1] = STOP_TOKEN
             at += count
-            if count and (self.part, result.step, id) in self.ahead.stops:
-                tokens[at - 1] = STOP_TOKEN
         with suppress(ResultOutOfTurn):  # as it was then: another core follows
             core.on_result(structs.replace(result, tokens=tokens), index, now_s)
 

@@ -5,6 +5,11 @@
     on_result() - StepResult k    tokens are confirmed, requests end
 
 With depth 1, plan k+1 is made after StepResult k-1 and KvReport k, as late as is safe.
+
+A decode with drafts in plan k is projected as if all of them were accepted: tokens, blocks, and the limit of the request.
+An entry of the same request in plan k+1 therefore starts where it would be then; the worker, which owns the newest token,
+starts it where it is (worker/request.py). Result k settles what was too much, here and, with the tokens confirmed by
+plan k+2, at the KV manager. So at most one iteration with drafts is unsettled when a plan is made.
 """
 
 from __future__ import annotations
@@ -18,9 +23,11 @@ import numpy as np
 from accelgen.proto.messages import Fork, KvReport, Plan, Reason, StepResult
 from accelgen.scheduler.cost_model import CostModel, Work
 from accelgen.scheduler.decision import Entries, check, clip
+from accelgen.scheduler.draft_lengths import bounded, choose, expected_work
 from accelgen.scheduler.policy import Limits, Policy, StepStats, View
-from accelgen.scheduler.request import Request, end_reason
+from accelgen.scheduler.request import Request, end_reason, up_to_end
 from accelgen.scheduler.siblings import Siblings
+from accelgen.scheduler.speculation import Speculation
 from accelgen.scheduler.table import ARRIVING, RUNNING, WAITING, Bools, Ints, RequestTable
 
 SAFETY_S = 0.001
@@ -46,9 +53,8 @@ class Flight:
     """An iteration that has been planned and has not come back."""
 
     step: int
-    slots: Ints
+    entries: Entries
     ids: list[int]
-    counts: Ints
     sampled: Bools
     started: set[int]  # slots that left the queue for it
     work: Work
@@ -60,6 +66,11 @@ class Flight:
     bound_s: float
     reported: bool = False
     dropped: set[int] = field(default_factory=set)  # request ids
+
+    def drafts_of(self, i: int) -> int:
+        """Tokens drafted, at most, for entry i."""
+        drafts = self.entries.drafts
+        return 0 if drafts is None else int(drafts[i])
 
 
 @dataclass(slots=True)
@@ -92,8 +103,10 @@ class Replica:
         blocks: int,
         block_size: int,
         depth: int,
+        speculation: Speculation | None = None,
     ) -> None:
         self.policy, self.limits, self.cost = policy, limits, cost
+        self.speculation = speculation or Speculation()
         self.total_blocks, self.free_blocks, self.pinned_blocks = blocks, blocks, 0
         self.table = RequestTable(block_size)
         self.state: Any = policy.initial()
@@ -121,6 +134,7 @@ class Replica:
             self.total_blocks,
             self.limits,
             self.cost,
+            self.speculation,
         )
 
     def enqueue(self, slot: int) -> None:
@@ -176,9 +190,15 @@ class Replica:
         forks = self.siblings.take_forks(self.table)
         start_s = self.flights[-1].begun_s + self.flights[-1].predicted_s if self.flights else now_s
         start_s = max(start_s, now_s)
-        decision, self.state = self.policy.plan(self.view(), self.state, start_s)
+        view = self.view()
+        decision, self.state = self.policy.plan(view, self.state, start_s)
         entries = check(decision, self.table, self.policy.name)
+        if entries.drafts is not None:
+            entries.drafts = bounded(entries.drafts, entries, self.table, self.speculation.most)
         work = clip(entries, self.table.block_size, self.limits, self.cost)
+        if decision.drafts is None and self.speculation.most and decision.slots:
+            entries.drafts = choose(view, entries, decision.preempt)
+            work = clip(entries, self.table.block_size, self.limits, self.cost)
         for slot, key in decision.requeue.items():
             self.table.move(slot, key)
         self._note_starving(bool(decision.slots), now_s)
@@ -216,12 +236,13 @@ class Replica:
             table.start(slot)
             request = table.request(slot)
             request.started_s = now_s if request.started_s is None else request.started_s
-        predicted_s = self.cost.predict(work)
-        sampled = table.plan(slots, counts, start_s + predicted_s)
+        predicted_s = self.cost.predict(expected_work(entries, self.speculation.filled))
+        longest_s = self.cost.predict(work) * self.cost.upper
+        sampled = table.plan(slots, counts, start_s + predicted_s, entries.drafts)
         flight = Flight(
-            self.step, slots, table.ids[slots].tolist(), counts, sampled, started, work,
+            self.step, entries, table.ids[slots].tolist(), sampled, started, work,
             counts[~entries.decode].tolist(), len(preempt), now_s, start_s, predicted_s,
-            bound_s=max(BOUND_FLOOR_S, BOUND_FACTOR * predicted_s * self.cost.upper),
+            bound_s=max(BOUND_FLOOR_S, BOUND_FACTOR * longest_s),
         )  # fmt: skip
         self.flights.append(flight)
         self.step += 1
@@ -244,6 +265,7 @@ class Replica:
             predicted_s=predicted_s,
             bound_s=flight.bound_s,
             spoiled=spoiled,
+            drafts=[] if entries.drafts is None else entries.drafts.tolist(),
         )
 
     def _preempt(self, slot: int) -> None:
@@ -294,7 +316,9 @@ class Replica:
             slot = self.table.slot_of.get(id)
             if id not in dropped or slot is None:
                 continue
-            self.table.roll_back(slot, int(flight.counts[i]), bool(flight.sampled[i]))
+            drafts = flight.drafts_of(i)
+            count, sampled = int(flight.entries.counts[i]), bool(flight.sampled[i])
+            self.table.roll_back(slot, count + drafts, sampled and 1 + drafts)
             self.siblings.take_back(id)
             if slot in flight.started:
                 self.enqueue(slot)
@@ -326,6 +350,7 @@ class Replica:
         if self.flights:
             self.flights[0].begun_s = now_s
         self.steps += 1
+        self._settle(flight, result)
         self.cost.observe(flight.work, result.run_s)
         outcomes = self._outcomes(result, now_s)
         finished = sum(outcome.reason is not None for outcome in outcomes)
@@ -334,6 +359,28 @@ class Replica:
         stats = StepStats(result.run_s, flight.chunks, flight.preempted, finished, ids, flight.work)
         self.state = self.policy.observe(stats, self.state)
         return outcomes
+
+    def _settle(self, flight: Flight, result: StepResult) -> None:
+        """Takes back what was projected of drafts that were not accepted; the flight's work is what was really done."""
+        entries = flight.entries
+        if entries.drafts is None:
+            return
+        made = np.zeros_like(entries.drafts)
+        drafted = result.drafted or [0] * len(result.ids)
+        places = {id: i for i, id in enumerate(flight.ids)}
+        for id, count, new in zip(result.ids, result.counts, drafted, strict=True):
+            slot, i = self.table.slot_of.get(id), places.get(id)
+            if i is None:
+                continue
+            made[i] = new
+            planned = flight.drafts_of(i)
+            if slot is None or not planned or not count:
+                continue
+            if count <= planned:
+                end = int(entries.starts[i]) + 1 + planned
+                self.table.settle(slot, end, planned + 1 - count)
+            self.speculation.observe(self.table, slot, planned, new, count - 1)
+        flight.work = entries.work_with(made)
 
     def _outcomes(self, result: StepResult, now_s: float) -> list[Outcome]:
         slot_of, table, confirmed = self.table.slot_of, self.table, self._confirmed
@@ -346,8 +393,10 @@ class Replica:
             if slot is None or not count:  # it ended meanwhile: the token is dropped
                 continue
             request = table.request(slot)
+            if count > 1:
+                tokens = up_to_end(request, tokens)
             request.generated.extend(tokens)
-            if len(request.generated) == count:
+            if len(request.generated) == len(tokens):
                 table.first_s[slot] = now_s
             table.last_s[slot] = now_s
             reason = end_reason(request)

@@ -67,6 +67,14 @@ def end_reason(request: Request) -> Reason | None:
     return None
 
 
+def up_to_end(request: Request, tokens: list[int]) -> list[int]:
+    """Of new tokens those that still belong to the request: a stop token, or the last that was allowed, ends it amid
+    accepted drafts."""
+    room = request.max_tokens - len(request.generated)
+    stops = (at + 1 for at, token in enumerate(tokens) if token in request.stop_token_ids)
+    return tokens[: min(room, next(stops, len(tokens)))]
+
+
 def end_of(
     request: Request,
     reason: Reason,

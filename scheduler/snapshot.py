@@ -17,6 +17,7 @@ from accelgen.scheduler.core import SchedulerCore
 from accelgen.scheduler.cost_model import Coefficients, CostModel
 from accelgen.scheduler.policy import Policy
 from accelgen.scheduler.predictor import ClassMedian
+from accelgen.scheduler.speculation import DraftState
 
 VERSION = 1
 MOST_BYTES = 1 << 20  # it passes through the supervisor
@@ -43,6 +44,7 @@ class Snapshot(Struct, frozen=True):
     outputs: dict[str, list[int]]
     costs: dict[int, CostState]
     states: dict[int, Any]
+    drafts: dict[int, DraftState] = {}  # msgspec copies it
 
 
 @dataclass
@@ -53,6 +55,7 @@ class Experience:
     costs: dict[int, CostModel] = field(default_factory=dict)
     states: dict[int, Any] = field(default_factory=dict)
     patience: float = 1.0
+    drafts: dict[int, DraftState] = field(default_factory=dict)
 
     def give_to(self, core: SchedulerCore) -> None:
         """A new core knows what its forerunner knew."""
@@ -61,11 +64,15 @@ class Experience:
             replica.cost = self.costs.get(index, replica.cost)
             replica.state = self.states.get(index, replica.state)
             replica.patience = self.patience
+            if index in self.drafts:
+                replica.speculation.go_on_from(self.drafts[index])
 
     def take_from(self, core: SchedulerCore) -> None:
         """Before a core is given up."""
         for index, replica in core.replicas.items():
             self.costs[index], self.states[index] = replica.cost, replica.state
+            if replica.speculation.most:
+                self.drafts[index] = replica.speculation.state()
         came_back = any(replica.steps for replica in core.replicas.values())
         self.patience = 1.0 if came_back else min(MOST_PATIENCE, 2 * self.patience)
 
@@ -75,7 +82,8 @@ class Experience:
             index: CostState(c.coefficients, c.scale, c.upper, c.lower, c.observed)
             for index, c in self.costs.items()
         }
-        bare = Snapshot(VERSION, policy.name, self.predictor.outputs(), costs, {})
+        outputs = self.predictor.outputs()
+        bare = Snapshot(VERSION, policy.name, outputs, costs, {}, self.drafts)
         try:
             states = {index: msgspec.to_builtins(state) for index, state in self.states.items()}
             whole = msgspec.msgpack.encode(msgspec.structs.replace(bare, states=states))
@@ -104,7 +112,8 @@ def unpacked(data: bytes, policy: Policy) -> Experience:
         costs[index] = cost = CostModel(state.coefficients)
         cost.scale, cost.upper, cost.lower = state.scale, state.upper, state.lower
         cost.observed = state.observed
-    return Experience(ClassMedian(found.outputs), costs, _states(found, policy))
+    states = _states(found, policy)
+    return Experience(ClassMedian(found.outputs), costs, states, drafts=found.drafts)
 
 
 def _states(found: Snapshot, policy: Policy) -> dict[int, Any]:

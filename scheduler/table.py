@@ -3,7 +3,8 @@
 Columns are *projected*: they count everything that has been planned, as if the iterations in flight had already
 ended. `length` is the number of tokens a request will then have (prompt + sampled), `computed` how
 many of them have their keys and values in the cache. `length - computed` tokens wait to be processed: many for a
-prompt, one for a request that decodes, none for one whose last allowed token is in flight.
+prompt, one for a request that decodes, none for one whose last allowed token is in flight. Drafted tokens in flight
+count as if all of them were accepted, until `settle`.
 """
 
 from __future__ import annotations
@@ -49,6 +50,8 @@ _COLUMNS: dict[str, type] = {
     "last_s": np.float64,  # (predicted) time of the newest token; arrival before the first
     "predicted_output": np.int64,  # tokens, an estimate
     "key": np.float64,  # place in the waiting order, given by the policy
+    "draft_hits": np.float64,  # drafted tokens accepted, and judged, lately (scheduler/speculation.py)
+    "draft_trials": np.float64,
 }
 
 
@@ -70,6 +73,8 @@ class RequestTable:
     last_s: Floats
     predicted_output: Ints
     key: Floats
+    draft_hits: Floats
+    draft_trials: Floats
 
     def __init__(self, block_size: int, capacity: int = 256) -> None:
         self.block_size = block_size
@@ -113,6 +118,7 @@ class RequestTable:
         self.tpot_s[slot] = _or_far(objective.tpot_s)
         self.end_due_s[slot] = arrival_s + _or_far(objective.e2e_s)
         self.predicted_output[slot] = request.max_tokens
+        self.draft_hits[slot] = self.draft_trials[slot] = 0.0
         self.requests[slot] = request
         self.slot_of[request.id] = slot
         self.waiting_tokens += int(self.length[slot])
@@ -177,22 +183,38 @@ class RequestTable:
         demand: Ints = np.maximum(needed - self.blocks[slots], 0)
         return demand
 
-    def plan(self, slots: Ints, counts: Ints, end_s: float) -> Bools:
+    def plan(self, slots: Ints, counts: Ints, end_s: float, drafts: Ints | None = None) -> Bools:
         """Projects the columns past an iteration that processes counts[i] tokens of slots[i] and ends at `end_s`.
+        `drafts` [len(slots)], of decodes only, count as accepted.
 
         Returns which of them will have sampled a token, [len(slots)]."""
-        self.blocks[slots] += self.block_demand(slots, counts)
+        taken = counts if drafts is None else counts + drafts
+        self.blocks[slots] += self.block_demand(slots, taken)
         self.computed[slots] += counts
         sampled: Bools = self.computed[slots] == self.length[slots]
         self.length[slots] += sampled
+        if drafts is not None:
+            self.computed[slots] += drafts
+            self.length[slots] += drafts
         self.last_s[slots[sampled]] = end_s
         return sampled
 
-    def roll_back(self, slot: int, count: int, sampled: bool) -> None:
-        """Takes back one entry of `plan` that was dropped."""
+    def roll_back(self, slot: int, count: int, sampled: int) -> None:
+        """Takes back one entry of `plan` that was dropped: `count` tokens with its drafts, `sampled` as it counted."""
         self.computed[slot] -= count
         self.length[slot] -= sampled
         self.blocks[slot] = -(-self.computed[slot] // self.block_size)
+
+    def settle(self, slot: int, end: int, rejected: int) -> None:
+        """An entry that was projected to `end` computed tokens has come back, and `rejected` of its drafts were not
+        accepted. A request that was preempted meanwhile has fewer computed tokens than that: they are not touched."""
+        assert 0 < rejected < end
+        self.length[slot] -= rejected
+        if self.computed[slot] >= end:
+            self.computed[slot] -= rejected
+            self.blocks[slot] = -(-self.computed[slot] // self.block_size)
+        elif self.state[slot] in (ARRIVING, WAITING):
+            self.waiting_tokens -= rejected
 
     def _leave(self, slot: int) -> None:
         if self.state[slot] == WAITING:

@@ -1,0 +1,96 @@
+"""What is known of a replica's drafts: how many tokens were drafted, how many of them accepted.
+
+A verification of m drafts of which a are accepted tells of min(a + 1, m) tokens whether they are right: a were, and the
+one behind them, if there is one, was not; the rest was never judged. The rate is a mean over what was judged, the newest
+counting most: of the replica, and of each request, drawn towards the replica's as long as little of it was judged. That
+is the alpha of the speculative planner of SLOs-Serve (arXiv 2504.08784), which is a constant there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from msgspec import Struct
+
+from accelgen.proto.config import Config
+from accelgen.scheduler.table import Floats, Ints, RequestTable
+
+PRIOR_RATE, PRIOR_TRIALS = 0.6, 16.0  # before anything is known; the rate is SLOs-Serve's
+OWN_TRIALS = 4.0  # judged tokens of a request that weigh as much as all that the replica knows
+DECAY, OWN_DECAY = 0.995, 0.9  # per verification, of the replica and of the request
+
+
+class DraftState(Struct, frozen=True):
+    """A Speculation's knowledge as a value, for a successor."""
+
+    hits: float
+    trials: float
+    filled: float
+
+
+@dataclass(slots=True)
+class Speculation:
+    """`most` tokens may be drafted for a request in an iteration (0: there is no drafter); `adaptive` says how many are
+    if the policy does not. `filled` is the part of the planned drafts that the drafter really makes."""
+
+    most: int = 0
+    adaptive: bool = True
+    hits: float = PRIOR_RATE * PRIOR_TRIALS
+    trials: float = PRIOR_TRIALS
+    filled: float = 1.0
+    drafted: int = 0
+    accepted: int = 0
+    verified: int = 0  # entries with drafts
+
+    @classmethod
+    def of(cls, config: Config) -> Speculation:
+        """What a server with this configuration does."""
+        most = config.max_draft_tokens if config.drafter else 0
+        return cls(most, config.draft_tokens == "adaptive")
+
+    @property
+    def rate(self) -> float:
+        """The probability that a drafted token, the ones before it being right, is accepted."""
+        return self.hits / self.trials
+
+    def rates(self, table: RequestTable, slots: Ints) -> Floats:
+        """The same for each of `slots`, [n]."""
+        hits = table.draft_hits[slots] + OWN_TRIALS * self.rate
+        found: Floats = hits / (table.draft_trials[slots] + OWN_TRIALS)
+        return found
+
+    def observe(
+        self, table: RequestTable, slot: int, planned: int, drafted: int, accepted: int
+    ) -> None:
+        """Of `planned` drafts of the request `drafted` were made and the first `accepted` of them accepted."""
+        self.filled += (1 - DECAY) * (drafted / planned - self.filled)
+        if not drafted:
+            return
+        self.verified += 1
+        self.drafted += drafted
+        self.accepted += accepted
+        judged = min(accepted + 1, drafted)
+        self.hits = DECAY * self.hits + accepted
+        self.trials = DECAY * self.trials + judged
+        table.draft_hits[slot] = OWN_DECAY * table.draft_hits[slot] + accepted
+        table.draft_trials[slot] = OWN_DECAY * table.draft_trials[slot] + judged
+
+    def state(self) -> DraftState:
+        return DraftState(self.hits, self.trials, self.filled)
+
+    def go_on_from(self, state: DraftState) -> None:
+        """What a forerunner has learnt."""
+        self.hits, self.trials, self.filled = state.hits, state.trials, state.filled
+
+    def gauges(self, prefix: str, label: str) -> dict[str, float]:
+        """Samples by name; none without a drafter."""
+        if not self.most:
+            return {}
+        found: dict[str, Any] = {
+            "num_drafts_total": self.verified,
+            "num_draft_tokens_total": self.drafted,
+            "num_accepted_tokens_total": self.accepted,
+            "acceptance_rate": self.rate,
+        }
+        return {f"{prefix}spec_decode_{name}{label}": float(n) for name, n in found.items()}
