@@ -82,7 +82,6 @@ class KvCore:
             if id in self._requests:
                 self.tables.drop(self._requests[id])
         ids, starts, counts, dropped = self._place_entries(plan, work)
-        drafts = _of_those(plan.drafts, plan.ids, dropped) if plan.drafts else []
         self.counters["dropped"] += len(dropped)
         self.counters["copies"] += len(work.copy_to)
         self.counters["unpinned"] += len(work.unpinned)
@@ -90,7 +89,8 @@ class KvCore:
         batch = Batch(
             plan.step, work.new, ids, starts, counts,
             work.table_at, work.table_counts, work.table_blocks, work.copy_from, work.copy_to,
-            release, plan.predicted_s, plan.bound_s, [*cuts], [*cuts.values()], drafts,
+            release, plan.predicted_s, plan.bound_s, [*cuts], [*cuts.values()],
+            work.drafts,
         )  # fmt: skip
         cuts.clear()
         return batch, self._report(plan.step, dropped, unpinned=work.unpinned)
@@ -261,10 +261,7 @@ class KvCore:
                 or not start < end <= request.length
                 or (ahead and (count > 1 or end < request.length))
                 or (rejected and at in rejected)
-                or (
-                    end + ahead > request.capacity
-                    and not self._place(request, end + ahead, work)
-                )
+                or (end + ahead > request.capacity and not self._place(request, end + ahead, work))
             ):
                 rejected.add(at)
                 continue
@@ -280,6 +277,8 @@ class KvCore:
             if sent != blocks:
                 work.table_blocks += request.table[sent:]
                 request.sent = blocks
+            if drafts:
+                work.drafts.append(ahead)
             if end >= request.index_at <= len(request.tokens):
                 ripe.append(request)
         if not rejected and len(plan.ids) == len(plan.starts) == len(plan.counts):

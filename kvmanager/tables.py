@@ -27,6 +27,7 @@ class Work:
     copy_from: list[int] = field(default_factory=list)
     copy_to: list[int] = field(default_factory=list)
     unpinned: list[int] = field(default_factory=list)
+    drafts: list[int] = field(default_factory=list)
 
 
 class BlockTables:
