@@ -19,8 +19,8 @@ class Request:
     has confirmed. A request that holds KV but has not run with it (a prefix hit, a fork) can lose it under pressure.
 
     Drafted tokens count in `computed` and `length` as if all were accepted, until the confirmed ones say how many were:
-    `unsettled` has, for each entry with drafts that has not been confirmed, oldest first, the `length` before it and the
-    number of drafts.
+    `unsettled` has, for each entry with drafts that has not been confirmed, oldest first, the `length` before it and
+    the number of drafts.
     """
 
     id: int

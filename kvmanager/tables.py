@@ -181,8 +181,8 @@ class BlockTables:
             self.take_back(request, request.computed - rejected)
 
     def take_back(self, request: Request, computed: int) -> None:
-        """Only `computed` tokens, at least one, are computed, of a request that runs: nothing behind them was confirmed,
-        or shared. The worker is not told: it knows, and ignores blocks behind those it needs."""
+        """Only `computed` tokens, at least one, are computed, of a request that runs: nothing behind them was
+        confirmed, or shared. The worker is not told: it knows, and ignores blocks behind those it needs."""
         request.computed = computed
         blocks = -(-computed // self.block_size)
         if blocks < len(request.table):

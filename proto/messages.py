@@ -331,8 +331,8 @@ class Batch(Body, frozen=True):
 
 class StepResult(Body, frozen=True):
     """worker -> scheduler: request ids[i] sampled counts[i] (0 for an unfinished prompt, up to 1 + its drafts for an
-    entry that had some) of the tokens. `drafted[i]` tokens were really drafted for it, the first accepted[i] of them are
-    among its tokens; both empty in a step without drafts.
+    entry that had some) of the tokens. `drafted[i]` tokens were really drafted for it, the first accepted[i] of them
+    are among its tokens; both empty in a step without drafts.
     `failed`: requests that could not be computed, with the cause in `causes`. `wait_s`: idle time before the step."""
 
     step: Id

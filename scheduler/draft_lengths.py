@@ -1,11 +1,11 @@
 """How many tokens are drafted for each decode, when the policy leaves that to the engine.
 
-`fixed`: as many as allowed. `adaptive`: one more as long as it is likely enough to be accepted. The s-th draft of a request
-whose drafts are accepted at the rate r brings r^s tokens, and costs what one more token costs this iteration (by the
-cost model; what the drafter itself takes is in the measured iterations and so in the model's correction). It is worth
-that if it brings tokens faster than the iteration as it is: r^s / t_draft > decodes / t_iteration. So lengths fall with
-the load, to nothing where the device is saturated, as they do in SLOs-Serve (arXiv 2504.08784). The rule is ours.
-Requests without drafts try a single one now and then, or nobody would learn that they have become predictable.
+`fixed`: as many as allowed. `adaptive`: one more as long as it is likely enough to be accepted. The s-th draft of a
+request whose drafts are accepted at the rate r brings r^s tokens, and costs what one more token costs this iteration
+(by the cost model; what the drafter itself takes is in the measured iterations and so in the model's correction). It is
+worth that if it brings tokens faster than the iteration as it is: r^s / t_draft > decodes / t_iteration. So lengths
+fall with the load, to nothing where the device is saturated, as they do in SLOs-Serve (arXiv 2504.08784). The rule is
+ours. Requests without drafts try a single one now and then, or nobody would learn that they have become predictable.
 
 Drafts take what is left: tokens of the limit, and blocks that are free and that no running request needs for its next
 token. The likeliest go first.

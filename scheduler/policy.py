@@ -52,8 +52,8 @@ class Decision:
     `requeue`: waiting requests, none of the others, whose place in the waiting order has changed, and their new keys:
     what `order_key` would say with the new state.
 
-    `drafts`: for each of `slots`, how many tokens are drafted and verified at most; only running requests that decode may
-    have any. They are cut to what server and request allow. None: the engine decides (draft_lengths.py)."""
+    `drafts`: for each of `slots`, how many tokens are drafted and verified at most; only running requests that decode
+    may have any. They are cut to what server and request allow. None: the engine decides (draft_lengths.py)."""
 
     slots: list[int]
     counts: list[int]

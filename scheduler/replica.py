@@ -6,10 +6,10 @@
 
 With depth 1, plan k+1 is made after StepResult k-1 and KvReport k, as late as is safe.
 
-A decode with drafts in plan k is projected as if all of them were accepted: tokens, blocks, and the limit of the request.
-An entry of the same request in plan k+1 therefore starts where it would be then; the worker, which owns the newest token,
-starts it where it is (worker/request.py). Result k settles what was too much, here and, with the tokens confirmed by
-plan k+2, at the KV manager. So at most one iteration with drafts is unsettled when a plan is made.
+A decode with drafts in plan k is projected as if all of them were accepted: tokens, blocks, and the limit of the
+request. An entry of the same request in plan k+1 therefore starts where it would be then; the worker, which owns the
+newest token, starts it where it is (worker/request.py). Result k settles what was too much, here and, with the tokens
+confirmed by plan k+2, at the KV manager. So at most one iteration with drafts is unsettled when a plan is made.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from accelgen.scheduler.policy import Limits, Policy, StepStats, View
 from accelgen.scheduler.request import Request, end_reason, up_to_end
 from accelgen.scheduler.siblings import Siblings
 from accelgen.scheduler.speculation import Speculation
-from accelgen.scheduler.table import ARRIVING, RUNNING, WAITING, Bools, Ints, RequestTable
+from accelgen.scheduler.table import ARRIVING, RUNNING, WAITING, Bools, RequestTable
 
 SAFETY_S = 0.001
 RETRY_S = 0.02

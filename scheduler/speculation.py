@@ -1,9 +1,9 @@
 """What is known of a replica's drafts: how many tokens were drafted, how many of them accepted.
 
 A verification of m drafts of which a are accepted tells of min(a + 1, m) tokens whether they are right: a were, and the
-one behind them, if there is one, was not; the rest was never judged. The rate is a mean over what was judged, the newest
-counting most: of the replica, and of each request, drawn towards the replica's as long as little of it was judged. That
-is the alpha of the speculative planner of SLOs-Serve (arXiv 2504.08784), which is a constant there.
+one behind them, if there is one, was not; the rest was never judged. The rate is a mean over what was judged, the
+newest counting most: of the replica, and of each request, drawn towards the replica's as long as little of it was
+judged. That is the alpha of the speculative planner of SLOs-Serve (arXiv 2504.08784), which is a constant there.
 """
 
 from __future__ import annotations
