@@ -108,9 +108,10 @@ class Simulation:
         predictor: LengthPredictor | None = None,
         swap: bool = False,
         successors: Sequence[Successor] = (),
+        acceptance: float = 0.6,
     ) -> None:
         """`swap`: KV of who is preempted goes to the host, instead of being computed again. `successors` take over, in
-        the order of time."""
+        the order of time. With a drafter in `config`, drafts are accepted with probability `acceptance`."""
         assert not (swap and successors), "live, nothing can be on the host"
         self.workload, self.config = workload, config
         self.observer: Observer | None = None
@@ -124,7 +125,7 @@ class Simulation:
         self.kvs = [kind(blocks, config.block_size, config.prefix_caching) for _ in specs]
         self._block_s = config.block_size * device.kv_token_bytes / device.swap_bytes_s
         self._stops: dict[int, int] = {}  # request id -> tokens at its end
-        self.workers = [SimulatedWorker(device, self._stops) for _ in specs]
+        self.workers = [SimulatedWorker(device, self._stops, acceptance) for _ in specs]
         self.fates: list[Fate] = []
         self.run = Run(workload.name, policy.name, self.fates, 0.0, self.workers)
         self._results: list[tuple[float, int, int, StepResult]] = []  # a heap: due, order, replica

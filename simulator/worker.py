@@ -1,9 +1,14 @@
-"""A worker without a model: it runs Batches strictly in order, knows lengths only, and says when it will be done."""
+"""A worker without a model: it runs Batches strictly in order, knows lengths only, and says when it will be done.
+
+Drafts are always made, cost no time of their own, and are each accepted with the same probability (SLOs-Serve's alpha,
+arXiv 2504.08784), decided by a number from (request id, position): a run is a function of its arguments.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 from types import MappingProxyType
 
 from accelgen.proto.messages import Batch, StepResult
@@ -12,24 +17,34 @@ from accelgen.simulator.device import Device, Iteration
 
 NEVER = 1 << 62  # tokens
 TOKEN, STOP = 0, 1  # what every request samples, and with what it ends if it has tokens left
+_GOLDEN, _MASK = 0x9E3779B97F4A7C15, (1 << 64) - 1
 
 
 @dataclass(slots=True)
 class _Known:
-    """A request here: its prompt tokens, all tokens so far, and how many it has when it samples STOP."""
+    """A request here: its prompt tokens, all tokens so far, and how many it has when it samples STOP; drafts of its
+    last entry that were not accepted."""
 
     prompt: int
     length: int
     stop_at: int
+    rejected: int = 0
 
 
 class SimulatedWorker:
     """`busy_s`, `copies_s`, `prefill_tokens`, `decode_tokens`: what it has done so far. `saturated_s` is what the same
     work takes at best (`Device.saturated_seconds`). `stops` says, by request, after how many tokens (prompt included)
-    it ends by itself; the caller fills it in."""
+    it ends by itself; the caller fills it in. `drafted` tokens were verified, `accepted` of them accepted, each with
+    probability `acceptance` if those before it were."""
 
-    def __init__(self, device: Device, stops: Mapping[int, int] = MappingProxyType({})) -> None:
-        self.device, self._stops = device, stops
+    def __init__(
+        self,
+        device: Device,
+        stops: Mapping[int, int] = MappingProxyType({}),
+        acceptance: float = 0.6,
+    ) -> None:
+        self.device, self._stops, self.acceptance = device, stops, acceptance
+        self.drafted = self.accepted = 0
         self.busy_s = self.copies_s = self.saturated_s = 0.0
         self.prefill_tokens = self.decode_tokens = 0
         self._known: dict[int, _Known] = {}
@@ -45,6 +60,10 @@ class SimulatedWorker:
             stop_at = self._stops.get(prompt.id, NEVER)
             known[prompt.id] = _Known(tokens - prompt.generated, tokens, stop_at)
         iteration, counts, sampled = self._entries(batch)
+        drafted = list(batch.drafts)
+        accepted = [max(0, count - 1) for count in counts] if drafted else []
+        self.drafted += sum(drafted)
+        self.accepted += sum(accepted)
         begin_s = max(now_s, self._free_s) + copies_s
         run_s = self.device.seconds(iteration) if batch.ids else 0.0  # it has only to forget
         wait_s = begin_s - self._free_s
@@ -53,21 +72,31 @@ class SimulatedWorker:
         self.copies_s += copies_s
         self.saturated_s += self.device.saturated_seconds(iteration)
         result = StepResult(
-            batch.step, batch.ids, counts, sampled, [], [], batch.copy_to, wait_s, run_s
-        )
+            batch.step, batch.ids, counts, sampled, [], [], batch.copy_to, wait_s, run_s,
+            drafted, accepted,
+        )  # fmt: skip
         return self._free_s, result
 
     def _entries(self, batch: Batch) -> tuple[Iteration, list[int], list[int]]:
         """What the entries ask for, how many tokens each samples, and which."""
-        prefill = decodes = context = prior = 0
+        prefill = decodes = context = prior = verified = 0
         work = 0.0
         counts: list[int] = []
         sampled: list[int] = []
         known = self._known
-        for id, start, count in zip(batch.ids, batch.starts, batch.counts, strict=True):
+        drafts = batch.drafts or repeat(0)
+        columns = zip(batch.ids, batch.starts, batch.counts, drafts, strict=False)
+        for id, start, count, ahead in columns:
             request = known[id]
+            if request.rejected and count == 1 and start == request.length - 1 + request.rejected:
+                start -= request.rejected  # the scheduler did not know yet
             end = start + count
             assert end <= request.length, f"request {id}: token {end} of {request.length}"
+            if ahead:
+                work += self._verify(request, id, ahead, counts, sampled)
+                verified += 1 + ahead
+                prior += start
+                continue
             if count == 1 and start >= request.prompt:
                 decodes += 1
                 context += start
@@ -76,12 +105,39 @@ class SimulatedWorker:
                 prior += start
                 work += count * (start + count / 2)
             if end == request.length:
-                request.length = end + 1
+                request.length, request.rejected = end + 1, 0
                 counts.append(1)
                 sampled.append(TOKEN if end + 1 < request.stop_at else STOP)
             else:
                 counts.append(0)
         self.prefill_tokens += prefill
-        self.decode_tokens += decodes
-        features = Work(prefill, decodes, context, work)
+        self.decode_tokens += decodes + verified
+        features = Work(prefill + verified, decodes, context, work)
         return Iteration(features, prior, len(batch.ids)), counts, sampled
+
+    def _verify(
+        self, request: _Known, id: int, drafts: int, counts: list[int], sampled: list[int]
+    ) -> float:
+        """A decode with drafts: what it samples, and the attention work of its 1 + drafts tokens."""
+        start, chunk = request.length - 1, 1 + drafts
+        numbers = uniforms(id, range(request.length, request.length + drafts))
+        accepted = next((at for at, u in enumerate(numbers) if u >= self.acceptance), drafts)
+        for _ in range(1 + accepted):
+            request.length += 1
+            sampled.append(TOKEN if request.length < request.stop_at else STOP)
+        request.rejected = drafts - accepted
+        counts.append(1 + accepted)
+        return chunk * (start + chunk / 2)
+
+
+def uniforms(seed: int, positions: Sequence[int]) -> list[float]:
+    """Numbers in [0, 1), one for each position: two rounds of the splitmix64 finaliser, as the worker has them."""
+    base = _mix(seed + _GOLDEN)
+    return [(_mix(base + (at + 1) * _GOLDEN) >> 11) * 2.0**-53 for at in positions]
+
+
+def _mix(value: int) -> int:
+    value &= _MASK
+    value = (value ^ value >> 30) * 0xBF58476D1CE4E5B9 & _MASK
+    value = (value ^ value >> 27) * 0x94D049BB133111EB & _MASK
+    return value ^ value >> 31

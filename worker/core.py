@@ -2,45 +2,67 @@
 
 A request that does not fit its entry, or whose logits are not numbers, fails alone. A forward pass that raises fails
 the requests of its batch. Only a broken device, or a forward pass that keeps raising, ends the worker (FatalError).
+A drafter that raises is done without from then on.
+
+Drafted tokens are a part of the entry's span: they run in the same packed pass, and its last logits verify them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import structlog
 import torch
 
 from accelgen.proto.clocks import now_s
 from accelgen.proto.messages import Batch, Held, Inventory, StepResult
+from accelgen.worker.drafting.proposal import NOTHING, Drafter, Proposal
+from accelgen.worker.drafting.verify import Verdict, verify
 from accelgen.worker.faults import FatalError, one_line
 from accelgen.worker.packing import Span
 from accelgen.worker.request import Request, RequestFault
 from accelgen.worker.runner import Runner
-from accelgen.worker.sampler import sample
 
 log = structlog.get_logger()
 
 FAILED_PASS = "the iteration with this request failed; the worker's log says why"
 MAX_FAILURES = 3  # consecutive forward passes that raise
+NO_TOKEN = Verdict(())
 
 
 @dataclass(frozen=True)
 class Work:
-    """An entry that can be computed."""
+    """An entry that can be computed. `planned` drafts are counted for it, `most` of them can be used; `proposal` is
+    what it got."""
 
     request: Request
     span: Span
+    planned: int = 0
+    most: int = 0
+    proposal: Proposal = NOTHING
+
+    def with_drafts(self, proposal: Proposal) -> Work:
+        """The proposal's tokens follow the entry's own, and are verified."""
+        given = self.span
+        count = len(proposal.tokens)
+        tokens = (*given.tokens, *proposal.tokens)
+        span = Span(tokens, given.start, given.table, 1 + count)
+        return replace(self, span=span, proposal=proposal)
 
 
 class WorkerCore:
     """State of all requests on one worker. `step` is the last one executed, -1 for none."""
 
-    def __init__(self, runner: Runner, clock: Callable[[], float] = now_s) -> None:
-        self.runner, self.step = runner, -1
+    def __init__(
+        self,
+        runner: Runner,
+        clock: Callable[[], float] = now_s,
+        drafter: Drafter | None = None,
+    ) -> None:
+        self.runner, self.drafter, self.step = runner, drafter, -1
         self.requests: dict[int, Request] = {}
-        self.steps = self.tokens_processed = 0
+        self.steps = self.tokens_processed = self.drafted = self.accepted = 0
         self.run_s = self.wait_s = 0.0
         self.last_s = self.longest_s = 0.0  # of the iterations that computed something
         self._clock = clock
@@ -54,22 +76,31 @@ class WorkerCore:
         self._forget_and_meet(batch)
         failed: dict[int, str] = {}
         works = self._entries(batch, failed)
+        if self.drafter is not None and batch.drafts:
+            works = self._draft(works, self.drafter)
         sampled = self._compute(batch, works, failed)
         self.step = batch.step
         end_s = self._clock()
         self._idle_since_s = end_s
         self._count(works, wait_s, end_s - begin_s)
-        done = [work.request.id for work in works if work.request.id not in failed]
+        done = [work for work in works if work.request.id not in failed]
+        verdicts = [sampled.get(work.request.id, NO_TOKEN) for work in done]
+        drafted = [len(work.proposal.tokens) for work in done] if batch.drafts else []
+        accepted = [verdict.accepted for verdict in verdicts] if batch.drafts else []
+        self.drafted += sum(drafted)
+        self.accepted += sum(accepted)
         return StepResult(
             step=batch.step,
-            ids=done,
-            counts=[1 if id in sampled else 0 for id in done],
-            tokens=[sampled[id] for id in done if id in sampled],
+            ids=[work.request.id for work in done],
+            counts=[len(verdict.tokens) for verdict in verdicts],
+            tokens=[token for verdict in verdicts for token in verdict.tokens],
             failed=list(failed),
             causes=list(failed.values()),
             copied=list(batch.copy_to),
             wait_s=wait_s,
             run_s=end_s - begin_s,
+            drafted=drafted,
+            accepted=accepted,
         )
 
     def inventory(self) -> Inventory:
@@ -84,7 +115,9 @@ class WorkerCore:
                 self.requests[id].cut(tokens, self.runner.cache.block_size)
         for id in batch.release:
             self.requests.pop(id, None)
+            self._undraft(id)
         for prompt in batch.new:
+            self._undraft(prompt.id)
             known = self.requests.get(prompt.id)
             request = Request(prompt, self.runner.loaded.vocab_size)
             if (
@@ -93,6 +126,10 @@ class WorkerCore:
                 request.table = known.table
                 request.computed = _common(known.tokens[: known.computed], request.tokens)
             self.requests[prompt.id] = request
+
+    def _undraft(self, id: int) -> None:
+        if self.drafter is not None:
+            self.drafter.forget(id)
 
     def _entries(self, batch: Batch, failed: dict[int, str]) -> list[Work]:
         works: list[Work] = []
@@ -119,17 +156,43 @@ class WorkerCore:
             raise RequestFault(f"position {end} is beyond the {limit} that the model has")
         request.set_table(batch.table_at[i], blocks, batch.starts[i])
         size = self.runner.cache.block_size
-        return Work(request, request.span(batch.starts[i], batch.counts[i], size))
+        span = request.span(batch.starts[i], batch.counts[i], size)
+        drafts = batch.drafts[i] if batch.drafts else 0
+        if span.end + drafts > len(request.table) * size:
+            raise RequestFault(
+                f"block table of {len(request.table)} blocks does not cover {span.end} tokens"
+                f" and {drafts} drafts"
+            )
+        return Work(request, span, drafts, min(drafts, limit - span.end) if span.logits else 0)
 
-    def _compute(self, batch: Batch, works: list[Work], failed: dict[int, str]) -> dict[int, int]:
-        """Copies, forward pass and sampling; returns the token of each request that got one."""
+    def _draft(self, works: list[Work], drafter: Drafter) -> list[Work]:
+        """The same, with what the drafter proposes."""
+        asked = [work for work in works if work.most > 0]
+        if not asked:
+            return works
+        try:
+            proposals = drafter.propose([w.request for w in asked], [w.most for w in asked])
+        except Exception as error:  # whatever a second model can raise: the first one serves on
+            log.exception("the drafter failed; it is not used any more", cause=one_line(error))
+            self.drafter = None
+            return works
+        found = {w.request.id: p for w, p in zip(asked, proposals, strict=True) if p.tokens}
+        return [
+            work.with_drafts(found[work.request.id]) if work.request.id in found else work
+            for work in works
+        ]
+
+    def _compute(
+        self, batch: Batch, works: list[Work], failed: dict[int, str]
+    ) -> dict[int, Verdict]:
+        """Copies, forward pass and sampling; returns the tokens of each request that got any."""
         try:
             self.runner.cache.copy(batch.copy_from, batch.copy_to)
             if not works:
                 return {}
             logits = self.runner.forward([work.span for work in works])
-            chosen = [works[i].request for i in logits.order]
-            tokens = sample(logits.rows, [request.draw() for request in chosen]) if chosen else []
+            requests, proposals = [w.request for w in works], [w.proposal for w in works]
+            verdicts = verify(logits, requests, proposals)
         except Exception as error:  # whatever a model can raise: its batch fails, not the server
             log.exception(
                 "iteration failed", step=batch.step, requests=[w.request.id for w in works]
@@ -140,19 +203,22 @@ class WorkerCore:
         self._failures = 0
         for work in works:
             work.request.computed = work.span.end
-        return self._accept(chosen, tokens, failed)
+        return self._accept(works, verdicts, failed)
 
     def _accept(
-        self, requests: list[Request], tokens: list[int | None], failed: dict[int, str]
-    ) -> dict[int, int]:
-        sampled: dict[int, int] = {}
-        for request, token in zip(requests, tokens, strict=True):
-            if token is None:
-                failed[request.id] = "the model's logits are not finite numbers"
+        self, works: list[Work], verdicts: dict[int, Verdict], failed: dict[int, str]
+    ) -> dict[int, Verdict]:
+        sampled: dict[int, Verdict] = {}
+        for i, verdict in verdicts.items():
+            work = works[i]
+            request = work.request
+            if verdict.tainted:
                 self.runner.cache.scrub(request.table)
+            if verdict.tokens:
+                request.extend(verdict.tokens, work.planned - verdict.accepted)
+                sampled[request.id] = verdict
             else:
-                request.append(token)
-                sampled[request.id] = token
+                failed[request.id] = "the model's logits are not finite numbers"
         return sampled
 
     def _survive(self, error: Exception) -> None:

@@ -1,4 +1,7 @@
-"""Everything between a configuration and a worker that can serve: load, check, size, allocate, time."""
+"""Everything between a configuration and a worker that can serve: load, check, size, allocate, time.
+
+A drafter model is loaded and checked like the model; both caches have as many blocks.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +11,18 @@ from functools import partial
 from typing import Any
 
 import psutil
+from msgspec import structs
 
 from accelgen.proto.config import Config
 from accelgen.proto.messages import Facts, Sample
 from accelgen.proto.profiles import profile_path
 from accelgen.worker.attention_torch import TorchPass, float32_is_faster
 from accelgen.worker.core import WorkerCore
+from accelgen.worker.drafting.drafter import ModelDrafter
+from accelgen.worker.drafting.ngram import NgramDrafter
+from accelgen.worker.drafting.proposal import Drafter
+from accelgen.worker.drafting.vocabulary import check_vocabulary
+from accelgen.worker.faults import LoadError
 from accelgen.worker.kvcache import KvCache
 from accelgen.worker.linears import own_weights, pack_linears
 from accelgen.worker.memory import KvSize, keep_freed_memory, name_of, size_kv
@@ -23,6 +32,7 @@ from accelgen.worker.selfcheck import own_logits, self_check
 from accelgen.worker.timing import measure
 
 ROUGH_FIT_S = 3.0
+NGRAM = "ngram"  # the drafter that is no model
 OVERHEAD_BYTES = 600 << 20  # the budget: resident memory beyond weights and KV cache
 
 Announce = Callable[[str, float], None]  # phase name, seconds it may stay silent
@@ -55,28 +65,82 @@ def start_engine(
     """Raises LoadError with one clear line when the model cannot be served."""
     announce("loading weights", 600.0)
     loaded = load_model(config, progress)
-    backend = choose_backend(loaded, config.block_size)
+    helper = _load_drafter(config, loaded)
     announce("self-check", 120.0)
-    expected = own_logits(loaded)
-    extra = _prepare_for_cpu(loaded.model) if loaded.device.type == "cpu" else 0
-    error = self_check(loaded, backend.make_pass, expected, config.block_size)
+    ready = _make_ready(loaded, config.block_size)
+    aide = None if helper is None else _make_ready(helper, config.block_size)
     kv = size_kv(
         config,
-        loaded.block_bytes(config.block_size),
+        sum(one.block_bytes(config.block_size) for one in (loaded, helper) if one is not None),
         loaded.checkpoint.max_positions,
         loaded.device,
     )
-    cache = KvCache(loaded.shapes, kv.num_blocks, config.block_size, loaded.dtype, loaded.device)
+    runner = _make_runner(loaded, ready, kv, config)
+    second = None if helper is None or aide is None else _make_runner(helper, aide, kv, config)
+    drafter = _make_drafter(config, second)
     keep_freed_memory()
-    runner = Runner(loaded, cache, backend.make_pass)
     samples: list[Sample] = []
     profile = profile_path(str(loaded.checkpoint.path), str(loaded.device), name_of(loaded.dtype))
     if not config.profile_file and not profile.exists():
         announce("timing", 60.0)
         samples = measure(runner, ROUGH_FIT_S, kv.max_model_len)
-    facts = _facts(config, loaded, backend.name, kv, extra, samples)
-    notes = tuple(note for note in (backend.note, kv.note) if note)
-    return Engine(WorkerCore(runner), facts, error, notes)
+    extra = ready.extra_bytes
+    if helper is not None and aide is not None:
+        extra += aide.extra_bytes + helper.weights_bytes
+    facts = _facts(config, loaded, ready.backend.name, kv, extra, samples)
+    notes = (ready.backend.note, kv.note, _short_drafter(helper, kv))
+    core = WorkerCore(runner, drafter=drafter)
+    return Engine(core, facts, ready.error, tuple(note for note in notes if note))
+
+
+@dataclass(frozen=True)
+class _Ready:
+    """A model that has passed its self-check: who computes its attention, the error found, and what its packed layers
+    take on top."""
+
+    backend: Backend
+    error: float
+    extra_bytes: int
+
+
+def _make_ready(loaded: Loaded, block_size: int) -> _Ready:
+    backend = choose_backend(loaded, block_size)
+    expected = own_logits(loaded)
+    extra = _prepare_for_cpu(loaded.model) if loaded.device.type == "cpu" else 0
+    return _Ready(backend, self_check(loaded, backend.make_pass, expected, block_size), extra)
+
+
+def _make_runner(loaded: Loaded, ready: _Ready, kv: KvSize, config: Config) -> Runner:
+    cache = KvCache(loaded.shapes, kv.num_blocks, config.block_size, loaded.dtype, loaded.device)
+    return Runner(loaded, cache, ready.backend.make_pass)
+
+
+def _load_drafter(config: Config, loaded: Loaded) -> Loaded | None:
+    """The drafter model, if there is to be one. Raises LoadError when it cannot draft for the model."""
+    if config.drafter in ("", NGRAM):
+        return None
+    try:
+        helper = load_model(structs.replace(config, model=config.drafter))
+    except LoadError as error:
+        raise LoadError(f"drafter: {error}") from error
+    check_vocabulary(helper, loaded)
+    return helper
+
+
+def _make_drafter(config: Config, runner: Runner | None) -> Drafter | None:
+    if runner is not None:
+        return ModelDrafter(runner, config.draft_sampling == "coupled")
+    return NgramDrafter() if config.drafter == NGRAM else None
+
+
+def _short_drafter(helper: Loaded | None, kv: KvSize) -> str:
+    """What is to be said of a drafter that is exact for fewer positions than requests may have; "" if it is not."""
+    if helper is None or helper.checkpoint.max_positions >= kv.max_model_len:
+        return ""
+    return (
+        f"nothing is drafted beyond {helper.checkpoint.max_positions} tokens, where the drafter ends"
+        f" (max_model_len is {kv.max_model_len})"
+    )
 
 
 def _facts(

@@ -20,12 +20,18 @@ PAD_FREE_BLOCKS = 16  # and by this many blocks whatever its size: one more kern
 
 @dataclass(frozen=True)
 class Span:
-    """Tokens [start, start + len(tokens)) of one request, and the block table that covers them."""
+    """Tokens [start, start + len(tokens)) of one request, and the block table that covers them. Logits are wanted at
+    the last `logits` of them: none amid a prompt, one for the next token, more where drafted tokens are verified."""
 
     tokens: Sequence[int]
     start: int
     table: Sequence[int]
-    samples: bool = True
+    logits: int = 1
+
+    @property
+    def samples(self) -> bool:
+        """Whether it has any logits to sample from."""
+        return self.logits > 0
 
     @property
     def end(self) -> int:
@@ -35,7 +41,7 @@ class Span:
 def split(spans: Sequence[Span], limit: int) -> list[list[tuple[int, Span]]]:
     """Cuts `spans` into runs of at most `limit` tokens, in order; each part comes with the index of its span.
 
-    A span may be cut, too: its later part is in a later run, and only its last part samples."""
+    A span may be cut, too: its later part is in a later run, and logits come with the tokens they belong to."""
     runs: list[list[tuple[int, Span]]] = [[]]
     room = limit
     for index, span in enumerate(spans):
@@ -45,8 +51,8 @@ def split(spans: Sequence[Span], limit: int) -> list[list[tuple[int, Span]]]:
                 runs.append([])
                 room = limit
             hi = min(count, lo + room)
-            samples = span.samples and hi == count
-            runs[-1].append((index, Span(span.tokens[lo:hi], span.start + lo, span.table, samples)))
+            wanted = max(0, hi - max(lo, count - span.logits))
+            runs[-1].append((index, Span(span.tokens[lo:hi], span.start + lo, span.table, wanted)))
             room -= hi - lo
             lo = hi
     return runs
@@ -84,7 +90,8 @@ class Packed:
     """One iteration, ready for the model: all tensors on the model's device.
 
     `ids`, `positions`, `slots` are int64 [T]; `sample_rows` int64 [S] are the rows whose logits are needed, and
-    `sample_order[j]` is the index of the span that row j belongs to."""
+    `sample_order[j]` is the index of the span that row j belongs to; rows of one span are in the order of its
+    tokens."""
 
     ids: Tensor
     positions: Tensor
@@ -107,15 +114,19 @@ def pack(
     ids = np.concatenate([np.asarray(span.tokens, dtype=np.int64) for span in ordered])
     positions = np.concatenate([np.arange(span.start, span.end) for span in ordered])
     slots = np.concatenate([_slots(span, block_size) for span in ordered])
-    last_rows = np.cumsum([len(span.tokens) for span in ordered]) - 1
-    sampling = [at for at, span in enumerate(ordered) if span.samples]
+    ends = np.cumsum([len(span.tokens) for span in ordered]).tolist()
+    wanted = [
+        (row, order[at])
+        for at, (span, end) in enumerate(zip(ordered, ends, strict=True))
+        for row in range(end - span.logits, end)
+    ]
     decode_count = sum(1 for span in ordered if len(span.tokens) == 1)
     return Packed(
         torch.from_numpy(ids).to(device),
         torch.from_numpy(positions).to(device),
         torch.from_numpy(slots).to(device),
-        torch.from_numpy(last_rows[sampling].astype(np.int64)).to(device),
-        tuple(order[at] for at in sampling),
+        torch.tensor([row for row, _ in wanted], dtype=torch.int64).to(device),
+        tuple(index for _, index in wanted),
         tuple(_group_decodes(ordered[:decode_count], block_size, group_tokens)),
         tuple(_group_chunks(ordered[decode_count:], decode_count)),
         ordered,

@@ -206,6 +206,8 @@ class Loop:
             "run_seconds_total": core.run_s,
             "idle_seconds_total": core.wait_s,
             "tokens_total": core.tokens_processed,
+            "drafted_tokens_total": core.drafted,
+            "accepted_tokens_total": core.accepted,
         }
         for kind in ("stale", "stranger", "unexpected", "malformed", "duplicate", "gap"):
             samples[f"{kind}_messages_total"] = counters[kind]

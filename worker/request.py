@@ -1,4 +1,9 @@
-"""What the worker knows of one request: its tokens, its block table, and what of it is computed."""
+"""What the worker knows of one request: its tokens, its block table, and what of it is computed.
+
+The worker owns the newest token. A plan that was made while drafted tokens of the request were in flight counts all of
+them as accepted; so its entry starts too late by as many as were not, and is moved to where the request really is.
+Nothing else may start elsewhere than where the request is, or before.
+"""
 
 from __future__ import annotations
 
@@ -25,6 +30,7 @@ class Request:
         self.prompt_len = len(self.tokens) - prompt.generated
         self.table: list[int] = []
         self.computed = 0
+        self._rejected = 0  # drafts of its last entry that were not accepted
         self.fault = _prompt_fault(prompt, vocab_size)
         self._seen: set[int] = set()
         self._times: Counter[int] = Counter()
@@ -40,17 +46,20 @@ class Request:
             raise RequestFault(f"block table has {len(self.table)} entries, update is at {at}")
         self.table[at:] = blocks
         if at == 0 and blocks:
-            self.computed = start
+            self.computed, self._rejected = start, 0
 
     def cut(self, tokens: int, block_size: int) -> None:
         """Only the KV of the first `tokens` tokens is still ours."""
         self.computed = min(self.computed, tokens)
         del self.table[-(-self.computed // block_size) :]
+        self._rejected = 0
 
     def span(self, start: int, count: int, block_size: int) -> Span:
         """The work of one entry. Raises RequestFault when it does not continue what is computed."""
         if self.fault:
             raise RequestFault(self.fault)
+        if count == 1 and self._rejected and start == self.computed + self._rejected:
+            start = self.computed
         if start > self.computed:
             raise RequestFault(
                 f"entry starts at {start}, but only {self.computed} tokens are computed"
@@ -62,25 +71,31 @@ class Request:
             raise RequestFault(
                 f"block table of {len(self.table)} blocks does not cover {end} tokens"
             )
-        return Span(self.tokens[start:end], start, self.table, end == len(self.tokens))
+        return Span(self.tokens[start:end], start, self.table, int(end == len(self.tokens)))
 
-    def draw(self) -> Draw:
-        """How the next token is sampled. Its position is its index in the sequence."""
+    def draw(self, ahead: Sequence[int] = ()) -> Draw:
+        """How the next token is sampled, or the one that follows if the tokens `ahead` come first. Its position is its
+        index in the sequence."""
         counts = None
         if self._penalised:
+            seen, times = self._seen, self._times
+            if ahead:
+                seen, times = seen.union(ahead), times + Counter(ahead)
             counts = Counts(
-                np.fromiter(self._seen, dtype=np.int64, count=len(self._seen)),
-                np.fromiter(self._times.keys(), dtype=np.int64, count=len(self._times)),
-                np.fromiter(self._times.values(), dtype=np.float32, count=len(self._times)),
+                np.fromiter(seen, dtype=np.int64, count=len(seen)),
+                np.fromiter(times.keys(), dtype=np.int64, count=len(times)),
+                np.fromiter(times.values(), dtype=np.float32, count=len(times)),
             )
-        return Draw(self.sampling, len(self.tokens), counts)
+        return Draw(self.sampling, len(self.tokens) + len(ahead), counts)
 
-    def append(self, token: int) -> None:
-        """A sampled token becomes part of the sequence."""
-        self.tokens.append(token)
+    def extend(self, tokens: Sequence[int], rejected: int) -> None:
+        """Sampled tokens become part of the sequence; all but the newest are computed. `rejected`: by how many more
+        tokens it would have grown if all its drafts had been accepted."""
+        self.tokens.extend(tokens)
         if self._penalised:
-            self._seen.add(token)
-            self._times[token] += 1
+            self._seen.update(tokens)
+            self._times.update(tokens)
+        self.computed, self._rejected = len(self.tokens) - 1, rejected
 
     def held(self, block_size: int) -> Held:
         """For an Inventory."""

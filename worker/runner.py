@@ -25,7 +25,8 @@ MakePass = Callable[[KvCache, Packed], AttentionPass]
 
 @dataclass(frozen=True)
 class Logits:
-    """float32 [S, vocab]; row j belongs to span `order[j]` of the spans given."""
+    """float32 [S, vocab]; row j belongs to span `order[j]` of the spans given, as many rows as it asked for, in the
+    order of its tokens."""
 
     rows: Tensor
     order: tuple[int, ...]

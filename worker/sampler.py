@@ -89,18 +89,11 @@ def _penalise(logits: Tensor, draws: Sequence[Draw]) -> None:
 def _draw(logits: Tensor, draws: Sequence[Draw], rows: list[int]) -> list[int]:
     """Tokens of the rows with a temperature."""
     chosen = [draws[row] for row in rows]
-    part = logits if len(rows) == logits.shape[0] else logits[rows]
-    scale = torch.tensor([1 / max(d.sampling.temperature, 1e-5) for d in chosen]).to(part)
-    # relative to the maximum: a tiny temperature must not overflow
-    part = (part - part.amax(dim=-1, keepdim=True)) * scale[:, None]
+    part = _scores(logits if len(rows) == logits.shape[0] else logits[rows], chosen)
     number = torch.from_numpy(
         uniforms([d.sampling.seed for d in chosen], [d.position for d in chosen])
     ).to(logits.device)
-    filtered = [
-        at
-        for at, d in enumerate(chosen)
-        if d.sampling.top_k > 0 or d.sampling.top_p < 1 or d.sampling.min_p > 0
-    ]
+    filtered = [at for at, d in enumerate(chosen) if _has_filter(d.sampling)]
     tokens = [0] * len(rows)
     free = sorted(set(range(len(rows))) - set(filtered))
     if free:
@@ -113,6 +106,47 @@ def _draw(logits: Tensor, draws: Sequence[Draw], rows: list[int]) -> list[int]:
         for at, token in zip(filtered, found, strict=True):
             tokens[at] = token
     return tokens
+
+
+def _scores(logits: Tensor, draws: Sequence[Draw]) -> Tensor:
+    """Logits [n, vocab] over temperature, relative to the maximum: a tiny temperature must not overflow."""
+    scale = torch.tensor([1 / max(d.sampling.temperature, 1e-5) for d in draws]).to(logits)
+    return (logits - logits.amax(dim=-1, keepdim=True)) * scale[:, None]
+
+
+def _has_filter(sampling: Sampling) -> bool:
+    return sampling.top_k > 0 or sampling.top_p < 1 or sampling.min_p > 0
+
+
+@torch.inference_mode()
+def probabilities(logits: Tensor, draws: Sequence[Draw]) -> tuple[Tensor, list[bool]]:
+    """What `sample` draws from: float64 [S, vocab], each row of sum 1 (one token has it all at temperature 0); and
+    which rows are numbers. `logits` [S, vocab] (float32) are changed in place."""
+    assert logits.shape[0] == len(draws)
+    _penalise(logits, draws)
+    best = logits.max(dim=-1)
+    sound: list[bool] = torch.isfinite(best.values).tolist()
+    chances = torch.zeros(logits.shape, dtype=torch.float64, device=logits.device)
+    chances.scatter_(1, best.indices[:, None], 1.0)
+    random = [row for row, draw in enumerate(draws) if draw.sampling.temperature > 0 and sound[row]]
+    for row in random:  # one at a time: several rows of a large vocabulary in float64 are large
+        sampling = draws[row].sampling
+        scores = _scores(logits[row : row + 1], [draws[row]])
+        weights = scores.exp().double()
+        if _has_filter(sampling):
+            ids, kept, _ = _kept(scores, [sampling], weights.sum(-1), scores.shape[1])
+            weights = torch.zeros_like(weights).scatter_(1, ids, kept)
+        chances[row] = weights[0] / weights.sum()
+    return chances, sound
+
+
+def invert(weights: Tensor, numbers: np.ndarray) -> list[int]:
+    """Inversion in vocabulary order: from each row of weights (float64 [n, vocab], of any positive sum) the token that
+    its number in [0, 1) picks."""
+    cumulative = weights.cumsum(-1)
+    target = torch.from_numpy(numbers).to(weights.device) * cumulative[:, -1]
+    found: list[int] = _pick(cumulative, target).tolist()
+    return found
 
 
 def _draw_free(scores: Tensor, number: Tensor) -> list[int]:
@@ -158,6 +192,17 @@ def _head(
     scores: Tensor, number: Tensor, sampling: Sequence[Sampling], total: Tensor, width: int
 ) -> tuple[list[int], list[bool]]:
     """Draws from the `width` best tokens; the second list says whether the kept head lies within them."""
+    ids, weights, inside = _kept(scores, sampling, total, width)
+    cumulative = weights.cumsum(-1)
+    index = _pick(cumulative, number * cumulative[:, -1])
+    return ids.gather(1, index[:, None])[:, 0].tolist(), inside
+
+
+def _kept(
+    scores: Tensor, sampling: Sequence[Sampling], total: Tensor, width: int
+) -> tuple[Tensor, Tensor, list[bool]]:
+    """The `width` best tokens [n, width], most probable first, their weights (0 for those that are filtered out), and
+    whether the kept head lies within them."""
     top = scores.topk(width, dim=-1)
     weight = top.values.double().exp()  # the best one is 1
     vocab = scores.shape[1]
@@ -176,6 +221,4 @@ def _head(
     kept &= (running - weight) < top_p * mass[:, None]  # the token that crosses top_p stays
     unknown = ~cut & ((top_k < vocab) | (min_p > 0))[:, 0]  # their end, hence the mass, lies beyond
     inside = (((~kept).any(-1) & ~unknown) | (width == vocab)).tolist()
-    cumulative = (weight * kept).cumsum(-1)
-    index = _pick(cumulative, number * cumulative[:, -1])
-    return top.indices.gather(1, index[:, None])[:, 0].tolist(), inside
+    return top.indices, weight * kept, inside

@@ -1,0 +1,1 @@
+"""Speculative decoding: who drafts tokens (ngram, model), and how they are verified."""
