@@ -254,7 +254,8 @@ class Plan(Body, frozen=True):
     """scheduler -> kvmanager: the work of iteration `step`. Applied in this order: confirmed, spoiled, forks, release,
     preempt, entries. Entry i processes tokens starts[i] .. starts[i]+counts[i] of request ids[i].
 
-    `confirmed_*`: tokens sampled and confirmed since the last plan (only those enter the prefix index).
+    `confirmed_*`: tokens sampled and confirmed since the last plan, an item for each result (only those enter the
+    prefix index).
     `release`: ended, forget them; `spoiled`: those of them whose KV cannot be relied on.
     `preempt`: drop their KV, keep their tokens.
     `drafts`: of entry i, that many tokens at most are drafted behind its own and verified; only decodes (count 1) have

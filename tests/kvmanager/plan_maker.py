@@ -22,8 +22,10 @@ def make_plan(
     forks: Sequence[tuple[int, int, int]] = (),
     release: Sequence[int] = (),
     preempt: Sequence[int] = (),
+    drafts: Sequence[int] = (),
 ) -> Plan:
-    """A plan from rows: entries (id, start, count), confirmed (id, tokens), forks (child, parent, computed)."""
+    """A plan from rows: entries (id, start, count), confirmed (id, tokens), forks (child, parent, computed); `drafts`
+    of each entry."""
     return Plan(
         step=step,
         ids=[id for id, _, _ in entries],
@@ -38,4 +40,5 @@ def make_plan(
         copied=[],
         predicted_s=0.01,
         bound_s=0.05,
+        drafts=list(drafts),
     )

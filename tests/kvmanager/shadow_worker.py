@@ -1,5 +1,7 @@
 """A worker without a model that checks every KV read, for tests of whatever makes Batches.
 
+Of drafts it accepts what `lucky` says, and writes rubbish where the others would lie.
+
 Its KV memory holds, instead of keys and values, a digest of the token prefix whose KV should lie there (the tenant's
 salt included). A Batch is run like a real one: forget, introduce, change tables, copy, write, read. A read that finds
 anything but the digest of the reader's own prefix is an aliasing, copy-on-write, eviction or prefix-cache bug.
@@ -7,6 +9,7 @@ anything but the digest of the reader's own prefix is an aliasing, copy-on-write
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from accelgen.proto.messages import Batch, StepResult
@@ -22,6 +25,7 @@ class Known:
     seed: int
     tokens: list[int] = field(default_factory=list)
     digests: list[int] = field(default_factory=list)
+    rejected: int = 0  # drafts of the last entry
     table: list[int] = field(default_factory=list)
 
     def append(self, token: int) -> None:
@@ -43,25 +47,66 @@ class ShadowWorker:
         self.memory: list[list[int | None]] = [[None] * block_size for _ in range(num_blocks)]
         self.requests: dict[int, Known] = {}
         self.reads = 0  # tokens whose KV was read and found right
+        self.lucky: Callable[[int, int], int] = lambda id, drafts: drafts  # how many are accepted
 
     def run(self, batch: Batch) -> StepResult:
         """Executes `batch` and samples for every entry that reaches the end of what is known."""
         self._introduce(batch)
-        entries = list(zip(batch.ids, batch.starts, batch.counts, strict=True))
+        drafts = batch.drafts or [0] * len(batch.ids)
+        entries = [
+            (id, self._begin(id, start, count), count)
+            for id, start, count in zip(batch.ids, batch.starts, batch.counts, strict=True)
+        ]
         assert len(set(batch.ids)) == len(batch.ids), "an id occurs twice"
         self._change_tables(batch)
         self._copy(batch)
         self._write(entries)
+        self._scribble(entries, drafts)
         counts, tokens = [], []
-        for id, start, count in entries:
+        for (id, start, count), ahead in zip(entries, drafts, strict=True):
             self._read(id, start + count)
             known = self.requests[id]
-            samples = start + count == len(known.tokens)
+            samples = int(start + count == len(known.tokens))
             if samples:
+                accepted = self.lucky(id, ahead) if ahead else 0
+                known.rejected = ahead - accepted
+                samples += accepted
+            for _ in range(samples):
                 tokens.append(sampled_token(known))
                 known.append(tokens[-1])
-            counts.append(int(samples))
+            if samples > 1:
+                self._fill(known, start + count, samples - 1)
+            counts.append(samples)
         return StepResult(batch.step, batch.ids, counts, tokens, [], [], [], 0.0, 0.0)
+
+    def _begin(self, id: int, start: int, count: int) -> int:
+        """An entry planned behind drafts in flight starts where the request is."""
+        known = self.requests.get(id)
+        if (
+            known
+            and known.rejected
+            and count == 1
+            and start == len(known.tokens) - 1 + known.rejected
+        ):
+            return start - known.rejected
+        return start
+
+    def _scribble(self, entries: list[tuple[int, int, int]], drafts: list[int]) -> None:
+        """Something is written for every draft; it must hurt nobody."""
+        for (id, start, count), ahead in zip(entries, drafts, strict=True):
+            known = self.requests[id]
+            end = start + count
+            assert not ahead or (count == 1 and end == len(known.tokens)), f"{id}: drafts"
+            assert end + ahead <= len(known.table) * self.block_size, f"{id}: no block for a draft"
+            for position in range(end, end + ahead):
+                block, offset = divmod(position, self.block_size)
+                self.memory[known.table[block]][offset] = None
+
+    def _fill(self, known: Known, start: int, count: int) -> None:
+        """What was accepted has its KV."""
+        for position in range(start, start + count):
+            block, offset = divmod(position, self.block_size)
+            self.memory[known.table[block]][offset] = known.digests[position]
 
     def _introduce(self, batch: Batch) -> None:
         for id in batch.release:

@@ -3,7 +3,8 @@ letter.
 
 The worker keeps its own token lists and *content-checked* KV memory: every slot records which token prefix was written
 there, and every entry verifies that it reads exactly its own prefix. Its "model" is a hash of the prefix, so that a
-replay gives the same tokens whatever the batches were.
+replay gives the same tokens whatever the batches were. Its drafts are now right, now wrong, and now missing; those that
+are wrong are written to the KV memory, too.
 """
 
 from __future__ import annotations
@@ -64,6 +65,11 @@ class FakeWorker:
     forgives: bool = False  # a new scheduler may introduce requests again
     fails: set[int] = field(default_factory=set)  # requests that it fails to compute
     computed: dict[int, int] = field(default_factory=dict)
+    rejected: dict[int, int] = field(default_factory=dict)  # drafts of the last entry
+    planned: int = 0
+    drafted: int = 0
+    accepted: int = 0
+    moved: int = 0  # entries that were planned behind drafts which were not accepted
     step: int = -1
 
     def inventory(self) -> Inventory:
@@ -88,6 +94,10 @@ class FakeWorker:
                 if (source, offset) in self.memory:
                     self.memory[target, offset] = self.memory[source, offset]
         sampled, ids, failed, at = [], [], [], 0
+        drafted, accepted = self.drafted, self.accepted
+        drafts = batch.drafts or [0] * len(batch.ids)
+        assert len(drafts) == len(batch.ids)
+        made: list[int] = []
         for i, id in enumerate(batch.ids):
             blocks = batch.table_blocks[at : at + batch.table_counts[i]]
             at += batch.table_counts[i]
@@ -96,29 +106,46 @@ class FakeWorker:
                 del table[batch.table_at[i] :]
                 table.extend(blocks)
             if batch.table_at[i] == 0 and blocks:  # a new life: what the table covers is computed
-                self.computed[id] = batch.starts[i]
+                self.computed[id], self.rejected[id] = batch.starts[i], 0
             if id in self.fails:
                 failed.append(id)
                 continue
-            sampled.append(self._compute(id, batch.starts[i], batch.counts[i]))
+            before = self.drafted
+            sampled.append(self._compute(id, batch.starts[i], batch.counts[i], drafts[i]))
             ids.append(id)
+            made.append(self.drafted - before)
         for id in batch.release:
             self.tokens.pop(id), self.tables.pop(id, None), self.computed.pop(id, None)
+            self.rejected.pop(id, None)
         counts = [len(tokens) for tokens in sampled]
         flat = [token for tokens in sampled for token in tokens]
         causes = ["made to fail"] * len(failed)
         seconds = self.seconds(batch)
-        return StepResult(batch.step, ids, counts, flat, failed, causes, [], 0.0, seconds)
+        right = [max(0, count - 1) for count in counts]
+        assert sum(made) == self.drafted - drafted and sum(right) == self.accepted - accepted
+        return StepResult(
+            batch.step, ids, counts, flat, failed, causes, [], 0.0, seconds,
+            *((made, right) if batch.drafts else ()),
+        )  # fmt: skip
 
     def seconds(self, batch: Batch) -> float:
-        return 0.004 + 0.0001 * sum(batch.counts)
+        return 0.004 + 0.0001 * (sum(batch.counts) + sum(batch.drafts))
 
-    def _compute(self, id: int, start: int, count: int) -> list[int]:
+    def _compute(self, id: int, start: int, count: int, drafts: int) -> list[int]:
         tokens, table = self.tokens[id], self.tables[id]
-        assert count > 0 and start + count <= len(tokens), (id, start, count, len(tokens))
-        for position in range(start + count):
+        if count == 1 and start > self.computed[id]:
+            start -= self.rejected[id]
+            assert start == self.computed[id]
+            self.moved += 1
+        end = start + count
+        assert count > 0 and end <= len(tokens), (id, start, count, len(tokens))
+        assert not drafts or (count == 1 and end == len(tokens)), "drafts for what does not decode"
+        assert end + drafts <= len(table) * self.block_size, f"request {id}: no blocks for drafts"
+        guesses = self._guess(id, drafts)
+        written = [*tokens[:end], *guesses]
+        for position in range(len(written)):
             slot = (table[position // self.block_size], position % self.block_size)
-            prefix = tuple(tokens[: position + 1])
+            prefix = tuple(written[: position + 1])
             if position >= start:
                 self.memory[slot] = prefix
                 self.processed += 1
@@ -127,12 +154,35 @@ class FakeWorker:
                     f"request {id} reads foreign KV at {position}"
                 )
         assert start <= self.computed[id]
-        self.computed[id] = start + count
-        if start + count < len(tokens):
+        self.computed[id] = end
+        if end < len(tokens):
             return []
-        token = next_token(tuple(tokens), self.seeds[id])
-        tokens.append(token)
-        return [token]
+        return self._verify(id, guesses, drafts)
+
+    def _guess(self, id: int, drafts: int) -> list[int]:
+        """Up to `drafts` tokens; each is the right one in three of four cases."""
+        tokens, guesses = list(self.tokens[id]), []
+        for _ in range(drafts):
+            luck = hash((len(tokens), self.step, id)) % 16
+            if luck == 0:  # nothing to propose
+                break
+            right = next_token(tuple(tokens), self.seeds[id])
+            guesses.append(right if luck < 12 else 1 + right % (VOCAB - 1))
+            tokens.append(guesses[-1])
+        return guesses
+
+    def _verify(self, id: int, guesses: list[int], planned: int) -> list[int]:
+        tokens, begin = self.tokens[id], len(self.tokens[id])
+        for guess in [*guesses, -1]:
+            tokens.append(next_token(tuple(tokens), self.seeds[id]))
+            if tokens[-1] != guess:
+                break
+        accepted = len(tokens) - begin - 1
+        self.planned += planned
+        self.drafted += len(guesses)
+        self.accepted += accepted
+        self.computed[id], self.rejected[id] = len(tokens) - 1, planned - accepted
+        return tokens[begin:]
 
 
 class World:
