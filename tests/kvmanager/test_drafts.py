@@ -127,7 +127,7 @@ def test_only_confirmed_tokens_are_found_by_others() -> None:
     result = pair.plan((1, 7, 1), drafts=[5], confirmed=[(1, first)])
     text = [*range(7), *first, *result.tokens]
     assert pair.core.on_lookup(make_lookup(make_prompt(2, [*text, 9]))).hit_tokens == [8]
-    pair.plan(confirmed=[(1, result.tokens)])
+    pair.plan((1, 13, 1), confirmed=[(1, result.tokens)])
     assert pair.core.on_lookup(make_lookup(make_prompt(3, [*text, 9]))).hit_tokens == [12]
 
 
@@ -167,7 +167,7 @@ def test_any_life_with_drafts(seed: int) -> None:
     """Plans one ahead, preemption, ends, memory pressure: no KV is read that is not the reader's own, the core's books
     are right at every step, and in the end nothing is held."""
     dice = Random(seed)
-    blocks = dice.randint(8, 30)
+    blocks = dice.randint(12, 40)
     core, worker = KvCore(blocks, SIZE), ShadowWorker(blocks, SIZE)
     worker.lucky = lambda id, drafts: dice.randint(0, drafts)
     live: dict[int, Live] = {}
@@ -181,7 +181,7 @@ def test_any_life_with_drafts(seed: int) -> None:
             live[step + 1] = Live(len(tokens), len(tokens), hit)
         while len(results) > dice.randint(0, 1):
             accepted += _take(results.popleft(), live, confirmed)
-        ended = [id for id in live if dice.random() < 0.03]
+        ended = [id for id in live if dice.random() < 0.05]
         for id in ended:
             del live[id]
         confirmed = [item for item in confirmed if item[0] in live]
@@ -218,7 +218,7 @@ def test_any_life_with_drafts(seed: int) -> None:
         assert held == {id: one.computed for id, one in live.items()}
     core.on_plan(make_plan(999, release=[*live]))
     assert core.check() == [] and core.pool.used == 0
-    assert accepted > 10 and worker.reads > 500
+    assert accepted > 5 and worker.reads > 200
 
 
 def _take(result: StepResult, live: dict[int, Live], confirmed: list[tuple[int, list[int]]]) -> int:

@@ -151,12 +151,13 @@ class Live:
 
 class Driver:
     """A scheduler and KV manager in miniature, that do whatever a random number tells them: chunks of any size, decodes
-    beside them, preemption by recompute, shared prefixes, forks with copy-on-write, blocks in any order.
+    beside them, preemption by recompute, shared prefixes, forks with copy-on-write, blocks in any order; decodes with
+    up to `drafts` drafted tokens.
 
     `ledger` has (request, position) -> token and raises on a repeat; `logits` what the worker's model gave there."""
 
-    def __init__(self, core: Any, random: Random) -> None:
-        self.core, self.random = core, random
+    def __init__(self, core: Any, random: Random, drafts: int = 0) -> None:
+        self.core, self.random, self.drafts = core, random, drafts
         self.size = core.runner.cache.block_size
         self.free = list(range(core.runner.cache.num_blocks))
         random.shuffle(self.free)
@@ -186,7 +187,7 @@ class Driver:
 
     def step(self, live: list[Live], max_chunk: int, preempt: float) -> StepResult:
         self.random.shuffle(live)
-        columns: list[tuple[int, int, int, int, list[int]]] = []
+        columns: list[tuple[int, int, int, int, list[int], int]] = []
         copies: list[tuple[int, int]] = []
         for request in live:
             if request.computed and request.preemptions < 3 and self.random.random() < preempt:
@@ -199,8 +200,12 @@ class Driver:
                 continue
             left = len(request.tokens) - request.computed
             count = self.random.randint(1, min(left, max_chunk))
-            at, blocks = self._allocate(request, request.computed + count, copies)
-            columns.append((request.id, request.computed, count, at, blocks))
+            ahead = 0
+            if self.drafts and request.got and left == 1:
+                most = min(self.drafts, request.want - len(request.got) - 1)
+                ahead = self.random.randint(0, most)
+            at, blocks = self._allocate(request, request.computed + count + ahead, copies)
+            columns.append((request.id, request.computed, count, at, blocks, ahead))
             request.computed += count
         return self._send(columns, copies)
 
@@ -260,7 +265,9 @@ class Driver:
         request.table, request.computed, request.settled = [], 0, 0
 
     def _send(
-        self, columns: list[tuple[int, int, int, int, list[int]]], copies: list[tuple[int, int]]
+        self,
+        columns: list[tuple[int, int, int, int, list[int], int]],
+        copies: list[tuple[int, int]],
     ) -> StepResult:
         self._step += 1
         batch = Batch(
@@ -277,6 +284,7 @@ class Driver:
             self._release,
             0.01,
             1.0,
+            drafts=[column[5] for column in columns] if self.drafts else [],
         )
         self._pending, self._release = [], []
         captured: list[Any] = []
@@ -298,23 +306,30 @@ class Driver:
     def _settle(self, result: StepResult, columns: list[Any], captured: list[Any]) -> None:
         assert not result.failed, result.causes
         assert result.step == self._step and result.ids == [column[0] for column in columns]
-        rows = {}
+        rows: dict[int, list[torch.Tensor]] = {}
         for values, order in captured:
-            rows = {columns[at][0]: values[row] for row, at in enumerate(order)}
+            rows = {}
+            for row, at in enumerate(order):
+                rows.setdefault(columns[at][0], []).append(values[row])
         tokens = iter(result.tokens)
-        for id, count in zip(result.ids, result.counts, strict=True):
+        for column, count in zip(columns, result.counts, strict=True):
+            id, ahead = column[0], column[5]
             request = self.requests[id]
-            request.settled = request.computed
-            assert count == (request.computed == len(request.tokens))
-            if count:
+            assert (count > 0) == (request.computed == len(request.tokens)) and count <= 1 + ahead
+            for i in range(count):
                 where = (id, len(request.tokens))
                 assert where not in self.ledger
                 self.ledger[where] = next(tokens)
-                self.logits[where] = rows[id]
+                self.logits[where] = rows[id][i]
                 request.got.append(self.ledger[where])
-                if request.done:
-                    self._drop(request)
-                    self._release.append(id)
+            if count:
+                request.computed = len(request.tokens) - 1
+            request.settled = request.computed
+            if request.done:
+                self._drop(request)
+                self._release.append(id)
+        self.events["drafted"] += sum(result.drafted)
+        self.events["accepted"] += sum(result.accepted)
         assert next(tokens, None) is None
 
 
