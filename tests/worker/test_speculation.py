@@ -185,10 +185,10 @@ def test_rejection_sampling_leaves_the_distribution_as_it_is(
     made, (Driver, Live), prompt = bench("llama"), drive, [9, 4, 77, 30]
     counts: dict[tuple[int, ...], int] = {}
     drafted = accepted = 0
-    if kind == "neighbour":
-        drafter = neighbour_drafter(tiny("llama"))
-    else:
-        drafter = model_drafter(bench(kind), coupled=False)
+    near = kind == "neighbour"
+    drafter = (
+        neighbour_drafter(tiny("llama")) if near else model_drafter(bench(kind), coupled=False)
+    )
     for begin in range(1, 1200, 40):
         driver = Driver(WorkerCore(made.core.runner, drafter=drafter), Random(begin), 3)
         for id in range(begin, begin + 40):
@@ -206,7 +206,7 @@ def test_rejection_sampling_leaves_the_distribution_as_it_is(
     squares = [(counts.get(t, 0) - total * p) ** 2 / (total * p) for t, p in expected.items()]
     assert sum(squares) < ALARM_7
     assert drafter.check() == [] and drafted > 500
-    if kind == "neighbour":
+    if near:
         assert 0.2 < accepted / drafted < 0.95
     elif kind == "llama":
         assert accepted > 0.98 * drafted

@@ -20,8 +20,8 @@ from accelgen.worker.uniforms import ACCEPT, DRAFT, SAMPLE, uniforms
 
 V = 6
 ROUNDS = 20_000
-# Upper 1e-4 quantiles of chi-squared by degrees of freedom: each comparison raises a false alarm for one seed in
-10,000. ALARM = {1: 15.14, 5: 25.74, 35: 74.93}
+# Upper 1e-4 quantiles of chi-squared by degrees of freedom: a comparison raises a false alarm for one seed in 10,000.
+ALARM = {1: 15.14, 5: 25.74, 35: 74.93}
 
 
 def chi_squared(counts: np.ndarray, expected: np.ndarray) -> float:
