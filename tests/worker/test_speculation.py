@@ -170,7 +170,7 @@ def neighbour_drafter(folder: Path) -> ModelDrafter:
     loaded = load_model(config_of(folder))
     torch.manual_seed(1)
     for parameter in loaded.model.parameters():
-        parameter.add_(0.04 * torch.randn_like(parameter))
+        parameter.data = parameter.data + 0.04 * torch.randn_like(parameter)
     cache = KvCache(loaded.shapes, 96, 4, loaded.dtype, loaded.device)
     return ModelDrafter(Runner(loaded, cache), coupled=False)
 
