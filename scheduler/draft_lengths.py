@@ -80,8 +80,8 @@ def _fitting(
     return drafts
 
 
-def expected_work(entries: Entries, filled: float) -> Work:
-    """The features if only the part `filled` of the drafts is made."""
+def expected_work(entries: Entries, work: Work, filled: float) -> Work:
+    """The features if only the part `filled` of the drafts is made; `work` if all are."""
     if entries.drafts is None:
-        return entries.work
+        return work
     return entries.work_with(np.rint(filled * entries.drafts).astype(np.int64))

@@ -107,9 +107,7 @@ class _Ahead:
         self.last = -1  # place of the last fact of a plan
         part = 0
         current: dict[int, Plan] = {}
-        newest: dict[
-            int, tuple[int, int]
-        ] = {}  # request id -> step and number of its newest tokens
+        newest: dict[int, tuple[int, int]] = {}  # request id -> step, number of its newest tokens
         for place, event in enumerate(recording.events):
             if isinstance(event, Fact):
                 if event.name == CORE_MADE:

@@ -236,7 +236,8 @@ class Replica:
             table.start(slot)
             request = table.request(slot)
             request.started_s = now_s if request.started_s is None else request.started_s
-        predicted_s = self.cost.predict(expected_work(entries, self.speculation.filled))
+        likely = expected_work(entries, work, self.speculation.filled)
+        predicted_s = self.cost.predict(likely)
         longest_s = self.cost.predict(work) * self.cost.upper
         sampled = table.plan(slots, counts, start_s + predicted_s, entries.drafts)
         flight = Flight(

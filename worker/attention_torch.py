@@ -4,7 +4,8 @@ Decodes: whole blocks are gathered with one index_select per group, query heads 
 the query length, and one scaled_dot_product_attention with a mask does the group (measured:
 advanced indexing and per-request loops are 2 to 4 times slower). Prefill chunks: causal attention on the packed row
 itself where there is no past, else on the gathered context, in pieces that bound the mask. `wide` computes them in
-float32: twice as fast as bfloat16 on processors without AMX (measured at load), and more exact.
+float32: twice as fast as bfloat16 on processors without AMX (measured at load), and more exact. Short chunks of equal
+length with a past, as where drafts are verified, attend together like decodes.
 """
 
 from __future__ import annotations
@@ -19,9 +20,17 @@ from torch import Tensor
 from accelgen.worker.attention import Call
 from accelgen.worker.kvcache import KvCache
 from accelgen.worker.linears import best_s
-from accelgen.worker.packing import ChunkGroup, DecodeGroup, Packed
+from accelgen.worker.packing import (
+    PAD_FREE_BLOCKS,
+    PAD_SHARE,
+    ChunkGroup,
+    DecodeGroup,
+    Packed,
+)
 
 MAX_RUNS = 8
+SHORT = 16  # tokens of a chunk that attends together with others of its length
+SHORT_BYTES = 16 << 20  # keys and values of one layer that are gathered for them at a time
 QUERY_PIECE = 512  # rows of a chunk with a past that attend at a time; the mask is [512, context]
 
 
@@ -33,7 +42,7 @@ class TorchPass:
         self.dtype = cache.keys[0].dtype
         self.chunk_dtype = torch.float32 if wide else self.dtype
         self._decodes: dict[int, list[DecodeIndex]] = {}
-        self._chunks: dict[int, list[ChunkIndex]] = {}
+        self._chunks: dict[int, list[ChunkIndex | ShortIndex]] = {}
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, call: Call) -> Tensor:
         """See AttentionPass. Writes key and value first: a token attends to itself."""
@@ -45,6 +54,9 @@ class TorchPass:
         for decode in self._decodes[call.window]:
             parts.append(decode.attend(query[decode.lo : decode.hi], keys, values, call))
         for chunk in self._chunks[call.window]:
+            if isinstance(chunk, ShortIndex):
+                parts.append(chunk.attend(query[chunk.lo : chunk.hi], keys, values, call))
+                continue
             rows, wide = slice(chunk.group.lo, chunk.group.hi), self.chunk_dtype
             given = query[rows].to(wide)
             if chunk.pieces:
@@ -59,9 +71,12 @@ class TorchPass:
         self._decodes[window] = [
             DecodeIndex(group, size, window, self.dtype, device) for group in self.packed.decodes
         ]
+        widest = max(shape.token_bytes(self.dtype) for shape in self.cache.shapes)
         self._chunks[window] = [
-            ChunkIndex(group, size, window, self.chunk_dtype, device)
-            for group in self.packed.chunks
+            ShortIndex(run, size, window, self.dtype, device)
+            if len(run) > 1
+            else ChunkIndex(run[0], size, window, self.chunk_dtype, device)
+            for run in short_runs(self.packed.chunks, size, SHORT_BYTES // widest)
         ]
 
 
@@ -159,6 +174,74 @@ class ChunkIndex:
             out = attention(rows, key[:, :, span], value[:, :, span], mask, call)
             parts.append(out[0].transpose(0, 1))
         return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def short_runs(
+    groups: Sequence[ChunkGroup], block_size: int, most_tokens: int
+) -> list[list[ChunkGroup]]:
+    """Neighbours that attend together: short chunks of equal length with a past, as long as what is padded stays small,
+    and all of it below `most_tokens`; every other group by itself. In order."""
+    runs: list[list[ChunkGroup]] = []
+    total = 0  # blocks of the last run
+    for group in groups:
+        blocks = -(-(group.start + group.count) // block_size)
+        short = group.start > 0 and group.count <= SHORT
+        if runs and short and runs[-1][0].start > 0 and runs[-1][0].count == group.count:
+            padded = blocks * (len(runs[-1]) + 1)
+            spare = max(PAD_FREE_BLOCKS, PAD_SHARE * total)
+            if padded - total - blocks <= spare and padded * block_size <= most_tokens:
+                runs[-1].append(group)
+                total += blocks
+                continue
+        runs.append([group])
+        total = blocks
+    return runs
+
+
+class ShortIndex:
+    """How a run of short chunks of equal length reads its contexts: all whole blocks of all of them at once."""
+
+    def __init__(
+        self,
+        groups: Sequence[ChunkGroup],
+        block_size: int,
+        window: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        self.lo, self.hi = groups[0].lo, groups[-1].hi
+        self.members, self.count = len(groups), groups[0].count
+        starts = np.array([group.start for group in groups])
+        ends = starts + self.count
+        # first position that the first token of each sees
+        lows = np.maximum(starts + 1 - window, 0) if window else np.zeros_like(starts)
+        firsts = lows // block_size
+        width = int((-(-ends // block_size) - firsts).max())
+        blocks = np.zeros((self.members, width), dtype=np.int64)
+        for row, (group, first, end) in enumerate(zip(groups, firsts, ends, strict=True)):
+            used = group.table[first : -(-int(end) // block_size)]
+            blocks[row, : len(used)] = used
+        self.pages = Pages(blocks.reshape(-1).tolist(), self.members, device)
+        keys = firsts[:, None, None] * block_size + np.arange(width * block_size)
+        queries = starts[:, None, None] + np.arange(self.count)[:, None]
+        visible = keys <= queries
+        if window:
+            visible &= keys > queries - window
+        self.mask = additive(torch.from_numpy(visible[:, None]).to(device), dtype)
+        self._masks: dict[int, Tensor] = {}  # by query heads that share a key head
+
+    def attend(self, query: Tensor, keys: Tensor, values: Tensor, call: Call) -> Tensor:
+        """query [members * count, H, D] -> [members * count, H, Dv]; heads that share a key head are folded."""
+        heads, kv_heads = query.shape[1], keys.shape[2]
+        groups = heads // kv_heads
+        if groups not in self._masks:
+            self._masks[groups] = self.mask.repeat(1, 1, groups, 1)
+        split = query.reshape(self.members, self.count, kv_heads, groups, -1)
+        folded = split.permute(0, 2, 3, 1, 4).flatten(2, 3)
+        key, value = self.pages.read(keys), self.pages.read(values)
+        out = attention(folded, key, value, self._masks[groups], call)
+        back = out.unflatten(2, (groups, self.count)).permute(0, 3, 1, 2, 4)
+        return back.reshape(self.members * self.count, heads, -1)
 
 
 class Pages:

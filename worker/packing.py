@@ -2,7 +2,7 @@
 
 A span is the part of one request that this iteration processes. Spans are laid out as: decodes (one token each) by
 growing context, then prefill chunks without a past by growing length, then those with one: every attention group is a
-contiguous slice of rows.
+contiguous slice of rows. A decode whose drafts are verified is a short chunk with a past.
 """
 
 from __future__ import annotations
@@ -133,10 +133,11 @@ def pack(
     )
 
 
-def _layout_key(span: Span) -> tuple[bool, bool, int]:
-    """Decodes first, by context; then chunks without a past, by length; then those with one."""
+def _layout_key(span: Span) -> tuple[bool, bool, int, int]:
+    """Decodes first, by context; then chunks without a past, by length; then those with one, by length and context."""
     decode = len(span.tokens) == 1
-    return (not decode, not decode and span.start > 0, span.end if decode else len(span.tokens))
+    length = span.end if decode else len(span.tokens)
+    return (not decode, not decode and span.start > 0, length, span.end)
 
 
 def _slots(span: Span, block_size: int) -> np.ndarray:
