@@ -10,27 +10,18 @@ length with a past, as where drafts are verified, attend together like decodes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from accelgen.worker.attention import Call
+from accelgen.worker.attention_pages import Pages, additive, attention, causal_mask
+from accelgen.worker.attention_short import SHORT_BYTES, ShortIndex, short_runs
 from accelgen.worker.kvcache import KvCache
 from accelgen.worker.linears import best_s
-from accelgen.worker.packing import (
-    PAD_FREE_BLOCKS,
-    PAD_SHARE,
-    ChunkGroup,
-    DecodeGroup,
-    Packed,
-)
+from accelgen.worker.packing import ChunkGroup, DecodeGroup, Packed
 
-MAX_RUNS = 8
-SHORT = 16  # tokens of a chunk that attends together with others of its length
-SHORT_BYTES = 16 << 20  # keys and values of one layer that are gathered for them at a time
 QUERY_PIECE = 512  # rows of a chunk with a past that attend at a time; the mask is [512, context]
 
 
@@ -174,167 +165,6 @@ class ChunkIndex:
             out = attention(rows, key[:, :, span], value[:, :, span], mask, call)
             parts.append(out[0].transpose(0, 1))
         return parts[0] if len(parts) == 1 else torch.cat(parts)
-
-
-def short_runs(
-    groups: Sequence[ChunkGroup], block_size: int, most_tokens: int
-) -> list[list[ChunkGroup]]:
-    """Neighbours that attend together: short chunks of equal length with a past, as long as what is padded stays small,
-    and all of it below `most_tokens`; every other group by itself. In order."""
-    runs: list[list[ChunkGroup]] = []
-    total = 0  # blocks of the last run
-    for group in groups:
-        blocks = -(-(group.start + group.count) // block_size)
-        short = group.start > 0 and group.count <= SHORT
-        if runs and short and runs[-1][0].start > 0 and runs[-1][0].count == group.count:
-            padded = blocks * (len(runs[-1]) + 1)
-            spare = max(PAD_FREE_BLOCKS, PAD_SHARE * total)
-            if padded - total - blocks <= spare and padded * block_size <= most_tokens:
-                runs[-1].append(group)
-                total += blocks
-                continue
-        runs.append([group])
-        total = blocks
-    return runs
-
-
-class ShortIndex:
-    """How a run of short chunks of equal length reads its contexts: all whole blocks of all of them at once."""
-
-    def __init__(
-        self,
-        groups: Sequence[ChunkGroup],
-        block_size: int,
-        window: int,
-        dtype: torch.dtype,
-        device: torch.device,
-    ) -> None:
-        self.lo, self.hi = groups[0].lo, groups[-1].hi
-        self.members, self.count = len(groups), groups[0].count
-        starts = np.array([group.start for group in groups])
-        ends = starts + self.count
-        # first position that the first token of each sees
-        lows = np.maximum(starts + 1 - window, 0) if window else np.zeros_like(starts)
-        firsts = lows // block_size
-        width = int((-(-ends // block_size) - firsts).max())
-        blocks = np.zeros((self.members, width), dtype=np.int64)
-        for row, (group, first, end) in enumerate(zip(groups, firsts, ends, strict=True)):
-            used = group.table[first : -(-int(end) // block_size)]
-            blocks[row, : len(used)] = used
-        self.pages = Pages(blocks.reshape(-1).tolist(), self.members, device)
-        keys = firsts[:, None, None] * block_size + np.arange(width * block_size)
-        queries = starts[:, None, None] + np.arange(self.count)[:, None]
-        visible = keys <= queries
-        if window:
-            visible &= keys > queries - window
-        self.mask = additive(torch.from_numpy(visible[:, None]).to(device), dtype)
-        self._masks: dict[int, Tensor] = {}  # by query heads that share a key head
-
-    def attend(self, query: Tensor, keys: Tensor, values: Tensor, call: Call) -> Tensor:
-        """query [members * count, H, D] -> [members * count, H, Dv]; heads that share a key head are folded."""
-        heads, kv_heads = query.shape[1], keys.shape[2]
-        groups = heads // kv_heads
-        if groups not in self._masks:
-            self._masks[groups] = self.mask.repeat(1, 1, groups, 1)
-        split = query.reshape(self.members, self.count, kv_heads, groups, -1)
-        folded = split.permute(0, 2, 3, 1, 4).flatten(2, 3)
-        key, value = self.pages.read(keys), self.pages.read(values)
-        out = attention(folded, key, value, self._masks[groups], call)
-        back = out.unflatten(2, (groups, self.count)).permute(0, 3, 1, 2, 4)
-        return back.reshape(self.members * self.count, heads, -1)
-
-
-class Pages:
-    """Blocks [count * n] to read: of one request as slices of the cache where they lie side by side (no copy at all for
-    a single run), else gathered."""
-
-    def __init__(self, blocks: Sequence[int], count: int, device: torch.device) -> None:
-        self.count = count
-        self.runs = _runs(blocks) if count == 1 else []
-        if not 0 < len(self.runs) <= MAX_RUNS:
-            self.runs = []
-            self.index = torch.tensor(blocks, dtype=torch.int64, device=device)
-
-    def read(self, pages: Tensor) -> Tensor:
-        """Of pages [num_blocks, block_size, KV, D]: [count, KV, n * block_size, D]."""
-        num_blocks, _, heads, dim = pages.shape
-        if not self.runs:
-            rows = pages.view(num_blocks, -1).index_select(0, self.index)
-        elif len(self.runs) == 1:
-            rows = pages[self.runs[0]]
-        else:
-            rows = torch.cat([pages[run] for run in self.runs])
-        return rows.view(self.count, -1, heads, dim).transpose(1, 2)
-
-
-def _runs(blocks: Sequence[int]) -> list[slice]:
-    """Consecutive numbers as slices, at most MAX_RUNS + 1 of them."""
-    runs: list[slice] = []
-    for block in blocks:
-        if runs and runs[-1].stop == block:
-            runs[-1] = slice(runs[-1].start, block + 1)
-        elif len(runs) > MAX_RUNS:
-            break
-        else:
-            runs.append(slice(block, block + 1))
-    return runs
-
-
-def causal_mask(
-    first: int, last: int, key_lo: int, key_hi: int, window: int, device: torch.device
-) -> Tensor:
-    """Bool [last - first, key_hi - key_lo]: query position i sees key positions j <= i, and j > i - window."""
-    query = torch.arange(first, last, device=device)[:, None]
-    key = torch.arange(key_lo, key_hi, device=device)[None, :]
-    mask = key <= query
-    return mask & (key > query - window) if window else mask
-
-
-def additive(visible: Tensor, dtype: torch.dtype) -> Tensor:
-    """A bool mask as what is added to the scores: 0 where visible, -inf elsewhere. Made once for all layers."""
-    return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill_(
-        ~visible, float("-inf")
-    )
-
-
-def attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: Tensor | None,
-    call: Call,
-    is_causal: bool = False,
-) -> Tensor:
-    """softmax(query key^T * scaling) value with an additive mask, [B, H, Q, D] x [B, KV, T, D] -> [B, H, Q, Dv]."""
-    if call.softcap:
-        return _capped(query, key, value, mask, call, is_causal)
-    return F.scaled_dot_product_attention(
-        query,
-        key,
-        value,
-        attn_mask=mask,
-        is_causal=is_causal,
-        scale=call.scaling,
-        enable_gqa=query.shape[1] != key.shape[1],
-    )
-
-
-def _capped(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, call: Call, is_causal: bool
-) -> Tensor:
-    """With scores squeezed to softcap * tanh(score / softcap) before the mask (Gemma 2)."""
-    groups = query.shape[1] // key.shape[1]
-    if groups > 1:
-        key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
-    scores = torch.matmul(query, key.transpose(2, 3)) * call.scaling
-    scores = torch.tanh(scores / call.softcap) * call.softcap
-    if is_causal:
-        visible = causal_mask(0, query.shape[2], 0, key.shape[2], 0, query.device)
-        mask = additive(visible, scores.dtype)
-    if mask is not None:
-        scores = scores + mask
-    weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(value.dtype)
-    return torch.matmul(weights, value)
 
 
 def float32_is_faster(dtype: torch.dtype, head_dim: int) -> bool:
