@@ -17,6 +17,8 @@ Milliseconds = Annotated[float, Meta(gt=0, le=86_400_000)]
 
 T = TypeVar("T")
 
+NGRAM = "ngram"  # the drafter that is no model
+
 
 class ConfigError(ValueError):
     """A setting that cannot be; the text names the field and the limit."""

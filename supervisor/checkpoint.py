@@ -34,6 +34,12 @@ class Checkpoint:
         stated = config.get("max_position_embeddings")
         return stated if isinstance(stated, int) else 0
 
+    @property
+    def vocab_size(self) -> int:
+        """The number of token ids according to the configuration, 0 if it does not say."""
+        stated = self.config.get("text_config", self.config).get("vocab_size")
+        return stated if isinstance(stated, int) else 0
+
     def weights_bytes(self, dtype: str) -> int:
         """Bytes of the weights in memory when loaded as `dtype` ("auto": as stored)."""
         return sum(

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from accelgen.proto.config import Config
+from accelgen.proto.config import NGRAM, Config
 from accelgen.proto.key_file import KeyFileError, read_keys
 from accelgen.proto.policies import params_fault, unknown_policy
 from accelgen.supervisor.checkpoint import BUNDLED, Checkpoint, locate, open_checkpoint
@@ -19,7 +19,8 @@ _LEAST_BLOCKS = 2  # with one block there is room for a prompt or an answer, har
 
 
 def check(config: Config) -> tuple[Config, Checkpoint]:
-    """`config` with the model's folder and name filled in, and the checkpoint. Raises StartError."""
+    """`config` with the folders of model and drafter, and the model's name, filled in, and the checkpoint. Raises
+    StartError."""
     check_policy(config.policy)
     check_params(config.policy, config.policy_params)
     _check_key_files(config)
@@ -28,10 +29,14 @@ def check(config: Config) -> tuple[Config, Checkpoint]:
     folder = locate(config.model)
     checkpoint = open_checkpoint(folder)
     check_lengths(config, checkpoint)
-    check_memory(config, checkpoint)
+    drafter = open_drafter(config.drafter, checkpoint)
+    check_memory(config, checkpoint, drafter)
     hub_name = "" if folder.name == BUNDLED or Path(config.model).is_dir() else config.model
     name = config.served_model_name or Path(hub_name or folder).name
-    return msgspec.structs.replace(config, model=str(folder), served_model_name=name), checkpoint
+    known = {"model": str(folder), "served_model_name": name}
+    if drafter is not None:
+        known["drafter"] = str(drafter.folder)
+    return msgspec.structs.replace(config, **known), checkpoint
 
 
 def check_policy(policy: str) -> None:
@@ -44,6 +49,24 @@ def check_params(policy: str, params: dict[str, Any]) -> None:
     """Raises StartError (status 2) if the installed `policy` does not take `params`."""
     if fault := params_fault(policy, params):
         raise StartError(f"--policy-param: {fault}", status=2)
+
+
+def open_drafter(name: str, model: Checkpoint) -> Checkpoint | None:
+    """The checkpoint of a drafter model, None if there is to be none. Raises StartError, also if its configuration has
+    another number of tokens than the model's; that they are the same ones the worker sees."""
+    if name in ("", NGRAM):
+        return None
+    try:
+        drafter = open_checkpoint(locate(name))
+    except StartError as error:
+        raise StartError(f"--drafter: {error}", status=error.status) from error
+    own, other = drafter.vocab_size, model.vocab_size
+    if own and other and own != other:
+        raise StartError(
+            f"--drafter: {name} has another vocabulary than the model: {own:,} token ids, not {other:,}",
+            status=2,
+        )
+    return drafter
 
 
 def check_lengths(config: Config, checkpoint: Checkpoint) -> None:
@@ -88,14 +111,15 @@ def check_lengths(config: Config, checkpoint: Checkpoint) -> None:
         )
 
 
-def check_memory(config: Config, checkpoint: Checkpoint) -> None:
-    """Raises StartError with the numbers if weights (and a KV cache of fixed size) cannot fit the memory of a
-    CPU machine. On a GPU the worker itself knows better."""
+def check_memory(config: Config, checkpoint: Checkpoint, drafter: Checkpoint | None = None) -> None:
+    """Raises StartError with the numbers if weights (and a KV cache of fixed size), those of a drafter included, cannot
+    fit the memory of a CPU machine. On a GPU the worker itself knows better."""
     if config.device == "cuda" or (config.device == "auto" and has_cuda_driver()):
         return
-    weights = checkpoint.weights_bytes(config.dtype) * config.replicas
+    models = [checkpoint] if drafter is None else [checkpoint, drafter]
+    weights = sum(one.weights_bytes(config.dtype) for one in models) * config.replicas
     kv_tokens = config.kv_blocks * config.block_size * config.replicas
-    cache = kv_tokens * checkpoint.kv_token_bytes(config.dtype)
+    cache = kv_tokens * sum(one.kv_token_bytes(config.dtype) for one in models)
     available = available_memory_bytes()
     if weights + cache <= available:
         return

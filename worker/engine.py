@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 from msgspec import structs
 
-from accelgen.proto.config import Config
+from accelgen.proto.config import NGRAM, Config
 from accelgen.proto.messages import Facts, Sample
 from accelgen.proto.profiles import profile_path
 from accelgen.worker.attention_torch import TorchPass, float32_is_faster
@@ -32,7 +32,6 @@ from accelgen.worker.selfcheck import own_logits, self_check
 from accelgen.worker.timing import measure
 
 ROUGH_FIT_S = 3.0
-NGRAM = "ngram"  # the drafter that is no model
 OVERHEAD_BYTES = 600 << 20  # the budget: resident memory beyond weights and KV cache
 
 Announce = Callable[[str, float], None]  # phase name, seconds it may stay silent

@@ -89,7 +89,7 @@ def test_the_same_texts_in_fewer_steps(
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (("--drafter", "/nowhere"), "drafter: model /nowhere: no such folder"),
+        (("--drafter", "/nowhere"), "--drafter: model not found: there is no folder /nowhere"),
         (("--draft-tokens", "all"), "--draft-tokens: 'all' is not one of adaptive, fixed"),
         (("--max-draft-tokens", "0"), "--max-draft-tokens: expected int >= 1, got 0"),
     ],

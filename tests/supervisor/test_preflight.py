@@ -235,6 +235,42 @@ def test_memory_is_reckoned_with_numbers(model: Path, monkeypatch: pytest.Monkey
     preflight.check_memory(msgspec.structs.replace(config, device="cuda"), checkpoint)
 
 
+@pytest.fixture
+def drafter(tmp_path: Path) -> Path:
+    """Another model folder; its configuration states a vocabulary of 500."""
+    folder = tmp_path / "drafter"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({**SHAPE, "vocab_size": 500}))
+    (folder / "tokenizer.json").write_text("{}")
+    write_weights(folder / "model.safetensors", a=("BF16", [8, 4], 64))
+    return folder
+
+
+def test_a_drafter_is_found_and_reckoned_with(
+    model: Path, drafter: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(drafter.parent)
+    config, checkpoint = preflight.check(Config(model=str(model), drafter="drafter"))
+    assert config.drafter == str(drafter)  # wherever the worker is started
+    assert preflight.check(Config(model=str(model), drafter="ngram"))[0].drafter == "ngram"
+    monkeypatch.setattr(preflight, "available_memory_bytes", lambda: 5 * 2**20)
+    config = Config(device="cpu", kv_blocks=1000, block_size=16)
+    preflight.check_memory(config, checkpoint)
+    with pytest.raises(StartError, match="8 MiB needed"):
+        preflight.check_memory(config, checkpoint, open_checkpoint(drafter))
+
+
+def test_a_drafter_that_cannot_be_is_refused(model: Path, drafter: Path) -> None:
+    (model / "config.json").write_text(json.dumps({**SHAPE, "vocab_size": 512}))
+    with pytest.raises(StartError, match="another vocabulary .*: 500 token ids, not 512"):
+        preflight.check(Config(model=str(model), drafter=str(drafter)))
+    with pytest.raises(StartError, match="--drafter: model not found: there is no folder /none"):
+        preflight.check(Config(model=str(model), drafter="/none"))
+    (drafter / "model.safetensors").unlink()
+    with pytest.raises(StartError, match="--drafter: model .* has no model.safetensors"):
+        preflight.check(Config(model=str(model), drafter=str(drafter)))
+
+
 def test_an_unknown_policy_gets_near_matches() -> None:
     with pytest.raises(StartError, match=r"no policy 'sarati'; did you mean sarathi\?") as refused:
         preflight.check_policy("sarati")
