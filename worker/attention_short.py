@@ -57,10 +57,11 @@ class ShortIndex:
         lows = np.maximum(starts + 1 - window, 0) if window else np.zeros_like(starts)
         firsts = lows // block_size
         width = int((-(-ends // block_size) - firsts).max())
-        blocks = np.zeros((self.members, width), dtype=np.int64)
+        blocks = np.empty((self.members, width), dtype=np.int64)
         for row, (group, first, end) in enumerate(zip(groups, firsts, ends, strict=True)):
             used = group.table[first : -(-int(end) // block_size)]
             blocks[row, : len(used)] = used
+            blocks[row, len(used) :] = used[-1]  # its own: what is masked is not always finite
         self.pages = Pages(blocks.reshape(-1).tolist(), self.members, device)
         keys = firsts[:, None, None] * block_size + np.arange(width * block_size)
         queries = starts[:, None, None] + np.arange(self.count)[:, None]

@@ -118,18 +118,24 @@ def test_a_request_that_two_replicas_hold_is_given_back_by_one(first_back: float
 
 
 @settings(deadline=None, max_examples=120, phases=[Phase.explicit, Phase.reuse, Phase.generate])
-@example(278, "accelgen", 0, 14, 1)  # a pin withdrawn from who was adopted
+@example(278, "accelgen", 0, 14, 1, "")  # a pin withdrawn from who was adopted
 @given(
     seed=st.integers(0, 10**6),
     policy=st.sampled_from(POLICIES),
     depth=st.sampled_from([0, 1]),
     blocks=st.sampled_from([14, 20, 40, 200]),
     replicas=st.sampled_from([1, 2]),
+    drafter=st.sampled_from(["", "ngram"]),
 )
-def test_any_moment(seed: int, policy: str, depth: int, blocks: int, replicas: int) -> None:
-    """Crashes and swaps at random moments of random loads, with siblings, aborts and memory pressure."""
+def test_any_moment(
+    seed: int, policy: str, depth: int, blocks: int, replicas: int, drafter: str
+) -> None:
+    """Crashes and swaps at random moments of random loads, with siblings, aborts, memory pressure, and drafts."""
     draw = random.Random(seed)
-    world = World(policy, blocks=blocks, replicas=replicas, pipeline_depth=depth, max_num_seqs=8)
+    world = World(
+        policy, blocks=blocks, replicas=replicas, pipeline_depth=depth, max_num_seqs=8,
+        drafter=drafter,
+    )  # fmt: skip
     asked: dict[int, tuple[list[int], int, int]] = {}
     id = 1
     for _ in range(draw.randrange(1, 12)):
