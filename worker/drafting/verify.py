@@ -18,7 +18,7 @@ same.)
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -29,8 +29,7 @@ from accelgen.worker.sampler import Draw, invert, probabilities, sample
 from accelgen.worker.uniforms import ACCEPT, uniforms
 
 
-@dataclass(frozen=True)
-class Verdict:
+class Verdict(NamedTuple):
     """The tokens of one request: the drafts that were accepted, then one more; none if the logits are not numbers where
     it matters. `tainted`: they are not, somewhere behind."""
 
@@ -50,6 +49,8 @@ def verify(
 ) -> dict[int, Verdict]:
     """Verdicts by index of the span. Span i was of requests[i]; it asked for no logits, or for those of its last
     tokens: the newest and proposals[i]. The rows are changed in place."""
+    if not any(proposal.tokens for proposal in proposals):
+        return _sampled(logits, requests)
     rows: dict[int, list[int]] = {}
     for row, i in enumerate(logits.order):
         rows.setdefault(i, []).append(row)
@@ -75,6 +76,17 @@ def verify(
                 drawn[own[-1]],
             )
     return found
+
+
+def _sampled(logits: Logits, requests: Sequence[Request]) -> dict[int, Verdict]:
+    """Without drafts: a row for each span that has one."""
+    if not logits.order:
+        return {}
+    tokens = sample(logits.rows, [requests[i].draw() for i in logits.order])
+    return {
+        i: FAULTY if token is None else Verdict((token,))
+        for i, token in zip(logits.order, tokens, strict=True)
+    }
 
 
 def matched(drafts: Sequence[int], drawn: Sequence[int | None]) -> Verdict:
