@@ -369,6 +369,7 @@ class Replica:
         made = np.zeros_like(entries.drafts)
         drafted = result.drafted or [0] * len(result.ids)
         places = {id: i for i, id in enumerate(flight.ids)}
+        rejected: dict[int, int] = {}
         for id, count, new in zip(result.ids, result.counts, drafted, strict=True):
             slot, i = self.table.slot_of.get(id), places.get(id)
             if i is None:
@@ -378,10 +379,13 @@ class Replica:
             if slot is None or not planned or not count:
                 continue
             if count <= planned:
-                end = int(entries.starts[i]) + 1 + planned
-                self.table.settle(slot, end, planned + 1 - count)
+                rejected[id] = planned + 1 - count
+                self.table.settle(slot, int(entries.starts[i]) + 1 + planned, rejected[id])
             self.speculation.observe(self.table, slot, planned, new, count - 1)
         flight.work = entries.work_with(made)
+        for later in self.flights if rejected else ():
+            less = [rejected.get(id, 0) for id in later.ids]
+            later.entries.starts -= np.array(less, dtype=np.int64)
 
     def _outcomes(self, result: StepResult, now_s: float) -> list[Outcome]:
         slot_of, table, confirmed = self.table.slot_of, self.table, self._confirmed

@@ -173,8 +173,8 @@ def test_any_load_with_drafts(
 
 
 @pytest.mark.parametrize("depth", [0, 1])
-def test_memory_pressure_preempts_and_drops_amid_drafts(depth: int) -> None:
-    dropped = preempted = accepted = 0
+def test_memory_pressure_preempts_amid_drafts(depth: int) -> None:
+    preempted = accepted = 0
     for seed in range(6):
         world = CheckedWorld("sarathi", blocks=20, block_size=4, pipeline_depth=depth, **DRAFTS)
         world.core.replicas[0].policy = Eager()
@@ -184,10 +184,9 @@ def test_memory_pressure_preempts_and_drops_amid_drafts(depth: int) -> None:
         for id in range(1, 7):
             assert world.delivered[id] == expected(prompt_of(8, seed + id), 30, seed)
         world.check_idle()
-        dropped += world.core.replicas[0].dropped
         preempted += world.core.replicas[0].preemptions
         accepted += world.workers[0].accepted
-    assert dropped > 0 and preempted > 5 and accepted > 100
+    assert preempted > 5 and accepted > 100
 
 
 @pytest.mark.parametrize("depth", [0, 1])
