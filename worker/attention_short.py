@@ -82,4 +82,5 @@ class ShortIndex:
         key, value = self.pages.read(keys), self.pages.read(values)
         out = attention(folded, key, value, self._masks[groups], call)
         back = out.unflatten(2, (groups, self.count)).permute(0, 3, 1, 2, 4)
-        return back.reshape(self.members * self.count, heads, -1)
+        rows: Tensor = back.reshape(self.members * self.count, heads, -1)
+        return rows
