@@ -21,7 +21,7 @@ from accelgen.scheduler.decision import Entries, check, clip
 from accelgen.scheduler.policy import Limits, Policy, StepStats, View
 from accelgen.scheduler.request import Request, end_reason
 from accelgen.scheduler.siblings import Siblings
-from accelgen.scheduler.table import ARRIVING, RUNNING, WAITING, Bools, Ints, RequestTable
+from accelgen.scheduler.table import ARRIVING, FAR_S, RUNNING, WAITING, Bools, Ints, RequestTable
 
 SAFETY_S = 0.001
 RETRY_S = 0.02
@@ -130,10 +130,14 @@ class Replica:
         self.table.enqueue(slot, self.policy.order_key(self.view(), slot, self.state))
 
     def take_up(self, slot: int, now_s: float) -> None:
-        """A looked-up request is queued; one that ran under the scheduler before goes on where it was."""
+        """A looked-up request is queued; one that ran under the scheduler before goes on where it was. When its tokens
+        came is not known here: it is taken to have kept its pace, so that it has neither credit nor debt."""
         request = self.table.request(slot)
         if request.generated:
-            request.started_s = self.table.first_s[slot] = self.table.last_s[slot] = now_s
+            request.started_s = self.table.last_s[slot] = now_s
+            pace_s = float(self.table.tpot_s[slot])
+            lived_s = (len(request.generated) - 1) * pace_s if pace_s < FAR_S else 0.0
+            self.table.first_s[slot] = now_s - lived_s
             if self.table.remaining(np.array([slot]))[0] == 1:
                 self._stalled_s = None
                 self.table.start(slot)
