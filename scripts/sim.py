@@ -30,9 +30,9 @@ from accelgen.scripts.sim_search import search_options
 from accelgen.simulator.crew import FAULTS, Crew, CrewError
 from accelgen.simulator.experiment import Result, Setting, Store
 from accelgen.simulator.groups import groups_of
-from accelgen.simulator.metrics import Rule
 from accelgen.simulator.scenarios import Scenario
 from accelgen.simulator.settings import Policy, middle_rate, setting_of
+from accelgen.simulator.times import Rule
 from accelgen.simulator.traces import MissingTrace
 
 

@@ -18,8 +18,8 @@ from rich.table import Table
 from accelgen.scripts.sim_options import label
 from accelgen.simulator.experiment import Result
 from accelgen.simulator.groups import Group, Read, figure_of
-from accelgen.simulator.metrics import Rule, Times
 from accelgen.simulator.run import Fate
+from accelgen.simulator.times import Rule, Times
 
 RULES = {Rule.EVERY_GAP: "gap", Rule.CUMULATIVE: "cumul.", Rule.MEAN: "mean"}
 NO_DATA = "-"

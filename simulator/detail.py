@@ -10,8 +10,9 @@ import numpy as np
 from msgspec import Struct, field
 
 from accelgen.proto.messages import Batch, StepResult
-from accelgen.simulator.metrics import Floats, Rule, Times
+from accelgen.scheduler.table import Floats
 from accelgen.simulator.run import Fate
+from accelgen.simulator.times import Rule, Times
 
 BIN, BINS = 0.02, 100  # of a gap as a share of its objective: 0 to 2, and all that is longer
 

@@ -27,11 +27,12 @@ from accelgen.simulator.device import Device
 from accelgen.simulator.distserve import NAME as DISTSERVE
 from accelgen.simulator.distserve import DistServe
 from accelgen.simulator.lengths import KnownLengths
-from accelgen.simulator.metrics import Rule, Summary, hopeless, summarise
+from accelgen.simulator.metrics import Summary, hopeless, summarise
 from accelgen.simulator.mix import Asked, Half, load_sources, make_workload, stand_in_of
 from accelgen.simulator.run import Run, Simulation, Stuck, Successor
 from accelgen.simulator.scenarios import Scenario, ScenarioError
 from accelgen.simulator.stages import Rules
+from accelgen.simulator.times import Rule
 from accelgen.simulator.traces import find_trace
 from accelgen.simulator.workload import Workload
 

@@ -11,8 +11,8 @@ import numpy as np
 from accelgen.scheduler.cost_model import Work
 from accelgen.scheduler.table import FAR_S, Floats, Ints, RequestTable
 from accelgen.simulator.device import Device, Iteration
-from accelgen.simulator.metrics import Rule
 from accelgen.simulator.needs import Needs
+from accelgen.simulator.times import Rule
 from accelgen.simulator.workload import Workload
 
 NEAR_S = FAR_S / 2  # a deadline nearer than this is a real one

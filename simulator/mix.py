@@ -10,8 +10,9 @@ import numpy as np
 
 from accelgen.proto.messages import Objective
 from accelgen.scheduler.cost_model import Work
+from accelgen.scheduler.table import Floats
 from accelgen.simulator.device import Device, Iteration
-from accelgen.simulator.rows import Floats, Rows, Stage
+from accelgen.simulator.rows import Rows, Stage
 from accelgen.simulator.scenarios import SYNTHETIC, Goal, Part, Scenario, ScenarioError
 from accelgen.simulator.synthetic import STAND_INS, gamma
 from accelgen.simulator.traces import find_trace, read_trace

@@ -31,12 +31,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from accelgen.proto.config import Config
+from accelgen.scheduler.table import Floats
 from accelgen.simulator.device import Device
-from accelgen.simulator.metrics import CLOSE_S, Rule
+from accelgen.simulator.times import CLOSE_S, Rule
 from accelgen.simulator.worker import STOP, TOKEN
 from accelgen.simulator.workload import OWN, Arrival, Workload
 
-Floats = NDArray[np.float64]
 DAY_S = 86_400.0
 
 

@@ -19,9 +19,9 @@ from msgspec import Meta, Struct, field, structs
 from accelgen.proto.config import Config, SloClass
 from accelgen.simulator.device import Device, UnknownDevice, find_device
 from accelgen.simulator.local_device import profiled_device
-from accelgen.simulator.metrics import Rule
 from accelgen.simulator.synthetic import STAND_INS
 from accelgen.simulator.tensor_parallel import NoNetwork, split
+from accelgen.simulator.times import Rule
 
 T = TypeVar("T")
 Count = Annotated[int, Meta(ge=1, le=1_000_000_000)]

@@ -8,7 +8,6 @@ from math import inf
 
 from accelgen.simulator.experiment import Result
 from accelgen.simulator.groups import Read, figure_of
-from accelgen.simulator.metrics import Rule
 from accelgen.simulator.published import ABLATIONS, ACCELGEN
 from accelgen.simulator.shown import (
     NONE,
@@ -24,6 +23,7 @@ from accelgen.simulator.shown import (
     text,
 )
 from accelgen.simulator.study import Arm, Found
+from accelgen.simulator.times import Rule
 
 BASELINES = ("orca", "vllm", "fastgen", "sarathi", "fastserve")
 """Those that the paper compares with."""

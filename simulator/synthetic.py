@@ -12,7 +12,8 @@ from typing import Protocol
 
 import numpy as np
 
-from accelgen.simulator.rows import Floats, Ints, Rows
+from accelgen.scheduler.table import Floats, Ints
+from accelgen.simulator.rows import Rows
 
 # --- arrivals ----------------------------------------------------------------------------------------------------
 

@@ -29,7 +29,8 @@ from typing import Any, TextIO
 
 import numpy as np
 
-from accelgen.simulator.rows import Floats, Rows, Stage
+from accelgen.scheduler.table import Floats
+from accelgen.simulator.rows import Rows, Stage
 
 VARIABLE = "ACCELGEN_TRACES"
 SUFFIXES = ("", ".csv", ".csv.gz", ".jsonl", ".jsonl.gz")

@@ -21,10 +21,10 @@ from accelgen.scripts.cli import main
 from accelgen.simulator.crew import Crew
 from accelgen.simulator.experiment import Setting, key_of, run_setting
 from accelgen.simulator.groups import groups_of
-from accelgen.simulator.metrics import Rule
 from accelgen.simulator.oracle import CHAINS, VARIANTS
 from accelgen.simulator.settings import Policy, setting_of
 from accelgen.simulator.study import Scale
+from accelgen.simulator.times import Rule
 from accelgen.simulator.traces import VARIABLE
 
 SMALL = ["--trace", "synthetic:azure2023_code", "--requests", "20", "--quiet", "--slo", "ttft=500"]

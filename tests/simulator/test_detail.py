@@ -9,8 +9,8 @@ import pytest
 from accelgen.proto.messages import Objective
 from accelgen.simulator.experiment import PolicyAt, Result, Setting, run_setting
 from accelgen.simulator.lengths import KnownLengths
-from accelgen.simulator.metrics import Rule
 from accelgen.simulator.scenarios import ScenarioError, make_scenario
+from accelgen.simulator.times import Rule
 from accelgen.simulator.workload import Arrival
 
 PARTS = [

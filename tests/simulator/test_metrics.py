@@ -15,8 +15,9 @@ from accelgen.scheduler.cost_model import Coefficients
 from accelgen.scheduler.policy import load_policy
 from accelgen.scripts import bench_metrics
 from accelgen.simulator.device import Device
-from accelgen.simulator.metrics import Rule, Times, hopeless, summarise
+from accelgen.simulator.metrics import hopeless, summarise
 from accelgen.simulator.run import Fate, Run, Simulation
+from accelgen.simulator.times import Rule, Times
 from accelgen.simulator.workload import Arrival, Workload
 
 
