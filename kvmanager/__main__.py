@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 from collections import Counter
 from enum import Enum
+from typing import Any
 
 import structlog
 import zmq
@@ -93,9 +94,9 @@ class KvProcess:
     def run(self) -> None:
         """Serves until told to stop."""
         while not self.child.stopping:
-            self.poller.poll(int(HEARTBEAT_S * 1000))
+            ready = {socket for socket, _ in self.poller.poll(int(HEARTBEAT_S * 1000))}
             self._serve()
-            self._hear_worker()
+            self._hear_worker(ready)
             self._rest()
             self.child.beat()
             self._activate(self.fence.learn(self.child.directory))
@@ -155,10 +156,12 @@ class KvProcess:
         self.worker.send(QUESTION, self.fence.epoch)
         self.state, self._asked = State.ASKING, Metronome(ASK_AGAIN_S, now_s())
 
-    def _hear_worker(self) -> None:
-        if self.worker is not None and self.worker.was_cut():
+    def _hear_worker(self, ready: set[Any]) -> None:
+        """From the sockets in `ready`: a worker rarely says anything, and to hear that costs as much as to hear it."""
+        worker = self.worker
+        if worker is not None and worker.events in ready and worker.was_cut():
             self._note_gap("the connection to the worker was cut", asking_too=True)
-        while self.worker is not None and (message := self.worker.recv()) is not None:
+        while worker is not None and worker.socket in ready and (message := worker.recv()):
             header, body = message
             if (
                 isinstance(body, Inventory)
