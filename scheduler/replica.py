@@ -131,7 +131,7 @@ class Replica:
 
     def take_up(self, slot: int, now_s: float) -> None:
         """A looked-up request is queued; one that ran under the scheduler before goes on where it was. When its tokens
-        came is not known here: it is taken to have kept its pace, so that it has neither credit nor debt."""
+        came is not known here: one with an objective per token is taken to have kept it, without credit or debt."""
         request = self.table.request(slot)
         if request.generated:
             request.started_s = self.table.last_s[slot] = now_s
