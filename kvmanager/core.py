@@ -236,7 +236,9 @@ class KvCore:
         same = min(len(request.tokens), len(fresh.tokens))
         keep = min(request.computed, len(fresh.tokens) - 1)
         if request.tokens[:same] != fresh.tokens[:same] or request.moving:
-            keep = 0  # another prompt under this id, or claimed by who has not taken over: nothing can be used
+            keep = (
+                0  # another prompt under this id, or a copy is under way: nothing of it can be used
+            )
         if keep > 0:
             self.tables.truncate(request, keep)
         else:

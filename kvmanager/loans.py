@@ -2,8 +2,8 @@
 CacheOPT, arXiv 2503.13773, section 3.3).
 
 A loan ends in one of three ways. The guest gives its blocks back: they are the unused end of its host again. The host
-goes first, or gets other blocks in their place (blocks are interchangeable): what it lent is the guest's own. Or somebody
-else shares the block by then (a prefix hit, a fork): it stays with him, and the host does without it.
+goes first, or gets other blocks in their place (blocks are interchangeable): what it lent is the guest's own. Or
+somebody else shares the block by then (a prefix hit, a fork): it stays with him, and the host does without it.
 
 Reconstructed: the paper does not say what becomes of a guest that outlives its host, nor of shared prefixes.
 """
@@ -123,8 +123,8 @@ class Loans:
                 self.close(loan)
 
     def check(self, requests: Iterable[Request], moving: dict[int, set[int]]) -> list[str]:
-        """What is wrong with the ledger, given all requests, and the blocks that are leaving by the id of their request:
-        nothing, one hopes."""
+        """What is wrong with the ledger, given all requests, and the blocks that are leaving by the id of their
+        request: nothing, one hopes."""
         known = {request.id: request for request in requests}
         faults, seen = [], set[int]()
         for id, loans in self._by_host.items():

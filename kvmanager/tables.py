@@ -415,9 +415,10 @@ class BlockTables:
 
 
 def _can_fork(child: Request, parent: Request, computed: int) -> bool:
-    """Whether the first `computed` tokens of both are the same, known, and computed for the parent."""
+    """Whether the first `computed` tokens of both are the same, known, and computed for the parent, and are here."""
     return (
-        computed <= min(parent.computed, len(parent.tokens), child.length - 1)
+        not (parent.host or parent.moving)
+        and computed <= min(parent.computed, len(parent.tokens), child.length - 1)
         and parent.root == child.root
         and parent.tokens[:computed] == child.tokens[:computed]
     )

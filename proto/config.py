@@ -70,6 +70,8 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     gpu_memory_utilization: Annotated[float, Meta(gt=0, le=1)] = 0.9
     kv_memory_bytes: Natural = 0  # 0: automatic; an upper bound for the KV cache otherwise
     prefix_caching: bool = True
+    preemption: str = "recompute"  # what becomes of a victim's KV: recompute, swap
+    swap_gb: Annotated[float, Meta(ge=0, le=1e6)] = 4.0  # host memory of each replica, with swap
 
     # HTTP
     host: str = "127.0.0.1"
@@ -112,11 +114,17 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
             value = getattr(self, name)
             if value not in known:
                 raise ValueError(f"{name}: {value!r} is not one of {', '.join(known)}")
+        if self.preemption == "swap" and not self.swap_gb:
+            raise ValueError(
+                "swap_gb: 0 GB of host memory leave no room for what preemption 'swap' is to keep;"
+                " state more than 0, or preemption 'recompute'"
+            )
 
 
 _CHOICES = {
     "dtype": ("auto", "float32", "bfloat16", "float16"),
     "device": ("auto", "cpu", "cuda"),
+    "preemption": ("recompute", "swap"),
     "log_level": ("debug", "info", "warning", "error"),
 }
 

@@ -314,7 +314,7 @@ class KvReport(Body, frozen=True):
     `unpinned`: requests whose pin was withdrawn: they have no computed tokens any more.
 
     `swapped_out`: copies to the host have begun. `unswapped`: they could not (no room there), and the KV was dropped
-    instead. `stayed`: what was to be swapped in, but did not fit. `away_ids`: those of `hit_ids` whose KV is on the host.
+    instead. `stayed`: what was to be swapped in, but did not fit. `away_ids`: those of `hit_ids` with KV on the host.
     `short_ids`: requests that hold another number of blocks than their tokens and the plan tell (an allocation not
     granted in full, blocks lent to or returned by a guest), and `short_blocks` how many they hold.
     `leaving`: blocks that become free when copies are done. `host_free`: blocks of the host that are free."""

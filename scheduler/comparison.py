@@ -99,12 +99,34 @@ class Asked:
                 decision.counts.append(count)
             else:
                 self.complete = False
-        for id in self.plan.preempt:
+        for id in self.plan.swap_in:  # how many tokens it was to process is not known any more
+            if _has_pending(table, id, 1) and table.away[table.slot_of[id]]:
+                decision.slots.append(table.slot_of[id])
+                decision.counts.append(1)
+            else:
+                self.complete = False
+        for id in self.plan.preempt + self.plan.swap_out:
             if id in table.slot_of and table.state[table.slot_of[id]] == RUNNING:
                 decision.preempt.append(table.slot_of[id])
             else:
                 self.complete = False
+        gone = {*self.plan.swap_out}
+        decision.swap = [slot for slot in decision.preempt if int(table.ids[slot]) in gone]
+        self._recall_blocks(decision, table)
         return decision
+
+    def _recall_blocks(self, decision: Decision, table: RequestTable) -> None:
+        """Allocations and embeddings of requests that are there."""
+        plan, slot_of = self.plan, table.slot_of
+        assert plan is not None
+        running = {*table.running.tolist()} - {*decision.preempt}
+        known = running | {*decision.slots}
+        for id, blocks in zip(plan.allocate_ids, plan.allocate_blocks, strict=True):
+            if slot_of.get(id) in known:
+                decision.allocate[slot_of[id]] = blocks
+        for guest, host in zip(plan.embed_guests, plan.embed_hosts, strict=True):
+            if slot_of.get(guest) in known and slot_of.get(host) in running:
+                decision.embed[slot_of[guest]] = slot_of[host]
 
 
 class Rerun:
@@ -164,9 +186,10 @@ class Rerun:
 
 def _admissible(decision: Decision, replica: Replica, policy: str) -> Decision:
     """As the server would have carried it out."""
-    entries = check(decision, replica.table, policy)
-    clip(entries, replica.table.block_size, replica.limits, replica.cost)
-    decision.counts = entries.counts.tolist()
+    reach = replica.reach(decision, check(decision, replica.table, policy))
+    clip(reach.entries, replica.table.block_size, replica.limits, replica.cost)
+    decision.slots = reach.entries.slots.tolist() + reach.back
+    decision.counts = reach.entries.counts.tolist() + [1] * len(reach.back)
     return decision
 
 

@@ -82,6 +82,7 @@ class SchedulerCore:
                 spec.blocks,
                 spec.block_size,
                 config.pipeline_depth,
+                config.preemption == "swap",
             )
             for index, spec in replicas.items()
         }
@@ -196,7 +197,7 @@ class SchedulerCore:
                 cached, worker = request.cached_tokens, self._workers[index]
                 word = Admitted(choice.id, index, choice.predicted_ttft_s, cached, worker)
                 self.outbox.append((Role.FRONTEND, choice.frontend, word))
-        lost = [id for id in report.unpinned if self._waits(id)]
+        lost = [id for id in report.unpinned + report.unswapped if self._waits(id)]
         if lost:  # a block of each was needed elsewhere; the others are still in the cache
             self._lookup(index, [self._request(id) for id in lost])
         early = self._early.get(index)

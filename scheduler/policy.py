@@ -34,7 +34,8 @@ class View:
     """One replica, projected past the iteration in flight. A policy reads it and changes nothing."""
 
     table: RequestTable
-    free_blocks: int  # that an allocation can take, the cached and the pinned ones included
+    # that an allocation can take, the cached and the pinned ones included, and those that are leaving for the host
+    free_blocks: int
     pinned_blocks: (
         int  # held only by prefix hits of waiting requests, and taken from them if need be
     )
@@ -45,15 +46,21 @@ class View:
 
 @dataclass(slots=True)
 class Decision:
-    """Which request (by slot) processes how many tokens; whose KV is dropped before. Slots are unique.
+    """Which request (by slot) processes how many tokens; whose KV is taken before. Slots are unique.
 
     `requeue`: waiting requests, none of the others, whose place in the waiting order has changed, and their new keys:
-    what `order_key` would say with the new state."""
+    what `order_key` would say with the new state. `swap`: of which of `preempt` the KV goes to the host, if there is
+    room, instead of being dropped; None: of all or none, as the server is configured.
+    `allocate`: how many blocks requests that run shall hold, if need be more than they have use for. `embed`: by guest,
+    in whose unused blocks it is to live, as far as they go, with what it needs now."""
 
     slots: list[int]
     counts: list[int]
     preempt: list[int]
     requeue: dict[int, float] = field(default_factory=dict)
+    swap: list[int] | None = None
+    allocate: dict[int, int] = field(default_factory=dict)
+    embed: dict[int, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,7 +32,7 @@ MOST_CALLS = 200  # kept back for the next plan
 LEARNT_EVERY = 256  # plans
 RECORDED_CONFIG = (
     "policy", "policy_params", "pipeline_depth", "max_num_seqs", "max_num_batched_tokens",
-    "max_step_s", "slo_classes", "default_class",
+    "max_step_s", "slo_classes", "default_class", "preemption",
 )  # fmt: skip
 
 Key = int | list[int]

@@ -4,6 +4,9 @@ Columns are *projected*: they count everything that has been planned, as if the 
 ended. `length` is the number of tokens a request will then have (prompt + sampled), `computed` how
 many of them have their keys and values in the cache. `length - computed` tokens wait to be processed: many for a
 prompt, one for a request that decodes, none for one whose last allowed token is in flight.
+
+A request can have its KV on the host: it is *away*, waits, and holds no blocks, so that `block_demand` asks for all of
+them. While the KV is being copied there or back the request is *moving*: neither waiting nor running, it holds blocks.
 """
 
 from __future__ import annotations
@@ -26,12 +29,13 @@ FAR_S = 1e9  # "no objective": later than everything, yet finite, so that differ
 class State(IntEnum):
     FREE = 0
     ARRIVING = 1  # looked up, not yet visible to the policy
-    WAITING = 2  # in the queue: never started, or preempted
-    RUNNING = 3  # holds KV blocks
+    MOVING = 2  # its KV is being copied to the host, or back
+    WAITING = 3  # in the queue: never started, or preempted
+    RUNNING = 4  # holds KV blocks
 
 
 # Comparing with an enum member costs a microsecond each time in a loop; these are the same numbers.
-FREE, ARRIVING, WAITING, RUNNING = map(int, State)
+FREE, ARRIVING, MOVING, WAITING, RUNNING = map(int, State)
 
 _COLUMNS: dict[str, type] = {
     "ids": np.int64,
@@ -41,6 +45,7 @@ _COLUMNS: dict[str, type] = {
     "prompt_len": np.int64,
     "limit": np.int64,  # prompt + max_tokens: `length` never exceeds it
     "blocks": np.int64,  # KV blocks held
+    "away": np.int64,  # tokens whose KV is on the host: `computed`, or 0
     "arrival_s": np.float64,
     "first_due_s": np.float64,  # arrival + TTFT objective
     "tpot_s": np.float64,
@@ -62,6 +67,7 @@ class RequestTable:
     prompt_len: Ints
     limit: Ints
     blocks: Ints
+    away: Ints
     arrival_s: Floats
     first_due_s: Floats
     tpot_s: Floats
@@ -77,6 +83,8 @@ class RequestTable:
         self.slot_of: dict[int, int] = {}
         self.waiting: SortedList = SortedList()  # of (key, slot)
         self._running: dict[int, None] = {}  # slots in the order they started
+        self._returning: dict[int, None] = {}  # slots whose KV is on its way back
+        self.num_away = 0  # waiting requests whose KV is on the host
         self._free = list(range(capacity - 1, -1, -1))
         self._running_array: Ints | None = None
         self.waiting_tokens = 0  # tokens to process in ARRIVING and WAITING
@@ -95,6 +103,16 @@ class RequestTable:
             )
         return self._running_array
 
+    @property
+    def returning(self) -> Ints:
+        """Slots whose KV is on its way back from the host: they hold blocks, and will run."""
+        return np.fromiter(self._returning, dtype=np.int64, count=len(self._returning))
+
+    @property
+    def seated(self) -> int:
+        """How many requests run or are about to: what counts against the most sequences."""
+        return len(self._running) + len(self._returning)
+
     def add(self, request: Request, arrival_s: float) -> int:
         """A slot for a request that has arrived; not visible to the policy until `enqueue`."""
         if not self._free:
@@ -104,7 +122,7 @@ class RequestTable:
         self.ids[slot] = request.id
         self.state[slot] = ARRIVING
         self.length[slot] = len(request.prompt) + len(request.generated)
-        self.computed[slot] = self.blocks[slot] = 0
+        self.computed[slot] = self.blocks[slot] = self.away[slot] = 0
         self.prompt_len[slot] = len(request.prompt)
         self.limit[slot] = len(request.prompt) + request.max_tokens
         self.arrival_s[slot] = self.last_s[slot] = arrival_s
@@ -141,18 +159,58 @@ class RequestTable:
         self._running[slot] = None
         self._running_array = None
 
-    def hit(self, slot: int, tokens: int) -> None:
-        """The first `tokens` of a waiting request are (or, with 0, are no longer) in the cache."""
+    def hit(self, slot: int, tokens: int, away: bool = False) -> None:
+        """The first `tokens` of a waiting request are (or, with 0, are no longer) in the cache, or `away` on the
+        host."""
         assert self.state[slot] in (ARRIVING, WAITING)
         self.waiting_tokens -= tokens - int(self.computed[slot])
         self.computed[slot] = tokens
-        self.blocks[slot] = tokens // self.block_size
+        self.blocks[slot] = 0 if away else tokens // self.block_size
+        self._set_away(slot, tokens if away else 0)
+
+    def go_out(self, slot: int) -> None:
+        """The KV of a running request begins to go to the host. It keeps its blocks until `went_out`."""
+        assert self.state[slot] == RUNNING
+        self._leave(slot)
+        self.state[slot] = MOVING
+
+    def went_out(self, slot: int, key: float, kept: bool = True) -> None:
+        """It is there, and the request waits; or it was dropped instead (`kept` false)."""
+        assert self.state[slot] == MOVING and slot not in self._returning
+        self.blocks[slot] = 0
+        if not kept:
+            self.computed[slot] = 0
+        self._set_away(slot, int(self.computed[slot]))
+        self.enqueue(slot, key)
+
+    def come_back(self, slot: int) -> None:
+        """The KV of a waiting request begins to come back from the host, into blocks of its own."""
+        assert self.state[slot] == WAITING and self.away[slot]
+        blocks = -(-self.computed[slot] // self.block_size)
+        self._leave(slot)
+        self.state[slot] = MOVING
+        self.blocks[slot] = blocks
+        self._set_away(slot, 0)
+        self._returning[slot] = None
+
+    def came_back(self, slot: int) -> None:
+        """It is here, and the request runs."""
+        assert self.state[slot] == MOVING and slot in self._returning
+        self.start(slot)
+
+    def stayed(self, slot: int, key: float) -> None:
+        """It could not come back: the request waits on."""
+        assert self.state[slot] == MOVING and slot in self._returning
+        self._set_away(slot, int(self.computed[slot]))
+        self.blocks[slot] = 0
+        self.enqueue(slot, key)
 
     def remove(self, slot: int) -> Request:
         """Frees the slot; the request is over."""
         request = self.requests[slot]
         assert request is not None
         self._leave(slot)
+        self._set_away(slot, 0)
         self.state[slot] = FREE
         self.requests[slot] = None
         del self.slot_of[request.id]
@@ -188,11 +246,11 @@ class RequestTable:
         self.last_s[slots[sampled]] = end_s
         return sampled
 
-    def roll_back(self, slot: int, count: int, sampled: bool) -> None:
-        """Takes back one entry of `plan` that was dropped."""
+    def roll_back(self, slot: int, count: int, sampled: bool, blocks: int) -> None:
+        """Takes back one entry of `plan` that was dropped; `blocks` is what the request held before."""
         self.computed[slot] -= count
         self.length[slot] -= sampled
-        self.blocks[slot] = -(-self.computed[slot] // self.block_size)
+        self.blocks[slot] = blocks
 
     def _leave(self, slot: int) -> None:
         if self.state[slot] == WAITING:
@@ -202,6 +260,11 @@ class RequestTable:
         if self.state[slot] == RUNNING:
             del self._running[slot]
             self._running_array = None
+        self._returning.pop(slot, None)
+
+    def _set_away(self, slot: int, tokens: int) -> None:
+        self.num_away += bool(tokens) - bool(self.away[slot])
+        self.away[slot] = tokens
 
     def _grow(self) -> None:
         capacity = len(self.requests)

@@ -26,6 +26,8 @@ HELP = {
     "gpu_memory_utilization": "Part of the device's memory that may be used.",
     "kv_memory_bytes": "Upper bound of the KV cache; 0: automatic.",
     "prefix_caching": "Reuse the KV of common prompt beginnings.",
+    "preemption": "What becomes of a victim's KV: recompute (dropped) or swap (kept in the host's memory).",
+    "swap_gb": "Host memory of each replica for swapped KV in GB, with --preemption swap.",
     "host": "Address to listen on.",
     "port": "Port to listen on; 0: any free one.",
     "frontends": "Number of HTTP processes.",

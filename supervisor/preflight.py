@@ -29,6 +29,7 @@ def check(config: Config) -> tuple[Config, Checkpoint]:
     checkpoint = open_checkpoint(folder)
     check_lengths(config, checkpoint)
     check_memory(config, checkpoint)
+    check_swap(config, checkpoint)
     hub_name = "" if folder.name == BUNDLED or Path(config.model).is_dir() else config.model
     name = config.served_model_name or Path(hub_name or folder).name
     return msgspec.structs.replace(config, model=str(folder), served_model_name=name), checkpoint
@@ -107,6 +108,34 @@ def check_memory(config: Config, checkpoint: Checkpoint) -> None:
     raise StartError(
         f"not enough memory: {_mib(weights + cache)} needed ({parts}), {_mib(available)} available"
     )
+
+
+def check_swap(config: Config, checkpoint: Checkpoint) -> None:
+    """Raises StartError (status 2) with the numbers if the host's memory does not have what `swap_gb` asks for, beside
+    weights and KV cache where these lie there, too, or if that is less than one block."""
+    if config.preemption != "swap":
+        return
+    block_bytes = config.block_size * checkpoint.kv_token_bytes(config.dtype)
+    if config.swap_gb * 1e9 < block_bytes:
+        raise StartError(
+            f"--swap-gb: {config.swap_gb:g} GB hold no block: one of {config.block_size} tokens has"
+            f" {block_bytes:,} bytes",
+            status=2,
+        )
+    swap = int(config.swap_gb * 1e9) * config.replicas
+    available = available_memory_bytes()
+    weights = 0
+    if config.device == "cpu" or (config.device == "auto" and not has_cuda_driver()):
+        weights = checkpoint.weights_bytes(config.dtype) * config.replicas
+    if weights + swap > available:
+        parts = f"{config.swap_gb:g} GB of swap space"
+        parts += f" in each of {config.replicas} replicas" if config.replicas > 1 else ""
+        parts += f" and {_mib(weights)} for weights" if weights else ""
+        raise StartError(
+            f"--swap-gb: {parts} need {_mib(weights + swap)} of the host's memory,"
+            f" {_mib(available)} are available",
+            status=2,
+        )
 
 
 def _mib(size: int) -> str:

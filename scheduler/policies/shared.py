@@ -46,8 +46,8 @@ class Batch:
         self.blocks = view.free_blocks
         self.promised = promised_blocks(view)
         # Pins give way to running requests, not to newcomers, unless only pins are in the way.
-        self.reserved = view.pinned_blocks if len(view.table.running) else 0
-        self.seats = view.limits.max_num_seqs - len(view.table.running)
+        self.reserved = view.pinned_blocks if view.table.seated else 0
+        self.seats = view.limits.max_num_seqs - view.table.seated
         self.slots: list[int] = []
         self.counts: list[int] = []
         self.preempted: list[int] = []
@@ -167,9 +167,11 @@ def at_least(name: str, value: float, least: float, unit: str = "") -> None:
 
 
 def promised_blocks(view: View) -> int:
-    """Blocks that running requests still need for the tokens they have."""
+    """Blocks that running requests, and those that come back from the host, still need for the tokens they have."""
     table = view.table
     running = table.running
+    if table.seated > len(running):
+        running = np.concatenate([running, table.returning])
     return int(table.block_demand(running, table.length[running] - table.computed[running]).sum())
 
 
