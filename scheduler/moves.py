@@ -1,4 +1,4 @@
-"""KV on its way to the host's memory and back: what of a decision can be carried out at once, and what waits for a copy.
+"""KV on its way to the host's memory and back: what of a decision can be done at once, and what waits for a copy.
 
 A policy decides as if blocks of victims came back at once, and as if a request whose KV is on the host could run like
 any other. So it need not know of copies: what starts an away request becomes a swap-in (it runs when its KV is there),

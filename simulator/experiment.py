@@ -157,9 +157,8 @@ def _make_simulation(
     name, config = setting.policy, setting.scenario.config(setting.policy)
     params = {**setting.scenario.policies.get(name, {}), **setting.params}
     swap, sigma = setting.scenario.preemption == "swap", setting.length_error
-    if setting.swaps and (swap or name == DISTSERVE):
-        detail = "preemption: swap" if swap else f"policy: {name}"
-        raise ScenarioError(f"{detail} cannot be replaced under way; live neither exists")
+    if setting.swaps and name == DISTSERVE:
+        raise ScenarioError(f"policy: {name} cannot be replaced under way; live it does not exist")
     if setting.swaps and sigma is not None:
         raise ScenarioError("length_error: lengths are told at arrival, not to a successor")
     if name != DISTSERVE:

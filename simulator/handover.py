@@ -35,6 +35,7 @@ def successor(
         after.cost = before.cost
         if policy.name == old.policy.name:
             after.state = before.state
+        kv.on_copies_done()  # as if the worker had been asked
         core.inherit(kv.on_activate(), index)
     for request, arrival_s in live(old):
         core.on_submit(_again(request, now_s - arrival_s), request.frontend, now_s)

@@ -56,11 +56,15 @@ class WorkerCore:
 
     def execute(self, batch: Batch) -> StepResult:
         """One iteration. Raises FatalError when this worker cannot go on."""
+        begin_s = self._clock()
+        wait_s = begin_s - self._idle_since_s
         self._forget_and_meet(batch)
         failed: dict[int, str] = {}
-        moved = self._move(batch, failed)
-        begin_s = self._clock()  # copies that do not run beside the iteration are no part of it
-        wait_s = begin_s - self._idle_since_s
+        moved: list[int] = []
+        if batch.out_ids or batch.in_ids:
+            moved = self._move(batch, failed)
+            moved_s = self._clock()  # copies that do not run beside the iteration are no part of it
+            begin_s, wait_s = moved_s, wait_s + moved_s - begin_s
         works = self._entries(batch, failed)
         sampled = self._compute(batch, works, failed)
         if self.host is not None:  # without entries there is nothing else to do but wait
