@@ -38,8 +38,8 @@ class CostState(Struct, frozen=True):
 
 
 class Snapshot(Struct, frozen=True):
-    """What travels: `outputs` are the output lengths seen last by class, `costs` and `states` are by replica. The kind of
-    length predictor, its parameters, and the regression of one that fits any came later; without them it is the
+    """What travels: `outputs` are the output lengths seen last by class, `costs` and `states` are by replica. The kind
+    of length predictor, its parameters, and the regression of one that fits any came later; without them it is the
     class median."""
 
     version: int

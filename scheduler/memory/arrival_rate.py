@@ -15,8 +15,8 @@ class ArrivalRate(Struct, frozen=True):
     """An arrival t seconds ago counts exp(-t / tau_s). The first one opens the history and does not count itself;
     dividing by the weight of the history so far takes out that it is short.
 
-    At a steady rate r, and after a few tau_s, the standard deviation is sqrt(r / (2 tau_s)). `weight` is as of `at_s`, the
-    moment of the newest arrival. Raises ValueError for a tau_s below a tenth of a second."""
+    At a steady rate r, and after a few tau_s, the standard deviation is sqrt(r / (2 tau_s)). `weight` is as of `at_s`,
+    the moment of the newest arrival. Raises ValueError for a tau_s below a tenth of a second."""
 
     tau_s: float = 30.0
     begun_s: float | None = None

@@ -3,8 +3,8 @@
 Two measured curves over the length of a request: copying its KV to the host and back, a line with a start-up for each
 direction; computing it again, which the fitted cost model predicts, chunk by chunk. The paper finds one sweet spot,
 shorter ones are computed again and longer ones swapped. With a fitted cost model the curves may cross more than once
-(below the knee tokens cost almost nothing, and even one token takes an iteration), so that the decision compares them at
-the length in question, and the sweet spot is only reported.
+(below the knee tokens cost almost nothing, and even one token takes an iteration), so that the decision compares them
+at the length in question, and the sweet spot is only reported.
 """
 
 from __future__ import annotations
@@ -93,8 +93,8 @@ class Crossover:
         return Way(self.swap_s(tokens) < self.recompute_s(tokens, cost))
 
     def length(self, cost: CostModel, most: int) -> int | None:
-        """The sweet spot in tokens, a whole number of blocks: from there up to `most` tokens swapping is faster at every
-        whole number of blocks. None if it is not even at the last one, or `most` is less than a block."""
+        """The sweet spot in tokens, a whole number of blocks: from there up to `most` tokens swapping is faster at
+        every whole number of blocks. None if it is not even at the last one, or `most` is less than a block."""
         sweet = None
         for tokens in range(most // self.block_size * self.block_size, 0, -self.block_size):
             if self.way(tokens, cost) is Way.DROP:

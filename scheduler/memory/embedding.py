@@ -5,13 +5,13 @@ grows by s_o; what is left of the host's allocation must hold the whole guest an
 
     a_j - (u_j + s_o) - (s_p + s_o) >= b
 
-with a_j allocated and u_j used tokens of host j. Among the hosts that can, the one with the least allocation to spare is
-taken (best fit), so that large rooms are kept for large guests.
+with a_j allocated and u_j used tokens of host j. Among the hosts that can, the one with the least allocation to spare
+is taken (best fit), so that large rooms are kept for large guests.
 
 Reconstructed: a prompt that takes c chunks lets the host grow by c - 1 tokens more (with one chunk this is the paper's
-inequality); KV is paged, so host and guest each need whole blocks, which the inequality alone does not see (with blocks of
-one token it is the paper's); several guests of one host are judged one after the other, each with what the ones
-before it have left.
+inequality); KV is paged, so host and guest each need whole blocks, which the inequality alone does not see (with
+blocks of one token it is the paper's); several guests of one host are judged one after the other, each with what the
+ones before it have left.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ BUFFER = 8  # tokens; b is not published, this is a third party's
 
 @dataclass(frozen=True, slots=True)
 class Guest:
-    """A request that is to be embedded: its tokens to process, its predicted further output, and the iterations that
-    its prompt takes."""
+    """A request that is to be embedded: its tokens so far that need room (the prompt; of one that returns, its output
+    too), its predicted further output, and the iterations that the former take."""
 
     prompt: int
     output: int
@@ -68,8 +68,8 @@ class Embedding:
         within("block_size", self.block_size, 1, unit="tokens")
 
     def feasible(self, allocated: Ints, used: Ints, guest: Guest) -> Bools:
-        """Which hosts can take the guest, [n]; `allocated` and `used` are their tokens, [n]: blocks that belong to other
-        guests are not theirs."""
+        """Which hosts can take the guest, [n]; `allocated` and `used` are their tokens, [n]: blocks that belong to
+        other guests are not theirs."""
         own = -(-(used + guest.life) // self.block_size)
         fits: Bools = left_over(allocated, used, guest) >= self.buffer
         fits &= own + guest.blocks(self.block_size) <= allocated // self.block_size
@@ -96,7 +96,7 @@ class Embedding:
 
 
 def left_over(allocated: Ints, used: Ints, guest: Guest) -> Ints:
-    """Tokens of each host's allocation that neither it nor the guest will need while the guest lives, [n]; negative where
-    it does not fit."""
+    """Tokens of each host's allocation that neither it nor the guest will need while the guest lives, [n]; negative
+    where it does not fit."""
     left: Ints = allocated - (used + guest.life) - guest.tokens
     return left

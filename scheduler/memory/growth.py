@@ -2,9 +2,9 @@
 requests get (CacheOPT, arXiv 2503.13773, sections 3.3.2 and 3.3.3).
 
 The paper keeps a global reserve that newcomers may not count on, lets requests ask for further KV a few iterations
-before they run out, and gives a request that must start in the next iteration just its tokens and one quantum B,
-if need be from what others have allocated and do not use, those with the largest slack first. Reconstructed: the
-numbers (2 iterations and 64 reserved tokens are a third party's; B is ours), and that whoever is cut keeps what it needs for
+before they run out, and gives a request that must start in the next iteration just its tokens and one quantum B, if
+need be from what others have allocated and do not use, those with the largest slack first. Reconstructed: the numbers
+(2 iterations and 64 reserved tokens are a third party's; B is ours), and that whoever is cut keeps what it needs for
 the next iterations, since it would ask for it again at once.
 """
 
@@ -53,8 +53,8 @@ class Growth:
         return blocks
 
     def least_demand(self, tokens: int, most: int) -> int:
-        """Blocks without which a critical request cannot start: for all its `tokens` (a prompt; prompt and output of one
-        that returns) and a quantum, at most for the `most` tokens that it can ever have."""
+        """Blocks without which a critical request cannot start: for all its `tokens` (a prompt; prompt and output of
+        one that returns) and a quantum, at most for the `most` tokens that it can ever have."""
         return -(-min(tokens + self.quantum, most) // self.block_size)
 
     def unused(self, allocated: Ints, used: Ints) -> Ints:
@@ -71,8 +71,9 @@ def serve(asks: Ints, left: Ints, ids: Ints, blocks: int) -> Ints:
 
 
 def cuts(unused: Ints, slack_s: Floats, ids: Ints, blocks: int) -> Ints:
-    """Unused blocks to be taken from each for a critical request that lacks `blocks`, [n]: from the largest slack first, of
-    equals from the smaller id. Sums to less than `blocks` if there is no more: then somebody must be preempted besides."""
+    """Unused blocks to be taken from each for a critical request that lacks `blocks`, [n]: from the largest slack
+    first, of equals from the smaller id. Sums to less than `blocks` if there is no more: then somebody must be
+    preempted besides."""
     return _pour(unused, np.lexsort((ids, -slack_s)), blocks)
 
 

@@ -1,17 +1,20 @@
 """How much memory a predicted length is worth: CacheOPT's pad (arXiv 2503.13773, its padding of output lengths).
 
-Hoeffding's inequality says of one observation X with mean m, out of a range R wide, that P(X - m >= t) <= exp(-2 t^2 / R^2).
+Hoeffding's inequality says of one observation X with mean m, out of a range R wide:
+
+    P(X - m >= t) <= exp(-2 t^2 / R^2)
+
 For a deviation that is exceeded with probability 1 - conf at most this gives
 
     t = R * sqrt(-ln(1 - conf) / 2)
 
 R is the range of the prediction's errors (`Estimate.spread`), and the pad is added where predictions are too low,
-subtracted where they are too high. The confidence falls as requests come faster, conf = alpha / (1 + beta * lambda): under
-load memory for waiting requests is worth more than safety from preemption.
+subtracted where they are too high. The confidence falls as requests come faster, conf = alpha / (1 + beta * lambda):
+under load memory for waiting requests is worth more than safety from preemption.
 
-Reconstructed: the form of conf, alpha and beta are those of a third party's guide, which takes lambda in requests per
-second; the paper says only that the confidence is adapted to the rate. The bound above is with the true mean; here the
-prediction stands for it.
+Reconstructed: the paper says only that the confidence is adapted to the arrival rate; the form of conf, alpha and beta
+are a third party's, which does not say in what unit lambda is (here requests per second, with which so small a beta
+does little: at 8 per second conf is 0.942). The bound holds around the true mean; here the prediction stands for it.
 """
 
 from __future__ import annotations
@@ -71,8 +74,8 @@ def padded(
     most: Ints,
     confidence: float,
 ) -> Ints:
-    """Output lengths to be given room, [n], from columns [n]: predicted length, range of its errors, direction (1 too low,
-    -1 too high), tokens generated so far, tokens allowed.
+    """Output lengths to be given room, [n], from columns [n]: predicted length, range of its errors, direction (1 too
+    low, -1 too high), tokens generated so far, tokens allowed.
 
     A running request needs room for one more than it has, whatever was predicted, and none beyond what it may have."""
     pads = deviation(1.0, confidence) * spreads

@@ -1,8 +1,8 @@
 """Who waits for memory in which order: CacheOPT's slack (arXiv 2503.13773, section 3.3.2).
 
 A new request has the slack that its TTFT objective leaves, one that was preempted that of its TBT objective, both less
-the iterations it needs, each as long as the longest one so far. Who has none left is *critical*: it must start in the next
-iteration.
+the iterations it needs, each as long as the longest one so far. Who has none left is *critical*: it must start in the
+next iteration.
 
 The time by which a request must start does not change as time passes, so the order goes by that. Reconstructed: a
 prompt takes several iterations if it is cut into chunks; a request preempted before its first token still has its TTFT
@@ -36,8 +36,8 @@ class LongestRun(Struct, frozen=True):
 
 
 def latest_start_s(table: RequestTable, slots: Ints, chunk: float, longest_s: float) -> Floats:
-    """By when each of `slots` must be in a batch, [n], if an iteration takes `longest_s` and processes `chunk` tokens of
-    a prompt. Slack is this minus now."""
+    """By when each of `slots` must be in a batch, [n], if an iteration takes `longest_s` and processes `chunk` tokens
+    of a prompt. Slack is this minus now."""
     pending = table.length[slots] - table.computed[slots]
     iterations = np.ceil(np.maximum(pending, 1) / chunk)
     generated = table.length[slots] - table.prompt_len[slots]

@@ -17,8 +17,8 @@ FEW = 16  # up to so many lengths each of them counts at once, afterwards each 1
 
 
 class ClassQuantiles:
-    """The `quantile` of the last outputs of the class; half of `max_tokens` before there are any. All requests of a class
-    are told the same, so the class is the bucket of their errors; `trim` as in residuals.py."""
+    """The `quantile` of the last outputs of the class; half of `max_tokens` before there are any. All requests of a
+    class are told the same, so the class is the bucket of their errors; `trim` as in residuals.py."""
 
     name = "class-quantiles"
 

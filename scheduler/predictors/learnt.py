@@ -21,8 +21,8 @@ class Regression(Struct, frozen=True):
 
 
 class Learnt(Struct, frozen=True):
-    """Each kind of predictor takes of it what it can use: output lengths seen last by class, the newest last, serve all of
-    them."""
+    """Each kind of predictor takes of it what it can use: output lengths seen last by class, the newest last, serve
+    all of them."""
 
     outputs: dict[str, list[int]] = {}  # msgspec copies it
     regression: Regression | None = None

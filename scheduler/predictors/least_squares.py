@@ -13,14 +13,14 @@ from accelgen.scheduler.table import Floats
 class LeastSquares:
     """After n observations (x_i, y_i) the weights minimise sum_i f^(n-i) (w.x_i - y_i)^2 + r |w|^2.
 
-    Recursive least squares with exponential forgetting, kept as the sums that the normal equations are made of and not as
-    their inverse: the ridge r stays as it is while observations fade, so that a direction which has not been seen
-    for long returns to 0 instead of blowing up the inverse (the wind-up of the usual form). Solving costs
-    width^3 / 3 multiplications, microseconds for a dozen features, and is done when it is asked for."""
+    Recursive least squares with exponential forgetting, kept as the sums that the normal equations are made of and not
+    as their inverse: the ridge r stays as it is while observations fade, so that a direction which has not been seen
+    for long returns to 0 instead of blowing up the inverse (the wind-up of the usual form). Solving costs width^3 / 3
+    multiplications, microseconds for a dozen features, and is done when it is asked for."""
 
     def __init__(self, width: int, forgetting: float = 0.999, ridge: float = 0.1) -> None:
-        """`forgetting` is f, from 0.5 (two observations count) to 1 (all do); `ridge` is r, at least 1e-6. Raises ValueError
-        for others."""
+        """`forgetting` is f, from 0.5 (two observations count) to 1 (all do); `ridge` is r, at least 1e-6. Raises
+        ValueError for others."""
         within("forgetting", forgetting, 0.5, 1.0)
         within("ridge", ridge, 1e-6)
         self.width, self.forgetting, self.ridge = width, forgetting, ridge

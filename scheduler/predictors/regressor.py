@@ -1,8 +1,8 @@
 """Output lengths by a regression that is trained on line, from every request that ends.
 
-CacheOPT fine-tunes a language model to predict length and direction of the error (arXiv 2503.13773). Here, where no such
-model comes with the server, the logarithm of the length is a linear function of what is known at arrival. Its errors are
-multiplicative then, as those of lengths are, and what it predicts is the median rather than the mean.
+CacheOPT fine-tunes a language model to predict length and direction of the error (arXiv 2503.13773). Here, where no
+such model comes with the server, the logarithm of the length is a linear function of what is known at arrival. Its
+errors are multiplicative then, as those of lengths are, and what it predicts is the median rather than the mean.
 """
 
 from __future__ import annotations

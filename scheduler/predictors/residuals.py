@@ -2,8 +2,8 @@
 
 CacheOPT bounds the deviation of a prediction by Hoeffding's inequality (arXiv 2503.13773, the padding of its length
 estimate). The R in it must be the range of the errors where such a length was predicted: with the range of all lengths
-every pad would reach the longest one. Reconstructed, since the paper gives neither buckets nor calibration set: a bucket
-is a power of two of the predicted length, and the last errors on line are the calibration set.
+every pad would reach the longest one. Reconstructed, since the paper gives neither buckets nor calibration set: a
+bucket is a power of two of the predicted length, and the last errors on line are the calibration set.
 """
 
 from __future__ import annotations
