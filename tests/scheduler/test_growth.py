@@ -74,7 +74,7 @@ def test_blocks_go_round_in_order(pairs: list[tuple[int, int]], blocks: int, shu
     ids = np.arange(1, len(pairs) + 1)
     granted = serve(asks, left, ids, blocks)
     assert granted.sum() == min(blocks, asks.sum())
-    assert (0 <= granted).all() and (granted <= asks).all()
+    assert (granted >= 0).all() and (granted <= asks).all()
     for i in range(len(pairs)):
         for j in range(len(pairs)):
             if (left[i], ids[i]) < (left[j], ids[j]) and granted[i] < asks[i]:

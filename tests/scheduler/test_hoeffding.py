@@ -126,7 +126,7 @@ def test_constants_out_of_range(params: dict[str, float], fault: str) -> None:
         Pad(**params)
 
 
-# --- the arrival rate ----------------------------------------------------------------------------------------------------
+# --- the arrival rate ------------------------------------------------------------------------------------------------
 
 
 def after(times_s: list[float], tau_s: float = 10.0) -> ArrivalRate:

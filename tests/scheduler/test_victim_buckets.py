@@ -37,11 +37,14 @@ widths = st.builds(Widths, st.sampled_from([0.25, 1.0]), st.integers(1, 100), st
 
 def order(ones: list[Running], widths: Widths | None = None) -> list[int]:
     """Ids, the first victim first."""
-    columns = [np.array([getattr(one, name) for one in ones]) for name in Running.__annotations__]
-    ids, arrival_s, tbt_s, remaining, blocks = columns
-    if not ones:
-        columns[0] = columns[3] = columns[4] = np.array([], dtype=np.int64)
-        ids, arrival_s, tbt_s, remaining, blocks = columns
+    ids, remaining, blocks = (
+        np.array([getattr(one, name) for one in ones], dtype=np.int64)
+        for name in ("id", "remaining", "blocks")
+    )
+    arrival_s, tbt_s = (
+        np.array([getattr(one, name) for one in ones], dtype=np.float64)
+        for name in ("arrival_s", "tbt_s")
+    )
     return [ones[i].id for i in victim_order(ids, arrival_s, tbt_s, remaining, blocks, widths)]
 
 
