@@ -33,6 +33,7 @@ class ClassQuantiles:
         seen = {name: lengths for name, lengths in outputs.items() if lengths}
         self._outputs = {name: deque(lengths, maxlen=WINDOW) for name, lengths in seen.items()}
         self._known = {name: self._judge(lengths) for name, lengths in self._outputs.items()}
+        self._seen = {name: len(lengths) for name, lengths in self._outputs.items()}
 
     @property
     def params(self) -> dict[str, Any]:
@@ -52,7 +53,8 @@ class ClassQuantiles:
     def observe(self, traits: Traits, tokens: int) -> None:
         outputs = self._outputs.setdefault(traits.slo_class, deque(maxlen=WINDOW))
         outputs.append(tokens)
-        if len(outputs) < FEW or len(outputs) % FEW == 0:
+        seen = self._seen[traits.slo_class] = self._seen.get(traits.slo_class, 0) + 1
+        if seen < FEW or seen % FEW == 0:
             self._known[traits.slo_class] = self._judge(outputs)
 
     def _judge(self, outputs: deque[int]) -> Estimate:

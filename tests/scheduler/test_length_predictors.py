@@ -85,6 +85,16 @@ def test_the_class_median_is_as_it_was(observations: Observations) -> None:
         by_hand.observe(about.slo_class, tokens)
 
 
+def test_the_class_median_follows_beyond_its_window() -> None:
+    median = ClassMedian()
+    feed(median, [10] * 500)
+    feed(median, [700] * 500)
+    assert median.predict(CHAT).tokens == 700
+    heir = ClassMedian(median.learnt())
+    feed(heir, [40] * 500)
+    assert heir.predict(CHAT).tokens == 40
+
+
 def test_nothing_is_known_at_first() -> None:
     for predictor in (ClassMedian(), ClassQuantiles(quantile=0.9), LengthRegressor()):
         assert predictor.predict(CHAT) == Estimate(500, 1, 1000, Direction.UNDER)
@@ -131,7 +141,7 @@ def test_what_cannot_be_made(name: str, params: dict[str, object], fault: str) -
         make_predictor(name, params)
 
 
-# --- errors ------------------------------------------------------------------------------------------------------------
+# --- errors ----------------------------------------------------------------------------------------------------------
 
 
 def test_errors_count_in_their_bucket() -> None:
@@ -171,7 +181,7 @@ def test_buckets_are_powers_of_two() -> None:
     assert [bucket_of(n) for n in (0, 1, 2, 3, 4, 7, 8, 1024)] == [1, 1, 2, 2, 3, 3, 4, 11]
 
 
-# --- least squares -------------------------------------------------------------------------------------------------------
+# --- least squares ---------------------------------------------------------------------------------------------------
 
 
 def test_least_squares_solves_the_weighted_problem() -> None:
@@ -218,7 +228,7 @@ def test_sums_that_no_observations_have(gram: list[list[float]], moment: list[fl
     assert line.predict(np.ones(2)) == 0
 
 
-# --- the regression --------------------------------------------------------------------------------------------------------
+# --- the regression --------------------------------------------------------------------------------------------------
 
 
 def log_normal(middle: float, sigma: float, draw: np.random.Generator) -> int:
@@ -342,7 +352,7 @@ def test_what_is_predicted_is_possible(trimmed: LengthRegressor, about: Traits) 
     assert estimate.spread >= 0
 
 
-# --- what travels ------------------------------------------------------------------------------------------------------------
+# --- what travels ----------------------------------------------------------------------------------------------------
 
 
 def learners() -> list[Learner]:
