@@ -2,7 +2,8 @@
 
 CacheOPT fine-tunes a language model to predict length and direction of the error (arXiv 2503.13773). Here, where no
 such model comes with the server, the logarithm of the length is a linear function of what is known at arrival. Its
-errors are multiplicative then, as those of lengths are, and what it predicts is the median rather than the mean.
+errors are multiplicative then, as those of lengths are, and what it predicts is the median rather than the mean. An
+answer that was cut off at `max_tokens` counts as long as it got, since it held no more memory.
 """
 
 from __future__ import annotations
