@@ -30,7 +30,8 @@ from accelgen.proto.messages import (
 from accelgen.scheduler.admission import Expiry, Refusal, judge
 from accelgen.scheduler.cost_model import Coefficients, CostModel
 from accelgen.scheduler.policy import Limits, Policy
-from accelgen.scheduler.predictor import ClassMedian, LengthPredictor
+from accelgen.scheduler.predictors.class_quantiles import ClassMedian
+from accelgen.scheduler.predictors.estimate import LengthPredictor, Traits
 from accelgen.scheduler.replica import Outcome, Replica
 from accelgen.scheduler.request import Request, end_of, end_reason, requests_of
 from accelgen.scheduler.table import WAITING
@@ -87,7 +88,7 @@ class SchedulerCore:
             for index, spec in replicas.items()
         }
         self._workers = {index: spec.worker for index, spec in replicas.items()}
-        self.predictor = predictor or ClassMedian()
+        self.predictor: LengthPredictor = predictor or ClassMedian()
         self.draining = False
         self.yielding = False  # a successor waits: nothing more is planned
         self.outbox: list[tuple[Role, int, Body]] = []
@@ -125,9 +126,7 @@ class SchedulerCore:
         for request in requests:
             table = self.replicas[home].table
             slot = table.add(request, arrival_s)
-            table.predicted_output[slot] = self.predictor.predict(
-                request.slo_class, request.max_tokens
-            )
+            table.predicted_output[slot] = self.predictor.predict(Traits.of(request)).tokens
             self._home[request.id] = home
             request.expires_s = arrival_s + queue_s
             request.predicted_ttft_s = verdict.predicted_ttft_s
@@ -228,8 +227,9 @@ class SchedulerCore:
                 sheaf.ends.append(end)
                 over.append(outcome)
         for outcome in over:
-            self.predictor.observe(outcome.request.slo_class, len(outcome.request.generated))
-            self._forget(outcome.request, spoiled=outcome.reason is Reason.FAILED)
+            request = outcome.request
+            self.predictor.observe(Traits.of(request), len(request.generated))
+            self._forget(request, spoiled=outcome.reason is Reason.FAILED)
         for frontend, sheaf in sheaves.items():
             if sheaf.ids:
                 tokens = Tokens(result.step, sheaf.ids, sheaf.counts, sheaf.tokens)

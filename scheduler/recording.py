@@ -23,7 +23,8 @@ from accelgen.proto.messages import Abort, Inventory, KvReport, StepResult, Subm
 from accelgen.proto.recorder import fact, standing_fact
 from accelgen.scheduler.core import ReplicaSpec, SchedulerCore
 from accelgen.scheduler.policy import Policy
-from accelgen.scheduler.predictor import ClassMedian
+from accelgen.scheduler.predictors.class_quantiles import ClassMedian
+from accelgen.scheduler.predictors.kinds import is_learner
 from accelgen.scheduler.replica import Replica
 from accelgen.scheduler.snapshot import Experience
 
@@ -171,8 +172,6 @@ class RecordedCore(SchedulerCore):
         standing_fact(CORE_MADE, config=config, replicas=specs, snapshot=self._learnt())
 
     def _learnt(self) -> bytes:
-        known = Experience(
-            self.predictor if isinstance(self.predictor, ClassMedian) else ClassMedian()
-        )
+        known = Experience(self.predictor if is_learner(self.predictor) else ClassMedian())
         known.take_from(self)
         return known.packed(self.policy)

@@ -16,7 +16,9 @@ from msgspec import Struct
 from accelgen.scheduler.core import SchedulerCore
 from accelgen.scheduler.cost_model import Coefficients, CostModel
 from accelgen.scheduler.policy import Policy
-from accelgen.scheduler.predictor import ClassMedian
+from accelgen.scheduler.predictors.class_quantiles import ClassMedian
+from accelgen.scheduler.predictors.kinds import make_predictor
+from accelgen.scheduler.predictors.learnt import Learner, Learnt, Regression
 
 VERSION = 1
 MOST_BYTES = 1 << 20  # it passes through the supervisor
@@ -36,20 +38,25 @@ class CostState(Struct, frozen=True):
 
 
 class Snapshot(Struct, frozen=True):
-    """What travels: `outputs` are the output lengths seen last by class, the others are by replica."""
+    """What travels: `outputs` are the output lengths seen last by class, `costs` and `states` are by replica. The kind
+    of length predictor, its parameters, and the regression of one that fits any came later; without them it is the
+    class median."""
 
     version: int
     policy: str
     outputs: dict[str, list[int]]
     costs: dict[int, CostState]
     states: dict[int, Any]
+    predictor: str = ClassMedian.name
+    predictor_params: dict[str, Any] = {}  # msgspec copies it
+    regression: Regression | None = None
 
 
 @dataclass
 class Experience:
     """`patience`: how many times its bound an iteration may take; doubled when one did not come back."""
 
-    predictor: ClassMedian = field(default_factory=ClassMedian)
+    predictor: Learner = field(default_factory=ClassMedian)
     costs: dict[int, CostModel] = field(default_factory=dict)
     states: dict[int, Any] = field(default_factory=dict)
     patience: float = 1.0
@@ -75,7 +82,17 @@ class Experience:
             index: CostState(c.coefficients, c.scale, c.upper, c.lower, c.observed)
             for index, c in self.costs.items()
         }
-        bare = Snapshot(VERSION, policy.name, self.predictor.outputs(), costs, {})
+        predictor, learnt = self.predictor, self.predictor.learnt()
+        bare = Snapshot(
+            VERSION,
+            policy.name,
+            learnt.outputs,
+            costs,
+            {},
+            predictor.name,
+            predictor.params,
+            learnt.regression,
+        )
         try:
             states = {index: msgspec.to_builtins(state) for index, state in self.states.items()}
             whole = msgspec.msgpack.encode(msgspec.structs.replace(bare, states=states))
@@ -104,7 +121,16 @@ def unpacked(data: bytes, policy: Policy) -> Experience:
         costs[index] = cost = CostModel(state.coefficients)
         cost.scale, cost.upper, cost.lower = state.scale, state.upper, state.lower
         cost.observed = state.observed
-    return Experience(ClassMedian(found.outputs), costs, _states(found, policy))
+    return Experience(_predictor(found), costs, _states(found, policy))
+
+
+def _predictor(found: Snapshot) -> Learner:
+    learnt = Learnt(found.outputs, found.regression)
+    try:
+        return make_predictor(found.predictor, found.predictor_params, learnt)
+    except ValueError as error:
+        log.warning("the length predictor cannot be used", cause=str(error))
+        return ClassMedian(learnt)
 
 
 def _states(found: Snapshot, policy: Policy) -> dict[int, Any]:

@@ -32,7 +32,7 @@ from accelgen.proto.messages import (
 )
 from accelgen.scheduler.core import ReplicaSpec, SchedulerCore
 from accelgen.scheduler.policy import Policy
-from accelgen.scheduler.predictor import LengthPredictor
+from accelgen.scheduler.predictors.estimate import LengthPredictor
 from accelgen.simulator.device import Device
 from accelgen.simulator.handover import live, successor
 from accelgen.simulator.lengths import KnownLengths
