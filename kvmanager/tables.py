@@ -224,14 +224,11 @@ class BlockTables:
 
     def swap_out(self, request: Request, work: Work) -> bool:
         """Begins to copy what `request` has computed to the host; what it does not use is given back at once. False if
-        it cannot be (no room there, nothing to copy, not known to the worker, or a copy is still under way)."""
+        it cannot be: no room there, a copy still under way, or the worker has not run it with this KV."""
         used = -(-request.computed // self.block_size)
-        if not (request.introduced and request.table and used) or used > self.host.free:
-            return False
-        if request.moving or request.id in self.moves:
+        if not request.running or used > self.host.free or request.id in self.moves:
             return False
         self._index_full_blocks(request)
-        self._unpin(request)
         loan = self._end_ties(request)
         rest = request.table[used:]
         del request.table[used:]
@@ -250,7 +247,7 @@ class BlockTables:
         """Begins to copy what `request` has on the host back. False, and nothing has changed, if it does not fit or is
         not there."""
         needed = len(request.host)
-        if not needed or request.moving or request.id in self.moves:
+        if not needed or request.id in self.moves:
             return False
         borrowed = self._spare_for(request, needed)
         if not self._make_room(needed - borrowed, request, work):
