@@ -152,7 +152,7 @@ def test_its_request_is_over_while_it_is_copied(how: str, back: bool) -> None:
     report = replica.plan(moved=[1])
     assert report.leaving == 0 and report.host_free == 4
     replica.core.on_lookup(make_lookup(make_prompt(2, [2] * 16)))
-    assert replica.plan((2, 0, 16)).dropped == ([2] if how == "adopt" and report.pinned else [])
+    assert replica.plan((2, 0, 16)).dropped == []
 
 
 def test_one_copy_at_a_time() -> None:
@@ -340,7 +340,7 @@ def test_who_cannot_lend(pair: tuple[int, int]) -> None:
     assert replica.plan(entry, embed=[pair]).dropped == ([] if guest == 1 else [guest])
 
 
-# --- the host's pool ---------------------------------------------------------------------------------------------------
+# --- the host's pool -------------------------------------------------------------------------------------------------
 
 
 def test_the_pool_of_the_host() -> None:
