@@ -196,7 +196,7 @@ class BlockTables:
         request.table, request.host = [], []
         request.computed = request.sent = 0
         request.capacity = 0
-        request.running = request.shares_tail = False
+        request.running = request.shares_tail = request.claimed = False
         self._set_indexed(request, 0)
 
     def _end_ties(self, request: Request) -> Loan | None:
@@ -226,16 +226,18 @@ class BlockTables:
         """Begins to copy what `request` has computed to the host; what it does not use is given back at once. False if
         it cannot be: no room there, a copy still under way, or the worker has not run it with this KV."""
         used = -(-request.computed // self.block_size)
-        if not request.running or used > self.host.free or request.id in self.moves:
+        runs = request.table and (request.running or request.claimed)
+        if not runs or used > self.host.free or request.id in self.moves:
             return False
         self._index_full_blocks(request)
+        self._unpin(request)
         loan = self._end_ties(request)
         rest = request.table[used:]
         del request.table[used:]
         self._give_back(rest[::-1], loan)
         blocks, hosts = self.moves.begin_out(request, loan)
         request.sent = request.capacity = 0
-        request.running = request.shares_tail = False
+        request.running = request.shares_tail = request.claimed = False
         request.indexed, request.index_at = 0, NEVER
         work.out_ids.append(request.id)
         work.out_counts.append(used)
@@ -320,7 +322,7 @@ class BlockTables:
         self.loans.close(loan)
         del request.table[blocks:], request.chain[keep // self.block_size :]
         request.sent = request.capacity = 0
-        request.running = False
+        request.running, request.claimed = False, request.running or request.claimed
         # The block that it writes next may be in the index, as full, or be read by a forked sibling.
         request.shares_tail = keep % self.block_size > 0
         self.pool.demote(request.table)
@@ -334,7 +336,7 @@ class BlockTables:
             request.table, request.computed = list(there.blocks), there.computed
             request.host = list(there.host)
             if request.table:
-                self._pinned[request.id] = request
+                self._pinned[request.id], request.claimed = request, True
             if request.host:
                 request.index_at = NEVER
         self.pool.claim([request.table for request in requests])
