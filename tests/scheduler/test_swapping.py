@@ -293,7 +293,7 @@ def test_a_replay_decides_the_same(policy: str, tmp_path: Path) -> None:
     assert moved > 4 or policy == "orca"
 
 
-# --- allocations and embedding by a policy -----------------------------------------------------------------------------
+# --- allocations and embedding by a policy ---------------------------------------------------------------------------
 
 
 class Generous(Sarathi):
