@@ -40,3 +40,4 @@ class Request:
     follows: bool = True  # no confirmed token has been missed, so the next one can be appended
     host: list[int] = field(default_factory=list)  # blocks of the host that hold its KV: it is away
     moving: bool = False  # its KV is being copied to the host, or back
+    claimed: bool = False  # not run since a takeover, but the worker has computed its table

@@ -196,7 +196,7 @@ class BlockTables:
         request.table, request.host = [], []
         request.computed = request.sent = 0
         request.capacity = 0
-        request.running = request.shares_tail = False
+        request.running = request.shares_tail = request.claimed = False
         self._set_indexed(request, 0)
 
     def _end_ties(self, request: Request) -> Loan | None:
@@ -224,11 +224,10 @@ class BlockTables:
 
     def swap_out(self, request: Request, work: Work) -> bool:
         """Begins to copy what `request` has computed to the host; what it does not use is given back at once. False if
-        it cannot be (no room there, nothing to copy, not known to the worker, or a copy is still under way)."""
+        it cannot be: no room there, a copy still under way, or the worker has not run it with this KV."""
         used = -(-request.computed // self.block_size)
-        if not (request.introduced and request.table and used) or used > self.host.free:
-            return False
-        if request.moving or request.id in self.moves:
+        runs = request.table and (request.running or request.claimed)
+        if not runs or used > self.host.free or request.id in self.moves:
             return False
         self._index_full_blocks(request)
         self._unpin(request)
@@ -238,7 +237,7 @@ class BlockTables:
         self._give_back(rest[::-1], loan)
         blocks, hosts = self.moves.begin_out(request, loan)
         request.sent = request.capacity = 0
-        request.running = request.shares_tail = False
+        request.running = request.shares_tail = request.claimed = False
         request.indexed, request.index_at = 0, NEVER
         work.out_ids.append(request.id)
         work.out_counts.append(used)
@@ -250,7 +249,7 @@ class BlockTables:
         """Begins to copy what `request` has on the host back. False, and nothing has changed, if it does not fit or is
         not there."""
         needed = len(request.host)
-        if not needed or request.moving or request.id in self.moves:
+        if not needed or request.id in self.moves:
             return False
         borrowed = self._spare_for(request, needed)
         if not self._make_room(needed - borrowed, request, work):
@@ -323,7 +322,7 @@ class BlockTables:
         self.loans.close(loan)
         del request.table[blocks:], request.chain[keep // self.block_size :]
         request.sent = request.capacity = 0
-        request.running = False
+        request.running, request.claimed = False, request.running or request.claimed
         # The block that it writes next may be in the index, as full, or be read by a forked sibling.
         request.shares_tail = keep % self.block_size > 0
         self.pool.demote(request.table)
@@ -337,7 +336,7 @@ class BlockTables:
             request.table, request.computed = list(there.blocks), there.computed
             request.host = list(there.host)
             if request.table:
-                self._pinned[request.id] = request
+                self._pinned[request.id], request.claimed = request, True
             if request.host:
                 request.index_at = NEVER
         self.pool.claim([request.table for request in requests])

@@ -107,7 +107,7 @@ class ShadowWorker:
 
     def finish_copies(self, linger: int = 0) -> list[int]:
         """All copies but the last `linger` are done: whose they are."""
-        done = self.copies[: len(self.copies) - linger]
+        done = self.copies[: max(0, len(self.copies) - linger)]
         del self.copies[: len(done)]
         for copy in done:
             found = [copy.source[block] for block in copy.sources]
