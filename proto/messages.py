@@ -484,10 +484,13 @@ class Yield(Body, frozen=True):
 
 
 class Prepare(Body, frozen=True):
-    """supervisor -> scheduler that stands by: make this policy, then say "prepared"."""
+    """supervisor -> scheduler that stands by: make this policy, then say "prepared". `memory`: the memory policy beside
+    it, "" for the policy's own."""
 
     policy: ShortText
     params: dict[str, Any] = field(default_factory=dict)
+    memory: ShortText = ""
+    memory_params: dict[str, Any] = field(default_factory=dict)
 
 
 class Assume(Body, frozen=True):
@@ -506,12 +509,15 @@ class Handoff(Body, frozen=True):
 
 class Swap(Body, frozen=True):
     """command line, frontend -> supervisor: replace the scheduler by one with this policy, or with `dry_run` only see
-    whether it could. Answered by Swapped, with the same `ticket`, when that has been done or refused."""
+    whether it could. Answered by Swapped, with the same `ticket`, when that has been done or refused. `memory` "": the
+    memory policy stays as it was chosen, with its parameters."""
 
     policy: PolicyName
     params: PolicyParams
     dry_run: bool = False
     ticket: Id = 0
+    memory: ShortText = ""
+    memory_params: PolicyParams = field(default_factory=dict)
 
 
 class Swapped(Body, frozen=True):

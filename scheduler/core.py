@@ -29,6 +29,8 @@ from accelgen.proto.messages import (
 )
 from accelgen.scheduler.admission import Expiry, Refusal, judge
 from accelgen.scheduler.cost_model import Coefficients, CostModel
+from accelgen.scheduler.memory.crossover import Copies
+from accelgen.scheduler.memory.policy import MemoryPolicy, memory_of
 from accelgen.scheduler.policy import Limits, Policy
 from accelgen.scheduler.predictors.class_quantiles import ClassMedian
 from accelgen.scheduler.predictors.estimate import LengthPredictor, Traits
@@ -39,12 +41,14 @@ from accelgen.scheduler.table import WAITING
 
 @dataclass(frozen=True, slots=True)
 class ReplicaSpec:
-    """What a replica offers: its KV blocks, and a fitted cost model if there is one. `worker`: its incarnation."""
+    """What a replica offers: its KV blocks, and a fitted cost model if there is one. `worker`: its incarnation.
+    `copies`: what moving KV to the host and back takes, if that has been measured."""
 
     blocks: int
     block_size: int
     coefficients: Coefficients | None = None
     worker: int = 0
+    copies: Copies | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +76,11 @@ class SchedulerCore:
         policy: Policy,
         replicas: Mapping[int, ReplicaSpec],
         predictor: LengthPredictor | None = None,
+        memory: MemoryPolicy | None = None,
     ) -> None:
+        """`memory`: the memory policy, if it is not the one that `config` says. Raises UnknownPolicy."""
+        self.memory = memory or memory_of(policy, config)
+        swaps = config.preemption == "swap"
         limits = Limits(config.max_num_seqs, config.max_num_batched_tokens, config.max_step_s)
         self.config, self.policy = config, policy
         self.replicas = {
@@ -83,7 +91,9 @@ class SchedulerCore:
                 spec.blocks,
                 spec.block_size,
                 config.pipeline_depth,
-                config.preemption == "swap",
+                swaps,
+                self.memory,
+                spec.copies if swaps else None,
             )
             for index, spec in replicas.items()
         }
@@ -126,7 +136,9 @@ class SchedulerCore:
         for request in requests:
             table = self.replicas[home].table
             slot = table.add(request, arrival_s)
-            table.predicted_output[slot] = self.predictor.predict(Traits.of(request)).tokens
+            estimate = self.predictor.predict(Traits.of(request))
+            table.predicted_output[slot] = estimate.tokens
+            table.predicted_range[slot] = estimate.direction * estimate.spread
             self._home[request.id] = home
             request.expires_s = arrival_s + queue_s
             request.predicted_ttft_s = verdict.predicted_ttft_s

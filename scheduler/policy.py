@@ -7,7 +7,7 @@ simulated.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Protocol
@@ -16,6 +16,7 @@ from msgspec import Struct
 
 from accelgen.proto.policies import POLICY_GROUP, unknown_policy
 from accelgen.scheduler.cost_model import CostModel, Work
+from accelgen.scheduler.memory.crossover import Copies
 from accelgen.scheduler.request import Request
 from accelgen.scheduler.table import Bools, Ints, RequestTable
 
@@ -31,7 +32,10 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """One replica, projected past the iteration in flight. A policy reads it and changes nothing."""
+    """One replica, projected past the iteration in flight. A policy reads it and changes nothing.
+
+    `victims`: who gives way first if the memory policy has a say in it. `copies`: what copies of KV to the host and
+    back take, if that has been measured and there is room on the host."""
 
     table: RequestTable
     # that an allocation can take, the cached and the pinned ones included, and those that are leaving for the host
@@ -42,6 +46,12 @@ class View:
     total_blocks: int
     limits: Limits
     cost: CostModel
+    victims: Victims | None = None
+    copies: Copies | None = None
+
+
+Victims = Callable[[View], Ints]
+"""Running slots, who is preempted first in front. Asked only when blocks are short."""
 
 
 @dataclass(slots=True)

@@ -19,6 +19,9 @@ import numpy as np
 from accelgen.proto.messages import Fork, KvReport, Plan, Reason, StepResult
 from accelgen.scheduler.cost_model import CostModel, Work
 from accelgen.scheduler.decision import Entries, check, clip
+from accelgen.scheduler.memory.crossover import Copies
+from accelgen.scheduler.memory.on_demand import ON_DEMAND
+from accelgen.scheduler.memory.policy import MemoryPolicy
 from accelgen.scheduler.moves import Moves, Reach
 from accelgen.scheduler.policy import Decision, Limits, Policy, StepStats, View
 from accelgen.scheduler.request import Request, end_reason
@@ -69,6 +72,7 @@ class Flight:
     begun_s: float  # (predicted) start of the forward pass
     predicted_s: float
     bound_s: float
+    allocated: dict[int, int]  # slots that were given blocks ahead of need, and how many they hold
     reported: bool = False
     dropped: set[int] = field(default_factory=set)  # request ids
 
@@ -104,6 +108,8 @@ class Replica:
         block_size: int,
         depth: int,
         swaps: bool = False,
+        memory: MemoryPolicy = ON_DEMAND,
+        copies: Copies | None = None,
     ) -> None:
         self.policy, self.limits, self.cost = policy, limits, cost
         self.total_blocks, self.free_blocks, self.pinned_blocks = blocks, blocks, 0
@@ -111,6 +117,7 @@ class Replica:
         self.moves = Moves(swaps)
         self.table = RequestTable(block_size)
         self.state: Any = policy.initial()
+        self.memory, self.memory_state, self.copies = memory, memory.initial(), copies
         self.depth = depth
         self.flights: deque[Flight] = deque()
         self.step = 0
@@ -135,6 +142,8 @@ class Replica:
             self.total_blocks,
             self.limits,
             self.cost,
+            None,
+            self.copies,
         )
 
     def enqueue(self, slot: int) -> None:
@@ -190,14 +199,15 @@ class Replica:
         forks = self.siblings.take_forks(self.table)
         start_s = self.flights[-1].begun_s + self.flights[-1].predicted_s if self.flights else now_s
         start_s = max(start_s, now_s)
-        decision, self.state = self.policy.plan(self.view(), self.state, start_s)
+        decision = self._decide(start_s)
         reach = self.reach(decision, check(decision, self.table, self.policy.name))
         work = clip(reach.entries, self.table.block_size, self.limits, self.cost)
         for slot, key in decision.requeue.items():
             self.table.move(slot, key)
         self._note_starving(bool(decision.slots) or self.moves.pending, now_s)
         alone = (self._release or self.moves.pending) and not self.flights
-        idle_words = forks or alone or decision.preempt or reach.back or decision.allocate
+        grows = any(self.table.state[slot] == RUNNING for slot in decision.allocate)
+        idle_words = forks or alone or decision.preempt or reach.back or grows
         if not len(reach.entries.slots) and not idle_words:
             self._stalled_s = now_s
             return None
@@ -208,6 +218,15 @@ class Replica:
         for slot in reach.back:
             self._bring_back(slot, now_s)
         return self._commit(reach, work, decision, forks, now_s, start_s)
+
+    def _decide(self, start_s: float) -> Decision:
+        """The policy's decision, under the terms of the memory policy and with what that adds."""
+        view, memory = self.view(), self.memory
+        frame, state = memory.before(view, self.memory_state, start_s)
+        decision, self.state = self.policy.plan(frame, self.state, start_s)
+        decision, self.memory_state = memory.after(view, decision, state, start_s)
+        self.table.clear_terms()
+        return decision
 
     def reach(self, decision: Decision, entries: Entries) -> Reach:
         """What of a decision can be done at once."""
@@ -248,7 +267,7 @@ class Replica:
         flight = Flight(
             self.step, slots, table.ids[slots].tolist(), counts, held, sampled, started, work,
             counts[~entries.decode].tolist(), len(decision.preempt), now_s, start_s, predicted_s,
-            bound_s=max(BOUND_FLOOR_S, BOUND_FACTOR * predicted_s * self.cost.upper),
+            max(BOUND_FLOOR_S, BOUND_FACTOR * predicted_s * self.cost.upper), allocate,
         )  # fmt: skip
         self.flights.append(flight)
         self.step += 1
@@ -395,6 +414,8 @@ class Replica:
             if id not in dropped or slot is None:
                 continue
             count, held = int(flight.counts[i]), int(flight.held[i])
+            if slot not in flight.started:
+                held = flight.allocated.get(slot, held)
             self.table.roll_back(slot, count, bool(flight.sampled[i]), held)
             self.siblings.take_back(id)
             if slot in flight.started:
@@ -436,6 +457,7 @@ class Replica:
         ids = [id for id in flight.ids if id not in gone] if gone else flight.ids
         stats = StepStats(result.run_s, flight.chunks, flight.preempted, finished, ids, flight.work)
         self.state = self.policy.observe(stats, self.state)
+        self.memory_state = self.memory.observe(stats, self.memory_state)
         return outcomes
 
     def _outcomes(self, result: StepResult, now_s: float) -> list[Outcome]:

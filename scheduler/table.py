@@ -7,6 +7,9 @@ prompt, one for a request that decodes, none for one whose last allowed token is
 
 A request can have its KV on the host: it is *away*, waits, and holds no blocks, so that `block_demand` asks for all of
 them. While the KV is being copied there or back the request is *moving*: neither waiting nor running, it holds blocks.
+
+While a plan is made, *terms* of the memory policy can hold: what a request must be given beyond its tokens (padding),
+and what others lend it (offered). `block_demand` goes by them, and so does every policy.
 """
 
 from __future__ import annotations
@@ -53,6 +56,9 @@ _COLUMNS: dict[str, type] = {
     "first_s": np.float64,  # time of the first token, FAR_S before it
     "last_s": np.float64,  # (predicted) time of the newest token; arrival before the first
     "predicted_output": np.int64,  # tokens, an estimate
+    "predicted_range": np.int64,  # of its errors, in tokens; negative if it is rather too high
+    "padding": np.int64,  # terms: blocks that a waiting request must be given beyond its tokens
+    "offered": np.int64,  # terms: blocks that do not come out of the free ones
     "key": np.float64,  # place in the waiting order, given by the policy
 }
 
@@ -75,6 +81,9 @@ class RequestTable:
     first_s: Floats
     last_s: Floats
     predicted_output: Ints
+    predicted_range: Ints
+    padding: Ints
+    offered: Ints
     key: Floats
 
     def __init__(self, block_size: int, capacity: int = 256) -> None:
@@ -88,6 +97,8 @@ class RequestTable:
         self._free = list(range(capacity - 1, -1, -1))
         self._running_array: Ints | None = None
         self.waiting_tokens = 0  # tokens to process in ARRIVING and WAITING
+        self.has_terms = False
+        self.lenders: dict[int, int] = {}  # terms: by slot of who is offered blocks, whose they are
         for name, kind in _COLUMNS.items():
             setattr(self, name, np.zeros(capacity, dtype=kind))
 
@@ -130,7 +141,7 @@ class RequestTable:
         self.first_due_s[slot] = arrival_s + _or_far(objective.ttft_s)
         self.tpot_s[slot] = _or_far(objective.tpot_s)
         self.end_due_s[slot] = arrival_s + _or_far(objective.e2e_s)
-        self.predicted_output[slot] = request.max_tokens
+        self.predicted_output[slot], self.predicted_range[slot] = request.max_tokens, 0
         self.requests[slot] = request
         self.slot_of[request.id] = slot
         self.waiting_tokens += int(self.length[slot])
@@ -229,9 +240,32 @@ class RequestTable:
         remaining[self.length[slots] >= self.limit[slots]] = 0
         return remaining
 
+    def pad(self, slots: Ints, padding: Ints) -> None:
+        """Terms: requests that start must be given padding[i] >= 0 blocks beyond their tokens, [n]."""
+        self.padding[slots] = padding
+        self.has_terms = True
+
+    def offer(self, slot: int, blocks: int, lender: int = -1) -> None:
+        """Terms: so many blocks need not be free for a request, since they are those of the slot `lender`, or (-1) of
+        what the memory policy has kept back."""
+        self.offered[slot] = blocks
+        if lender >= 0:
+            self.lenders[slot] = lender
+        self.has_terms = True
+
+    def clear_terms(self) -> None:
+        """The plan is made."""
+        if self.has_terms:
+            self.padding.fill(0)
+            self.offered.fill(0)
+            self.lenders = {}
+            self.has_terms = False
+
     def block_demand(self, slots: Ints, counts: Ints) -> Ints:
-        """Further KV blocks needed to process counts[i] tokens of slots[i]."""
+        """Further KV blocks needed to process counts[i] tokens of slots[i]; free ones, if there are terms."""
         needed = -(-(self.computed[slots] + counts) // self.block_size)
+        if self.has_terms:
+            needed = needed + self.padding[slots] - self.offered[slots]
         demand: Ints = np.maximum(needed - self.blocks[slots], 0)
         return demand
 

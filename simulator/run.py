@@ -117,7 +117,9 @@ class Simulation:
         self.observer: Observer | None = None
         self._known = predictor if isinstance(predictor, KnownLengths) else None
         blocks = config.kv_blocks or device.blocks(config.block_size)
-        spec = ReplicaSpec(blocks, config.block_size, device.coefficients)
+        spec = ReplicaSpec(
+            blocks, config.block_size, device.coefficients, copies=device.copies(config.block_size)
+        )
         self._specs = specs = dict.fromkeys(range(config.replicas), spec)
         self._successors = deque(sorted(successors, key=lambda one: one.at_s))
         self.core = SchedulerCore(config, policy, specs, predictor)

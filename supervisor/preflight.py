@@ -10,7 +10,7 @@ import msgspec
 
 from accelgen.proto.config import Config
 from accelgen.proto.key_file import KeyFileError, read_keys
-from accelgen.proto.policies import params_fault, unknown_policy
+from accelgen.proto.policies import MEMORY_GROUP, params_fault, unknown_memory, unknown_policy
 from accelgen.supervisor.checkpoint import BUNDLED, Checkpoint, locate, open_checkpoint
 from accelgen.supervisor.errors import StartError
 from accelgen.supervisor.linux import available_memory_bytes, has_cuda_driver
@@ -22,6 +22,7 @@ def check(config: Config) -> tuple[Config, Checkpoint]:
     """`config` with the model's folder and name filled in, and the checkpoint. Raises StartError."""
     check_policy(config.policy)
     check_params(config.policy, config.policy_params)
+    check_memory_policy(config.memory, config.memory_params)
     _check_key_files(config)
     _check_profile(config.profile_file)
     _check_device(config.device, config.dtype)
@@ -45,6 +46,15 @@ def check_params(policy: str, params: dict[str, Any]) -> None:
     """Raises StartError (status 2) if the installed `policy` does not take `params`."""
     if fault := params_fault(policy, params):
         raise StartError(f"--policy-param: {fault}", status=2)
+
+
+def check_memory_policy(name: str, params: dict[str, Any]) -> None:
+    """Raises StartError (status 2), with near matches if no installed package offers the memory policy `name`, or if it
+    does not take `params`. "" is the policy's own."""
+    if name and (fault := unknown_memory(name)):
+        raise StartError(f"--memory: {fault}", status=2)
+    if name and (fault := params_fault(name, params, MEMORY_GROUP)):
+        raise StartError(f"--memory-param: {fault}", status=2)
 
 
 def check_lengths(config: Config, checkpoint: Checkpoint) -> None:

@@ -16,6 +16,7 @@ from enum import IntEnum
 import numpy as np
 from msgspec import Struct
 
+from accelgen.proto.messages import SwapSample
 from accelgen.scheduler.cost_model import CostModel, Work
 from accelgen.scheduler.parameters import within
 from accelgen.scheduler.table import Floats
@@ -36,6 +37,26 @@ class Line(Struct, frozen=True):
 
     def seconds(self, copied_bytes: int) -> float:
         return self.start_s + self.byte_s * copied_bytes
+
+
+class Copies(Struct, frozen=True):
+    """What moving KV takes on a replica: to the host, back, and the bytes of a block."""
+
+    out: Line
+    back: Line
+    block_bytes: int
+
+
+def fit_copies(swaps: Sequence[SwapSample]) -> Copies | None:
+    """From timed copies in both directions; None if they are too few to tell."""
+    try:
+        out, back = (
+            fit_line([one.bytes for one in way], [one.run_s for one in way])
+            for way in ([s for s in swaps if s.out], [s for s in swaps if not s.out])
+        )
+    except ValueError:
+        return None
+    return Copies(out, back, swaps[0].bytes // max(1, swaps[0].blocks))
 
 
 def fit_line(sizes: Sequence[int], seconds: Sequence[float]) -> Line:

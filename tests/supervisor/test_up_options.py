@@ -35,7 +35,7 @@ def call(*arguments: str) -> int:
 
 def test_every_field_has_an_option_and_a_word() -> None:
     fields = {field.name for field in msgspec.structs.fields(Config)}
-    assert set(up.HELP) == fields - {"policy_params", "slo_classes"}
+    assert set(up.HELP) == fields - {"policy_params", "memory_params", "slo_classes"}
 
 
 def test_help_lists_policies_and_defaults(capsys: pytest.CaptureFixture[str]) -> None:
