@@ -7,8 +7,7 @@ from typing import Any
 
 from world import World
 
-from accelgen.proto.messages import Body
-from accelgen.scheduler.core import SchedulerCore
+from accelgen.proto.messages import Body, Plan
 from accelgen.scheduler.predictors.estimate import Direction, Estimate, Traits
 
 
@@ -27,8 +26,9 @@ class Told:
 
 
 class MemoryWorld(World):
-    """`compares`: each running request holds as many blocks as the scheduler believes. (A forked choice shares its last
-    block, which the scheduler does not count.) `each_plan` is called after every plan."""
+    """`compares`: each running request holds as many blocks as the scheduler believes. (It does not count the last one,
+    which is shared, of a forked choice, nor that of a request taken over before it runs again.) `each_plan` is called
+    after every plan."""
 
     def __init__(self, *arguments: Any, compares: bool = True, **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -39,18 +39,15 @@ class MemoryWorld(World):
         """Output lengths by `max_tokens`, to the scheduler."""
         self.core.predictor = Told(outputs, spread)
 
-    @property
-    def fresh_core(self) -> SchedulerCore:
-        return self.core
-
     def _to_kv(self, index: int, body: Body) -> None:
         super()._to_kv(index, body)
         assert self.kvs[index].check() == []
-        self.each_plan()
+        if isinstance(body, Plan):
+            self.each_plan()
 
     def _handle(self, event: object) -> None:
         super()._handle(event)
-        if event[0] == "report" and self.compares:  # type: ignore[index]
+        if event[0] == "report" and self.compares and not self.epoch:  # type: ignore[index]
             self._compare(event[1])  # type: ignore[index]
 
     def _compare(self, index: int) -> None:
