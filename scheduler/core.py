@@ -29,9 +29,10 @@ from accelgen.proto.messages import (
 )
 from accelgen.scheduler.admission import Expiry, Refusal, judge
 from accelgen.scheduler.cost_model import Coefficients, CostModel
+from accelgen.scheduler.flight import Outcome
 from accelgen.scheduler.policy import Limits, Policy
 from accelgen.scheduler.predictor import ClassMedian, LengthPredictor
-from accelgen.scheduler.replica import Outcome, Replica
+from accelgen.scheduler.replica import Replica
 from accelgen.scheduler.request import Request, end_of, end_reason, requests_of
 from accelgen.scheduler.table import WAITING
 

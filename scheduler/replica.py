@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Collection
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,7 @@ import numpy as np
 from accelgen.proto.messages import Fork, KvReport, Plan, Reason, StepResult
 from accelgen.scheduler.cost_model import CostModel, Work
 from accelgen.scheduler.decision import Entries, check, clip
+from accelgen.scheduler.flight import Confirmed, Flight, Outcome
 from accelgen.scheduler.moves import Moves, Reach
 from accelgen.scheduler.policy import Decision, Limits, Policy, StepStats, View
 from accelgen.scheduler.request import Request, end_reason
@@ -28,8 +28,6 @@ from accelgen.scheduler.table import (
     MOVING,
     RUNNING,
     WAITING,
-    Bools,
-    Ints,
     RequestTable,
 )
 
@@ -49,47 +47,6 @@ REPORT_S, RESULT_S = (
 
 class ResultOutOfTurn(RuntimeError):
     """A StepResult is missing: no request may go on on a table with a gap."""
-
-
-@dataclass(slots=True)
-class Flight:
-    """An iteration that has been planned and has not come back."""
-
-    step: int
-    slots: Ints
-    ids: list[int]
-    counts: Ints
-    held: Ints  # blocks of each before
-    sampled: Bools
-    started: set[int]  # slots that left the queue for it
-    work: Work
-    chunks: list[int]
-    preempted: int
-    planned_s: float
-    begun_s: float  # (predicted) start of the forward pass
-    predicted_s: float
-    bound_s: float
-    reported: bool = False
-    dropped: set[int] = field(default_factory=set)  # request ids
-
-
-@dataclass(slots=True)
-class Confirmed:
-    """Tokens that the KV manager has not heard of: `counts` of each request, one after the other."""
-
-    ids: list[int] = field(default_factory=list)
-    counts: list[int] = field(default_factory=list)
-    tokens: list[int] = field(default_factory=list)
-
-
-@dataclass(slots=True)
-class Outcome:
-    """What a StepResult brought for one request: its new tokens, and how it ended if it did."""
-
-    request: Request
-    tokens: list[int]
-    reason: Reason | None = None
-    detail: str = ""
 
 
 class Replica:

@@ -54,9 +54,9 @@ def test_a_victim_goes_and_comes_back_by_hand() -> None:
 
 
 def test_others_run_beside_a_copy() -> None:
-    """8 blocks, all taken by prompts of 2, 3 and 3, whose tokens come after 1 + 1.12 s. The first needs another block and
-    goes, while the others decode in theirs: 1.02 s, and 0.2 s of copying are hidden behind them. When the second has
-    ended there is room, and the first comes back beside a decode of the third."""
+    """8 blocks, all taken by prompts of 2, 3 and 3, whose tokens come after 1 + 1.12 s. The first needs another block
+    and goes, while the others decode in theirs: 1.02 s, and 0.2 s of copying are hidden behind them. When the second
+    has ended there is room, and the first comes back beside a decode of the third."""
     arrivals = [Arrival(0.0, 32, 4), Arrival(0.0, 40, 3), Arrival(0.0, 40, 6)]
     run = simulate("sarathi", arrivals, blocks=8)
     gone, second, third = run.fates
