@@ -65,6 +65,7 @@ class Replica:
         self.policy, self.limits, self.cost = policy, limits, cost
         self.total_blocks, self.free_blocks, self.pinned_blocks = blocks, blocks, 0
         self.leaving_blocks = 0  # of the free ones: not before copies to the host are done
+        self.host_free = 0
         self.moves = Moves(swaps)
         self.table = RequestTable(block_size)
         self.state: Any = policy.initial()
@@ -92,6 +93,7 @@ class Replica:
             self.total_blocks,
             self.limits,
             self.cost,
+            self.host_free,
         )
 
     def enqueue(self, slot: int) -> None:
@@ -312,6 +314,7 @@ class Replica:
         self._stalled_s = None
         self.free_blocks = report.free + report.cached + report.pinned + report.leaving
         self.pinned_blocks, self.leaving_blocks = report.pinned, report.leaving
+        self.host_free = report.host_free
         table = self.table
         flight = next((f for f in self.flights if f.step == report.step), None)
         if flight is not None:
