@@ -126,7 +126,8 @@ class Loans:
         """What is wrong with the ledger, given all requests, and the blocks that are leaving by the id of their
         request: nothing, one hopes."""
         known = {request.id: request for request in requests}
-        faults, seen = [], set[int]()
+        faults: list[str] = []
+        seen: set[int] = set()
         for id, loans in self._by_host.items():
             if not loans or any(loan.host is not known.get(id) for loan in loans):
                 faults.append(f"a loan of {id}, which is not its host")

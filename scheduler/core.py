@@ -29,12 +29,13 @@ from accelgen.proto.messages import (
 )
 from accelgen.scheduler.admission import Expiry, Refusal, judge
 from accelgen.scheduler.cost_model import Coefficients, CostModel
+from accelgen.scheduler.flight import Outcome
 from accelgen.scheduler.memory.crossover import Copies
 from accelgen.scheduler.memory.policy import MemoryPolicy, memory_of
 from accelgen.scheduler.policy import Limits, Policy
 from accelgen.scheduler.predictors.class_quantiles import ClassMedian
 from accelgen.scheduler.predictors.estimate import LengthPredictor, Traits
-from accelgen.scheduler.replica import Outcome, Replica
+from accelgen.scheduler.replica import Replica
 from accelgen.scheduler.request import Request, end_of, end_reason, requests_of
 from accelgen.scheduler.table import WAITING
 

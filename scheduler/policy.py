@@ -46,6 +46,7 @@ class View:
     total_blocks: int
     limits: Limits
     cost: CostModel
+    host_free: int = 0  # blocks of the host that KV can be swapped out to
     victims: Victims | None = None
     copies: Copies | None = None
 

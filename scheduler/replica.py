@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Collection
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,7 @@ import numpy as np
 from accelgen.proto.messages import Fork, KvReport, Plan, Reason, StepResult
 from accelgen.scheduler.cost_model import CostModel, Work
 from accelgen.scheduler.decision import Entries, check, clip
+from accelgen.scheduler.flight import Confirmed, Flight, Outcome
 from accelgen.scheduler.memory.crossover import Copies
 from accelgen.scheduler.memory.on_demand import ON_DEMAND
 from accelgen.scheduler.memory.policy import MemoryPolicy
@@ -31,8 +31,6 @@ from accelgen.scheduler.table import (
     MOVING,
     RUNNING,
     WAITING,
-    Bools,
-    Ints,
     RequestTable,
 )
 
@@ -54,48 +52,6 @@ class ResultOutOfTurn(RuntimeError):
     """A StepResult is missing: no request may go on on a table with a gap."""
 
 
-@dataclass(slots=True)
-class Flight:
-    """An iteration that has been planned and has not come back."""
-
-    step: int
-    slots: Ints
-    ids: list[int]
-    counts: Ints
-    held: Ints  # blocks of each before
-    sampled: Bools
-    started: set[int]  # slots that left the queue for it
-    work: Work
-    chunks: list[int]
-    preempted: int
-    planned_s: float
-    begun_s: float  # (predicted) start of the forward pass
-    predicted_s: float
-    bound_s: float
-    allocated: dict[int, int]  # slots that were given blocks ahead of need, and how many they hold
-    reported: bool = False
-    dropped: set[int] = field(default_factory=set)  # request ids
-
-
-@dataclass(slots=True)
-class Confirmed:
-    """Tokens that the KV manager has not heard of: `counts` of each request, one after the other."""
-
-    ids: list[int] = field(default_factory=list)
-    counts: list[int] = field(default_factory=list)
-    tokens: list[int] = field(default_factory=list)
-
-
-@dataclass(slots=True)
-class Outcome:
-    """What a StepResult brought for one request: its new tokens, and how it ended if it did."""
-
-    request: Request
-    tokens: list[int]
-    reason: Reason | None = None
-    detail: str = ""
-
-
 class Replica:
     """The scheduler's half of one KV manager and its workers."""
 
@@ -114,6 +70,7 @@ class Replica:
         self.policy, self.limits, self.cost = policy, limits, cost
         self.total_blocks, self.free_blocks, self.pinned_blocks = blocks, blocks, 0
         self.leaving_blocks = 0  # of the free ones: not before copies to the host are done
+        self.host_free = 0
         self.moves = Moves(swaps)
         self.table = RequestTable(block_size)
         self.state: Any = policy.initial()
@@ -142,6 +99,7 @@ class Replica:
             self.total_blocks,
             self.limits,
             self.cost,
+            self.host_free,
             None,
             self.copies,
         )
@@ -374,6 +332,7 @@ class Replica:
         self._stalled_s = None
         self.free_blocks = report.free + report.cached + report.pinned + report.leaving
         self.pinned_blocks, self.leaving_blocks = report.pinned, report.leaving
+        self.host_free = report.host_free
         table = self.table
         flight = next((f for f in self.flights if f.step == report.step), None)
         if flight is not None:

@@ -1,7 +1,8 @@
 """KV of swapped-out requests in the host's memory, and the copies there and back.
 
 On CUDA the host's blocks are pinned, and copies run on a stream of their own, beside the forward pass: behind all that
-was computed before them, one after the other. On CPU a copy is done when it has been asked for.
+was computed before them, one after the other. (torch rounds each pinned tensor up to a power of two of bytes.) On CPU a
+copy is done when it has been asked for.
 """
 
 from __future__ import annotations

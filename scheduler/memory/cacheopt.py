@@ -98,8 +98,8 @@ class CacheOptMemory:
             self._set_terms(view, state, start_s, most, view.free_blocks - free)
         victims = partial(_victims, state.guests) if self.victims else None
         frame = View(
-            table, free, view.pinned_blocks, view.total_blocks, view.limits, view.cost, victims,
-            view.copies,
+            table, free, view.pinned_blocks, view.total_blocks, view.limits, view.cost,
+            view.host_free, victims, view.copies,
         )  # fmt: skip
         return frame, state
 
@@ -194,7 +194,7 @@ class CacheOptMemory:
         return guests, owed
 
     def _choose_ways(self, view: View, decision: Decision) -> None:
-        """Swap or drop, for each victim, whichever is faster."""
+        """Swap or drop, for each victim, whichever is faster; as long as the host has room."""
         if not (self.crossover and decision.preempt):
             return
         copies, table = view.copies, view.table
@@ -203,9 +203,13 @@ class CacheOptMemory:
             return
         chunk = min(self.chunk_size, view.limits.max_num_batched_tokens)
         prices = Crossover(copies.out, copies.back, copies.block_bytes, table.block_size, chunk)
+        room = view.host_free
         for slot in decision.preempt:
-            if prices.way(int(table.computed[slot]), view.cost) is Way.SWAP:
+            tokens = int(table.computed[slot])
+            blocks = -(-tokens // table.block_size)
+            if blocks <= room and prices.way(tokens, view.cost) is Way.SWAP:
                 decision.swap.append(slot)
+                room -= blocks
 
 
 def _look(table: RequestTable, state: Remembered) -> Remembered:

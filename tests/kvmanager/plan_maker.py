@@ -27,6 +27,7 @@ def make_plan(
     moved: Sequence[int] = (),
     allocate: Sequence[tuple[int, int]] = (),
     embed: Sequence[tuple[int, int]] = (),
+    spoiled: Sequence[int] = (),
 ) -> Plan:
     """A plan from rows: entries (id, start, count), confirmed (id, tokens), forks (child, parent, computed), allocate
     (id, blocks), embed (guest, host)."""
@@ -44,6 +45,7 @@ def make_plan(
         copied=[],
         predicted_s=0.01,
         bound_s=0.05,
+        spoiled=list(spoiled),
         swap_out=list(swap_out),
         swap_in=list(swap_in),
         moved=list(moved),

@@ -139,6 +139,7 @@ class MemoryLife(RuleBasedStateMachine):
             moved=moved,
             allocate=[(id, dice.randint(0, 8)) for id in everyone if dice.random() < 0.25],
             embed=[(id, dice.choice(everyone)) for id, _, _ in entries if dice.random() < 0.5],
+            spoiled=[id for id in release if dice.random() < 0.3],
         )
         self._apply(plan)
 

@@ -342,7 +342,7 @@ def test_victims_whose_copy_is_cheaper_are_swapped() -> None:
     scene = Scene(Sarathi(), blocks=1000)
     short, long = scene.running(100, 100), scene.running(2000, 2000)
     line = Line(0.1, 0.0)
-    view = replace(scene.view, copies=Copies(line, line, 64))
+    view = replace(scene.view, copies=Copies(line, line, 64), host_free=1000)
     decision, _ = CacheOptMemory().after(view, Decision([], [], [short, long]), Remembered(), 0.0)
     assert decision.swap == [long]
 

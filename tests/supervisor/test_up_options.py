@@ -76,6 +76,8 @@ def test_options_go_before_the_file(served: Any, tmp_path: Path) -> None:
         (["--policy-param", "tau"], "'tau' is not of the form name=value"),
         (["--policy", "sarati"], "did you mean sarathi?"),
         (["--config", "/none.toml"], "/none.toml"),
+        (["--preemption", "swap", "--swap-gb", "0"], "accelgen: --swap-gb: 0 GB of host memory"),
+        (["--preemption", "no"], "--preemption: 'no' is not one of recompute, swap"),
     ],
 )
 def test_what_cannot_be_costs_one_line(
