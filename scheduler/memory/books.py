@@ -64,7 +64,7 @@ class Books:
         asks = np.where(self.open, rule.asks(self.held, self.computed, self.most), 0)
         grants = serve(asks, room, self.ids, self.left)
         rest = self.left - int(grants.sum())
-        more = np.maximum(owed - self.held - grants, 0)
+        more = np.where(self.open, np.maximum(owed - self.held - grants, 0), 0)
         if more.any():
             grants = grants + serve(more, room, self.ids, rule.spare(rest))
         for at in np.flatnonzero(grants).tolist():

@@ -116,9 +116,10 @@ class CacheOptMemory:
             due = np.array(waited_for or [0] * len(books.ids), dtype=np.int64)
             books.grow(decision, rule, due)
         if table.waiting:
+            books.close([table.slot_of[id] for id in guests])  # what they hold is their hosts'
             before = len(decision.preempt)
-            victims = _without_guests(table, _victims(state.guests, view), state.guests)
-            rescue(view, decision, books, rule, self._pace(view, state, start_s), victims)
+            pace = self._pace(view, state, start_s)
+            rescue(view, decision, books, rule, pace, partial(_lone_victims, state.guests, view))
             if len(decision.preempt) > before:
                 self._choose_ways(view, decision)
         owed = {id: blocks for id, blocks in owed.items() if not _runs(table, id)}
@@ -176,21 +177,22 @@ class CacheOptMemory:
     ) -> tuple[dict[int, Stay], dict[int, int]]:
         """Gives newcomers all that they must be given, and whoever is lent something its host: (guests, owed)."""
         guests, owed, gone = dict(state.guests), dict(state.owed), {*decision.preempt}
-        size = table.block_size
-        for slot, count in zip(decision.slots, decision.counts, strict=True):
-            id, host = int(table.ids[slot]), table.lenders.get(slot)
-            total = -(-int(table.length[slot]) // size) + int(table.padding[slot])
-            new = table.state[slot] == WAITING
-            if host is not None and host not in gone:
-                decision.embed[slot] = host
-                expected = total * size if new else int(table.limit[slot])
-                guests.setdefault(id, Stay(int(table.ids[host]), expected))
-            if not new:
-                continue
+        taken, size = dict(zip(decision.slots, decision.counts, strict=True)), table.block_size
+        slots = np.array(decision.slots, dtype=np.int64)
+        for slot in slots[table.state[slots] == WAITING].tolist():
+            total = _granted(table, slot)
             if table.away[slot]:
-                owed[id] = total
-            elif total > -(-(int(table.computed[slot]) + count) // size):
+                owed[int(table.ids[slot])] = total
+            elif total > -(-(int(table.computed[slot]) + taken[slot]) // size):
                 decision.allocate[slot] = total
+        for slot, host in table.lenders.items():
+            if slot not in taken or host in gone:
+                continue
+            decision.embed[slot] = host
+            new = table.state[slot] == WAITING
+            expected = _granted(table, slot) * size if new else int(table.limit[slot])
+            stay = Stay(int(table.ids[host]), expected)
+            guests.setdefault(int(table.ids[slot]), stay)
         return guests, owed
 
     def _choose_ways(self, view: View, decision: Decision) -> None:
@@ -243,11 +245,17 @@ def _victims(stays: Stays, view: View) -> Ints:
     return slots
 
 
-def _without_guests(table: RequestTable, slots: Ints, stays: Stays) -> Ints:
-    """Those whose blocks come free when they give way."""
-    kept = [at for at, id in enumerate(table.ids[slots].tolist()) if id not in stays]
+def _lone_victims(stays: Stays, view: View) -> Ints:
+    """Of these, those whose blocks come free when they give way."""
+    slots = _victims(stays, view)
+    kept = [at for at, id in enumerate(view.table.ids[slots].tolist()) if id not in stays]
     found: Ints = slots[kept]
     return found
+
+
+def _granted(table: RequestTable, slot: int) -> int:
+    """Blocks that a request holds when it has been given what the terms say."""
+    return -(-int(table.length[slot]) // table.block_size) + int(table.padding[slot])
 
 
 def _runs(table: RequestTable, id: int) -> bool:

@@ -62,8 +62,8 @@ def overstayed(table: RequestTable, slots: Ints, stays: Stays) -> Bools:
 
 
 def lend_to_running(table: RequestTable, stays: Stays, growth: Growth, free: int) -> None:
-    """Offers, to each running request that lacks blocks for the tokens it has, those of the host with the fewest to
-    spare that has enough; of a guest only its own host counts. Nothing happens while `free` blocks are enough."""
+    """Offers, to each running request that lacks blocks for the tokens it has, while `free` ones are not enough, those
+    of the host with the fewest to spare that has enough; of a guest only its own host counts."""
     running = table.running
     ready = running[table.remaining(running) > 0]
     demands = table.block_demand(ready, table.length[ready] - table.computed[ready])
@@ -79,6 +79,9 @@ def lend_to_running(table: RequestTable, stays: Stays, growth: Growth, free: int
     ids, lending = table.ids, {stay.host for stay in stays.values()}
     short = np.flatnonzero(demands)
     for slot, lacks in zip(ready[short].tolist(), demands[short].tolist(), strict=True):
+        if lacks <= free:
+            free -= lacks
+            continue
         stay = stays.get(int(ids[slot]))
         if stay is not None:
             hosts = [table.slot_of[stay.host]]

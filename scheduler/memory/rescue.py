@@ -8,6 +8,7 @@ it who would then be critical himself: two would take each other's memory for ev
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,10 +38,15 @@ class Pace:
 
 
 def rescue(
-    view: View, decision: Decision, books: Books, rule: Growth, pace: Pace, victims: Ints
+    view: View,
+    decision: Decision,
+    books: Books,
+    rule: Growth,
+    pace: Pace,
+    victims: Callable[[], Ints],
 ) -> None:
     """Sees to it that there are blocks, in the next plan, for the first request that waits, if it will be critical.
-    `victims`: who may be preempted for it, the first one in front."""
+    `victims`: who may be preempted for it, the first one in front, asked only if somebody must be."""
     table = view.table
     head = _head(table, {*decision.slots, *decision.requeue})
     if head is None or not _has_seat(view, decision):
@@ -55,7 +61,7 @@ def rescue(
     unused = books.unused(rule)
     chosen = []
     if lacks > sum(unused.values()):
-        chosen = _choose(table, decision, victims, pace, unused, lacks)
+        chosen = _choose(table, decision, victims(), pace, unused, lacks)
         if not chosen:
             return
     books.close(chosen)
@@ -69,8 +75,9 @@ def _head(table: RequestTable, taken: set[int]) -> int | None:
 
 def _has_seat(view: View, decision: Decision) -> bool:
     table = view.table
-    new = sum(table.state[slot] == WAITING for slot in decision.slots)
-    return bool(table.seated + new - len(decision.preempt) < view.limits.max_num_seqs)
+    state = table.state[np.array(decision.slots, dtype=np.int64)]
+    new = int(np.count_nonzero(state == WAITING))
+    return table.seated + new - len(decision.preempt) < view.limits.max_num_seqs
 
 
 def _choose(
