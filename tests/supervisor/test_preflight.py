@@ -262,6 +262,28 @@ def test_an_unknown_policy_gets_near_matches() -> None:
         preflight.check_policy("xyzzy")
 
 
+@pytest.mark.parametrize(
+    ("memory", "params", "line"),
+    [
+        ("cacheop", {}, "--memory: there is no memory policy 'cacheop'; did you mean cacheopt?"),
+        (
+            "cacheopt",
+            {"pda": 1},
+            "--memory-param: cacheopt has no parameter 'pda'; it has pad (True)",
+        ),
+        ("cacheopt", {"pad": 2}, "--memory-param: pad of cacheopt must be true or false, got 2"),
+        ("cacheopt", {"reserve": -1}, "--memory-param: cacheopt: reserve: -1 tokens, must be at"),
+        ("on-demand", {"pad": True}, "--memory-param: on-demand has no parameter 'pad'"),
+    ],
+)
+def test_a_memory_policy_that_cannot_be(memory: str, params: dict[str, Any], line: str) -> None:
+    with pytest.raises(StartError) as refused:
+        preflight.check(Config(memory=memory, memory_params=params))
+    assert str(refused.value).startswith(line) and refused.value.status == 2
+    preflight.check_memory_policy("", {})
+    preflight.check_memory_policy("cacheopt", {"pad": False, "reserve": 0})
+
+
 def test_files_named_in_the_configuration_must_be_there(tmp_path: Path) -> None:
     empty = tmp_path / "keys"
     empty.write_text("\n\n")
