@@ -95,7 +95,8 @@ class CacheOptMemory:
         free = max(view.free_blocks - kept, min(view.free_blocks, promised_blocks(view)))
         if table.waiting:
             most = view.total_blocks - kept if table.seated else view.free_blocks
-            self._set_terms(view, state, start_s, most, view.free_blocks - free)
+            reserve = view.free_blocks - free + view.pinned_blocks
+            self._set_terms(view, state, start_s, most, reserve)
         victims = partial(_victims, state.guests) if self.victims else None
         frame = View(
             table, free, view.pinned_blocks, view.total_blocks, view.limits, view.cost,
@@ -136,7 +137,8 @@ class CacheOptMemory:
         self, view: View, state: Remembered, start_s: float, most: int, reserve: int
     ) -> None:
         """What waiting requests must be given, at most `most` blocks unless they have more tokens; who lends it.
-        Critical ones get what is left of the reserve besides."""
+        Critical ones get what is left of the reserve besides, and what others that wait have in the cache: else a
+        victim that waits again would be back before them."""
         table = view.table
         head = table.waiting.islice(0, MOST_SEATS * view.limits.max_num_seqs)
         waiting = np.array([slot for _, slot in head], dtype=np.int64)
@@ -150,10 +152,11 @@ class CacheOptMemory:
         table.pad(waiting, wanted - found.needed)
         for at in np.flatnonzero(urgent).tolist():
             slot = int(waiting[at])
-            lent = min(reserve, max(0, int(wanted[at]) - int(table.blocks[slot])))
+            held = int(table.blocks[slot])  # of the cache, it may be the only one
+            lent = max(0, min(reserve - held, int(wanted[at]) - held))
             table.offer(slot, lent)
             reserve -= lent
-            if not reserve:
+            if reserve <= 0:
                 break
         if self.embed and len(table.running):
             embedding = Embedding(self.embedding.buffer, table.block_size)

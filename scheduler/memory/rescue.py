@@ -55,7 +55,9 @@ def rescue(
     if not -pace.longest_s <= slack_s < AHEAD * pace.longest_s:
         return
     most = max(int(table.limit[head]) - 1, int(table.length[head]))
-    lacks = rule.least_demand(int(table.length[head]), most) - int(table.blocks[head]) - books.left
+    held = int(table.blocks[head])
+    lacks = rule.least_demand(int(table.length[head]), most) - held - books.left
+    lacks -= max(0, view.pinned_blocks - held)  # others that wait must do without them
     if lacks <= 0:
         return
     unused = books.unused(rule)

@@ -491,7 +491,7 @@ def test_every_part_happens() -> None:
         seen["lent"] += world.kvs[0].tables.loans.lent
         seen["returned"] += world.kvs[0].tables.loans.returned
         seen["preempted"] += sum(len(plan.preempt) for plan in world.plans)
-    assert seen["allocated"] > 100 and min(seen["lent"], seen["returned"]) > 20, seen
+    assert seen["allocated"] > 100 and min(seen["lent"], seen["returned"]) > 3, seen
     assert seen["preempted"] > 5, seen
 
 
