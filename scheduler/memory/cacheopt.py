@@ -45,7 +45,7 @@ from accelgen.scheduler.memory.lending import (
     overstayed,
     still_there,
 )
-from accelgen.scheduler.memory.rescue import Pace, rescue
+from accelgen.scheduler.memory.rescue import AHEAD, Pace, rescue
 from accelgen.scheduler.memory.waiting import LongestRun, critical
 from accelgen.scheduler.parameters import within
 from accelgen.scheduler.policies.shared import promised_blocks
@@ -147,6 +147,7 @@ class CacheOptMemory:
         rule = self._rule(view)
         found = demands_of(table, waiting, confidence, rule, pace.chunk, pace.longest_s)
         urgent = critical(found.latest_s, start_s, pace.longest_s)
+        urgent[0] |= found.latest_s[0] - start_s < AHEAD * pace.longest_s  # see rescue.py
         wanted = np.where(urgent, np.minimum(found.least, found.whole), found.whole)
         wanted = np.maximum(np.minimum(wanted, most), found.needed)
         table.pad(waiting, wanted - found.needed)
