@@ -50,10 +50,12 @@ class LeastSquares:
     @property
     def weights(self) -> Floats:
         """w, [width]."""
-        if self._weights is None:
-            ridged = self.gram + self.ridge * np.eye(self.width)
-            self._weights = np.linalg.solve(ridged, self.moment)
-        return self._weights
+        if self._weights is not None:
+            return self._weights
+        ridged = self.gram + self.ridge * np.eye(self.width)
+        weights = np.linalg.solve(ridged, self.moment).astype(np.float64, copy=False)
+        self._weights = weights
+        return weights
 
     def predict(self, x: Floats) -> float:
         """w.x for features [width]."""

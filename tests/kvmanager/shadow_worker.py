@@ -147,7 +147,7 @@ class ShadowWorker:
                 known.table, known.host = ([], there) if out else (there, [])
                 source, target = (self.memory, self.host)[:: 1 if out else -1]
                 content = [list(source[block]) for block in here]
-                self.copies.append(Copy(id, source, here, target, there, content))
+                self.copies.append(Copy(id, source, here, target, list(there), content))
                 for block in there:
                     target[block] = [POISON] * self.block_size
 
