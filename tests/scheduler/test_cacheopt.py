@@ -523,7 +523,7 @@ def test_a_replay_decides_the_same(policy: str, tmp_path: Path) -> None:
         other = "sarathi" if policy != "sarathi" else "vllm"
         outcome = replay(read_recording(path), load_policy(other, {}))
         different += sum(not one.same for one in outcome.comparisons)
-    assert different > 20
+    assert different > 10
 
 
 def test_replay_goes_by_the_memory_that_was_recorded(tmp_path: Path) -> None:
