@@ -72,7 +72,8 @@ class KvProcess:
                 "both must be at least 1"
             )
         self.child = child
-        self.core = KvCore(num_blocks, block_size, child.config.prefix_caching)
+        caching, host_blocks = child.config.prefix_caching, worker.facts.host_blocks
+        self.core = KvCore(num_blocks, block_size, caching, host_blocks)
         try:
             self.router = Router(child.endpoint, child.incarnation)
         except (EndpointError, zmq.ZMQError) as error:
@@ -225,9 +226,16 @@ class KvProcess:
             "kv_blocks_cached": pool.cached,
             "kv_blocks_used": pool.used,
             "kv_cache_usage_perc": pool.used / pool.num_blocks,
+            "kv_blocks_leaving": pool.leaving,
+            "kv_host_blocks": core.host_blocks,
+            "kv_host_blocks_used": core.tables.host.used,
             "kv_requests": core.num_requests,
             "kv_copies_total": counts["copies"],
             "kv_evictions_total": pool.evictions,
+            "kv_swapped_out_total": counts["swapped_out"],
+            "kv_swapped_in_total": counts["swapped_in"],
+            "kv_unswapped_total": counts["unswapped"],
+            "kv_blocks_lent_total": core.tables.loans.lent,
             "kv_entries_dropped_total": counts["dropped"],
             "kv_pins_withdrawn_total": counts["unpinned"],
             "prefix_cache_queries_total": counts["queries"],

@@ -70,6 +70,8 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     gpu_memory_utilization: Annotated[float, Meta(gt=0, le=1)] = 0.9
     kv_memory_bytes: Natural = 0  # 0: automatic; an upper bound for the KV cache otherwise
     prefix_caching: bool = True
+    preemption: str = "recompute"  # what becomes of a victim's KV: recompute, swap
+    swap_gb: Annotated[float, Meta(ge=0, le=1e6)] = 4.0  # host memory of each replica, with swap
 
     # HTTP
     host: str = "127.0.0.1"
@@ -83,6 +85,8 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     # scheduling
     policy: str = "accelgen"
     policy_params: dict[str, float | int | str | bool] = field(default_factory=dict)
+    memory: str = ""  # memory policy; "" is the policy's own, of most of them on-demand
+    memory_params: dict[str, float | int | str | bool] = field(default_factory=dict)
     replicas: Annotated[int, Meta(ge=1, le=64)] = 1
     pipeline_depth: Annotated[int, Meta(ge=0, le=1)] = 1
     max_num_seqs: Positive = 256
@@ -112,11 +116,21 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
             value = getattr(self, name)
             if value not in known:
                 raise ValueError(f"{name}: {value!r} is not one of {', '.join(known)}")
+        if self.memory_params and not self.memory:
+            raise ValueError(
+                f"memory_params: {', '.join(self.memory_params)} of which memory policy? State `memory`, too"
+            )
+        if self.preemption == "swap" and not self.swap_gb:
+            raise ValueError(
+                "swap_gb: 0 GB of host memory leave no room for what preemption 'swap' is to keep;"
+                " state more than 0, or preemption 'recompute'"
+            )
 
 
 _CHOICES = {
     "dtype": ("auto", "float32", "bfloat16", "float16"),
     "device": ("auto", "cpu", "cuda"),
+    "preemption": ("recompute", "swap"),
     "log_level": ("debug", "info", "warning", "error"),
 }
 
@@ -148,11 +162,12 @@ def _read(file: Path) -> dict[str, Any]:
         raise ConfigError(f"not TOML: {error}") from error
     if "slo_classes" in settings:
         settings["slo_classes"] = _merge_classes(settings["slo_classes"])
-    for name, value in _table(settings.get("policy_params", {}), "policy_params").items():
-        if not isinstance(value, float | int | str | bool):
-            raise ConfigError(
-                f"policy_params.{name}: expected a number, a text or true/false, got {value!r}"
-            )
+    for params in ("policy_params", "memory_params"):
+        for name, value in _table(settings.get(params, {}), params).items():
+            if not isinstance(value, float | int | str | bool):
+                raise ConfigError(
+                    f"{params}.{name}: expected a number, a text or true/false, got {value!r}"
+                )
     return settings
 
 

@@ -116,11 +116,13 @@ class Prompt(Body, frozen=True):
 
 
 class Held(Body, frozen=True):
-    """One request in an Inventory: how many tokens have been computed, and in which blocks they lie."""
+    """One request in an Inventory: how many tokens have been computed, and in which blocks they lie: in those of the
+    device, or, of a request that has been swapped out, in those of the host."""
 
     id: Id
     computed: Count
     blocks: list[Count]
+    host: list[Count] = field(default_factory=list)
 
 
 class Sample(Body, frozen=True):
@@ -133,8 +135,20 @@ class Sample(Body, frozen=True):
     run_s: Seconds
 
 
+class SwapSample(Body, frozen=True):
+    """One timed copy of KV: `out` to the host's memory, else back."""
+
+    blocks: Count
+    bytes: Id
+    out: bool
+    run_s: Seconds
+
+
 class Facts(Body, frozen=True):
-    """What a worker found out while loading; everybody else learns it through the Directory."""
+    """What a worker found out while loading; everybody else learns it through the Directory.
+
+    `host_blocks`: KV blocks that the host's memory has room for. `swaps`: what moving them takes, if that has been
+    measured."""
 
     model: str
     architecture: str
@@ -148,6 +162,8 @@ class Facts(Body, frozen=True):
     weights_bytes: Id
     kv_bytes: Id
     samples: list[Sample] = field(default_factory=list)
+    host_blocks: Count = 0
+    swaps: list[SwapSample] = field(default_factory=list)
 
 
 class Member(Body, frozen=True):
@@ -251,13 +267,19 @@ class Fork(Body, frozen=True):
 
 
 class Plan(Body, frozen=True):
-    """scheduler -> kvmanager: the work of iteration `step`. Applied in this order: confirmed, spoiled, forks, release,
-    preempt, entries. Entry i processes tokens starts[i] .. starts[i]+counts[i] of request ids[i].
+    """scheduler -> kvmanager: the work of iteration `step`. Applied in this order: confirmed, spoiled, moved, forks,
+    release, preempt, swap_out, entries (with embed), swap_in, allocate. Entry i processes tokens starts[i] ..
+    starts[i]+counts[i] of request ids[i].
 
     `confirmed_*`: tokens sampled and confirmed since the last plan (only those enter the prefix index).
     `release`: ended, forget them; `spoiled`: those of them whose KV cannot be relied on.
     `preempt`: drop their KV, keep their tokens.
-    A plan without entries goes round all the same (it carries the rest)."""
+    `swap_out`: their KV goes to the host; its blocks are free when the copy is done. `swap_in`: it comes back; they may
+    run when that copy is done. `moved`: of which requests it is, repeated from StepResult.
+    `allocate_*`: after this plan, request allocate_ids[i] holds allocate_blocks[i] blocks, if need be more than it has
+    use for, and never fewer. `embed_*`: what embed_guests[i] gets by this plan, it gets from the end of what
+    embed_hosts[i] holds and does not use, as far as that goes.
+    A plan without entries goes round all the same (it carries the rest); the worker waits for copies then."""
 
     step: Id
     ids: list[Id]
@@ -273,6 +295,13 @@ class Plan(Body, frozen=True):
     predicted_s: Seconds  # predicted run time, and the upper quantile that watchdogs use
     bound_s: Seconds
     spoiled: list[Id] = field(default_factory=list)
+    swap_out: list[Id] = field(default_factory=list)
+    swap_in: list[Id] = field(default_factory=list)
+    moved: list[Id] = field(default_factory=list)
+    allocate_ids: list[Id] = field(default_factory=list)
+    allocate_blocks: list[Count] = field(default_factory=list)
+    embed_guests: list[Id] = field(default_factory=list)
+    embed_hosts: list[Id] = field(default_factory=list)
 
 
 class KvReport(Body, frozen=True):
@@ -282,7 +311,13 @@ class KvReport(Body, frozen=True):
     withdrawing the pins of requests that have not started.
     `dropped`: entries of the plan that did not fit (dropped whole, nothing computed).
     `hits`: for looked-up requests, the number of leading tokens whose KV is pinned.
-    `unpinned`: requests whose pin was withdrawn: they have no computed tokens any more."""
+    `unpinned`: requests whose pin was withdrawn: they have no computed tokens any more.
+
+    `swapped_out`: copies to the host have begun. `unswapped`: they could not (no room there), and the KV was dropped
+    instead. `stayed`: what was to be swapped in, but did not fit. `away_ids`: those of `hit_ids` with KV on the host.
+    `short_ids`: requests that hold another number of blocks than their tokens and the plan tell (an allocation not
+    granted in full, blocks lent to or returned by a guest), and `short_blocks` how many they hold.
+    `leaving`: blocks that become free when copies are done. `host_free`: blocks of the host that are free."""
 
     step: Annotated[int, Meta(ge=-1)]
     free: Count
@@ -292,6 +327,14 @@ class KvReport(Body, frozen=True):
     hit_ids: list[Id]
     hit_tokens: list[Count]
     unpinned: list[Id]
+    swapped_out: list[Id] = field(default_factory=list)
+    unswapped: list[Id] = field(default_factory=list)
+    stayed: list[Id] = field(default_factory=list)
+    away_ids: list[Id] = field(default_factory=list)
+    short_ids: list[Id] = field(default_factory=list)
+    short_blocks: list[Count] = field(default_factory=list)
+    leaving: Count = 0
+    host_free: Count = 0
 
 
 # --- KV manager, worker, scheduler -------------------------------------------------------------------------------
@@ -303,7 +346,12 @@ class Batch(Body, frozen=True):
     Request ids[i] processes tokens starts[i] .. starts[i]+counts[i]; before that its block table gets
     `table[table_at[i] : table_at[i]+table_counts[i]] = ` the next table_counts[i] of `table_blocks` (what lay beyond
     is cut off). `new` introduces requests the worker has not seen. `release` are forgotten after the step before.
-    Of request cut_ids[i] only the KV of its first cut_to[i] tokens is still its own, before everything else."""
+    Of request cut_ids[i] only the KV of its first cut_to[i] tokens is still its own, before everything else.
+
+    Beside the forward pass, the KV of request out_ids[i] is copied from the next out_counts[i] blocks of `out_from` to
+    those of `out_to` on the host, and that of in_ids[i] from `in_from` on the host to `in_to`: after all that was
+    computed before, and one copy after the other. Nothing in this batch changes what is copied, or touches a block that
+    is copied to."""
 
     step: Id
     new: list[Prompt]
@@ -320,11 +368,20 @@ class Batch(Body, frozen=True):
     bound_s: Seconds
     cut_ids: list[Id] = field(default_factory=list)
     cut_to: list[Count] = field(default_factory=list)
+    out_ids: list[Id] = field(default_factory=list)
+    out_counts: list[Count] = field(default_factory=list)
+    out_from: list[Count] = field(default_factory=list)
+    out_to: list[Count] = field(default_factory=list)
+    in_ids: list[Id] = field(default_factory=list)
+    in_counts: list[Count] = field(default_factory=list)
+    in_from: list[Count] = field(default_factory=list)
+    in_to: list[Count] = field(default_factory=list)
 
 
 class StepResult(Body, frozen=True):
     """worker -> scheduler: request ids[i] sampled counts[i] (0 for an unfinished prompt) of the tokens.
-    `failed`: requests that could not be computed, with the cause in `causes`. `wait_s`: idle time before the step."""
+    `failed`: requests that could not be computed, with the cause in `causes`. `wait_s`: idle time before the step.
+    `moved`: requests whose KV has been copied to the host or back since the step before."""
 
     step: Id
     ids: list[Id]
@@ -335,6 +392,7 @@ class StepResult(Body, frozen=True):
     copied: list[Id]
     wait_s: Seconds
     run_s: Seconds
+    moved: list[Id] = field(default_factory=list)
 
 
 # --- everyone and the supervisor ---------------------------------------------------------------------------------
@@ -426,10 +484,13 @@ class Yield(Body, frozen=True):
 
 
 class Prepare(Body, frozen=True):
-    """supervisor -> scheduler that stands by: make this policy, then say "prepared"."""
+    """supervisor -> scheduler that stands by: make this policy, then say "prepared". `memory`: the memory policy beside
+    it, "" for the policy's own."""
 
     policy: ShortText
     params: dict[str, Any] = field(default_factory=dict)
+    memory: ShortText = ""
+    memory_params: dict[str, Any] = field(default_factory=dict)
 
 
 class Assume(Body, frozen=True):
@@ -448,12 +509,15 @@ class Handoff(Body, frozen=True):
 
 class Swap(Body, frozen=True):
     """command line, frontend -> supervisor: replace the scheduler by one with this policy, or with `dry_run` only see
-    whether it could. Answered by Swapped, with the same `ticket`, when that has been done or refused."""
+    whether it could. Answered by Swapped, with the same `ticket`, when that has been done or refused. `memory` "": the
+    memory policy stays as it was chosen, with its parameters."""
 
     policy: PolicyName
     params: PolicyParams
     dry_run: bool = False
     ticket: Id = 0
+    memory: ShortText = ""
+    memory_params: PolicyParams = field(default_factory=dict)
 
 
 class Swapped(Body, frozen=True):

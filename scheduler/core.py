@@ -29,21 +29,27 @@ from accelgen.proto.messages import (
 )
 from accelgen.scheduler.admission import Expiry, Refusal, judge
 from accelgen.scheduler.cost_model import Coefficients, CostModel
+from accelgen.scheduler.flight import Outcome
+from accelgen.scheduler.memory.crossover import Copies
+from accelgen.scheduler.memory.policy import MemoryPolicy, memory_of
 from accelgen.scheduler.policy import Limits, Policy
-from accelgen.scheduler.predictor import ClassMedian, LengthPredictor
-from accelgen.scheduler.replica import Outcome, Replica
+from accelgen.scheduler.predictors.class_quantiles import ClassMedian
+from accelgen.scheduler.predictors.estimate import LengthPredictor, Traits
+from accelgen.scheduler.replica import Replica
 from accelgen.scheduler.request import Request, end_of, end_reason, requests_of
 from accelgen.scheduler.table import WAITING
 
 
 @dataclass(frozen=True, slots=True)
 class ReplicaSpec:
-    """What a replica offers: its KV blocks, and a fitted cost model if there is one. `worker`: its incarnation."""
+    """What a replica offers: its KV blocks, and a fitted cost model if there is one. `worker`: its incarnation.
+    `copies`: what moving KV to the host and back takes, if that has been measured."""
 
     blocks: int
     block_size: int
     coefficients: Coefficients | None = None
     worker: int = 0
+    copies: Copies | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +77,11 @@ class SchedulerCore:
         policy: Policy,
         replicas: Mapping[int, ReplicaSpec],
         predictor: LengthPredictor | None = None,
+        memory: MemoryPolicy | None = None,
     ) -> None:
+        """`memory`: the memory policy, if it is not the one that `config` says. Raises UnknownPolicy."""
+        self.memory = memory or memory_of(policy, config)
+        swaps = config.preemption == "swap"
         limits = Limits(config.max_num_seqs, config.max_num_batched_tokens, config.max_step_s)
         self.config, self.policy = config, policy
         self.replicas = {
@@ -82,11 +92,14 @@ class SchedulerCore:
                 spec.blocks,
                 spec.block_size,
                 config.pipeline_depth,
+                swaps,
+                self.memory,
+                spec.copies if swaps else None,
             )
             for index, spec in replicas.items()
         }
         self._workers = {index: spec.worker for index, spec in replicas.items()}
-        self.predictor = predictor or ClassMedian()
+        self.predictor: LengthPredictor = predictor or ClassMedian()
         self.draining = False
         self.yielding = False  # a successor waits: nothing more is planned
         self.outbox: list[tuple[Role, int, Body]] = []
@@ -124,9 +137,9 @@ class SchedulerCore:
         for request in requests:
             table = self.replicas[home].table
             slot = table.add(request, arrival_s)
-            table.predicted_output[slot] = self.predictor.predict(
-                request.slo_class, request.max_tokens
-            )
+            estimate = self.predictor.predict(Traits.of(request))
+            table.predicted_output[slot] = estimate.tokens
+            table.predicted_range[slot] = estimate.direction * estimate.spread
             self._home[request.id] = home
             request.expires_s = arrival_s + queue_s
             request.predicted_ttft_s = verdict.predicted_ttft_s
@@ -196,7 +209,7 @@ class SchedulerCore:
                 cached, worker = request.cached_tokens, self._workers[index]
                 word = Admitted(choice.id, index, choice.predicted_ttft_s, cached, worker)
                 self.outbox.append((Role.FRONTEND, choice.frontend, word))
-        lost = [id for id in report.unpinned if self._waits(id)]
+        lost = [id for id in report.unpinned + report.unswapped if self._waits(id)]
         if lost:  # a block of each was needed elsewhere; the others are still in the cache
             self._lookup(index, [self._request(id) for id in lost])
         early = self._early.get(index)
@@ -227,8 +240,9 @@ class SchedulerCore:
                 sheaf.ends.append(end)
                 over.append(outcome)
         for outcome in over:
-            self.predictor.observe(outcome.request.slo_class, len(outcome.request.generated))
-            self._forget(outcome.request, spoiled=outcome.reason is Reason.FAILED)
+            request = outcome.request
+            self.predictor.observe(Traits.of(request), len(request.generated))
+            self._forget(request, spoiled=outcome.reason is Reason.FAILED)
         for frontend, sheaf in sheaves.items():
             if sheaf.ids:
                 tokens = Tokens(result.step, sheaf.ids, sheaf.counts, sheaf.tokens)

@@ -30,6 +30,13 @@ class Entries:
         """The features of the iteration."""
         return Work.of(self.starts, self.counts, self.decode)
 
+    def part(self, kept: list[int]) -> Entries:
+        """Those at the positions `kept`, ascending."""
+        if len(kept) == len(self.slots):
+            return self
+        at = np.array(kept, dtype=np.int64)
+        return Entries(self.slots[at], self.counts[at], self.starts[at], self.decode[at])
+
 
 def check(decision: Decision, table: RequestTable, policy: str) -> Entries:
     """Raises BadDecision unless every entry can be processed and everyone preempted runs."""
@@ -50,7 +57,26 @@ def check(decision: Decision, table: RequestTable, policy: str) -> Entries:
         raise BadDecision(f"{policy}: preempts a request that does not run")
     if any(table.state[slot] != WAITING for slot in decision.requeue):
         raise BadDecision(f"{policy}: requeues a request that does not wait")
+    if decision.swap and not {*decision.swap} <= {*decision.preempt}:
+        raise BadDecision(f"{policy}: swaps a request that it does not preempt")
+    if decision.allocate or decision.embed:
+        _check_blocks(decision, table, policy)
     return Entries(slots, counts, table.computed[slots], is_decode(table, slots))
+
+
+def _check_blocks(decision: Decision, table: RequestTable, policy: str) -> None:
+    """Blocks are given to, and lent by, requests that run, and none that is preempted."""
+    running = {*table.running.tolist()} - {*decision.preempt}
+    if not decision.allocate.keys() <= running | {*decision.slots}:
+        raise BadDecision(f"{policy}: allocates blocks for a request that does not run")
+    if min(decision.allocate.values(), default=0) < 0:
+        raise BadDecision(f"{policy}: allocates fewer than 0 blocks")
+    if not decision.embed.keys() <= running | {*decision.slots}:
+        raise BadDecision(f"{policy}: embeds a request that does not run")
+    if not running >= {*decision.embed.values()}:
+        raise BadDecision(f"{policy}: embeds a request in one that does not run")
+    if any(guest == host for guest, host in decision.embed.items()):
+        raise BadDecision(f"{policy}: embeds a request in itself")
 
 
 def clip(entries: Entries, block_size: int, limits: Limits, cost: CostModel) -> Work:

@@ -7,7 +7,7 @@ simulated.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Protocol
@@ -16,6 +16,7 @@ from msgspec import Struct
 
 from accelgen.proto.policies import POLICY_GROUP, unknown_policy
 from accelgen.scheduler.cost_model import CostModel, Work
+from accelgen.scheduler.memory.crossover import Copies
 from accelgen.scheduler.request import Request
 from accelgen.scheduler.table import Bools, Ints, RequestTable
 
@@ -31,29 +32,46 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """One replica, projected past the iteration in flight. A policy reads it and changes nothing."""
+    """One replica, projected past the iteration in flight. A policy reads it and changes nothing.
+
+    `victims`: who gives way first if the memory policy has a say in it. `copies`: what copies of KV to the host and
+    back take, if that has been measured and there is room on the host."""
 
     table: RequestTable
-    free_blocks: int  # that an allocation can take, the cached and the pinned ones included
+    # that an allocation can take, the cached and the pinned ones included, and those that are leaving for the host
+    free_blocks: int
     pinned_blocks: (
         int  # held only by prefix hits of waiting requests, and taken from them if need be
     )
     total_blocks: int
     limits: Limits
     cost: CostModel
+    host_free: int = 0  # blocks of the host that KV can be swapped out to
+    victims: Victims | None = None
+    copies: Copies | None = None
+
+
+Victims = Callable[[View], Ints]
+"""Running slots, who is preempted first in front. Asked only when blocks are short."""
 
 
 @dataclass(slots=True)
 class Decision:
-    """Which request (by slot) processes how many tokens; whose KV is dropped before. Slots are unique.
+    """Which request (by slot) processes how many tokens; whose KV is taken before. Slots are unique.
 
     `requeue`: waiting requests, none of the others, whose place in the waiting order has changed, and their new keys:
-    what `order_key` would say with the new state."""
+    what `order_key` would say with the new state. `swap`: of which of `preempt` the KV goes to the host, if there is
+    room, instead of being dropped; None: of all or none, as the server is configured.
+    `allocate`: how many blocks requests that run shall hold, if need be more than they have use for. `embed`: by guest,
+    in whose unused blocks it is to live, as far as they go, with what it needs now."""
 
     slots: list[int]
     counts: list[int]
     preempt: list[int]
     requeue: dict[int, float] = field(default_factory=dict)
+    swap: list[int] | None = None
+    allocate: dict[int, int] = field(default_factory=dict)
+    embed: dict[int, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,14 +16,17 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import msgspec
 from msgspec import structs
 
 from accelgen.proto.config import Config
 from accelgen.proto.messages import Abort, Inventory, KvReport, StepResult, Submit
 from accelgen.proto.recorder import fact, standing_fact
 from accelgen.scheduler.core import ReplicaSpec, SchedulerCore
+from accelgen.scheduler.memory.policy import MemoryPolicy
 from accelgen.scheduler.policy import Policy
-from accelgen.scheduler.predictor import ClassMedian
+from accelgen.scheduler.predictors.class_quantiles import ClassMedian
+from accelgen.scheduler.predictors.kinds import is_learner
 from accelgen.scheduler.replica import Replica
 from accelgen.scheduler.snapshot import Experience
 
@@ -32,7 +35,7 @@ MOST_CALLS = 200  # kept back for the next plan
 LEARNT_EVERY = 256  # plans
 RECORDED_CONFIG = (
     "policy", "policy_params", "pipeline_depth", "max_num_seqs", "max_num_batched_tokens",
-    "max_step_s", "slo_classes", "default_class",
+    "max_step_s", "slo_classes", "default_class", "preemption", "memory", "memory_params",
 )  # fmt: skip
 
 Key = int | list[int]
@@ -84,8 +87,9 @@ class RecordedCore(SchedulerCore):
         config: Config,
         policy: Policy,
         replicas: Mapping[int, ReplicaSpec],
+        memory: MemoryPolicy | None = None,
     ) -> None:
-        super().__init__(config, policy, replicas)
+        super().__init__(config, policy, replicas, memory=memory)
         self._specs = replicas
         self._calls: list[tuple[str, int, float, Key]] = []
         self._inside = self._said = False
@@ -167,12 +171,13 @@ class RecordedCore(SchedulerCore):
 
     def _say_made(self) -> None:
         config = {name: getattr(self.config, name) for name in RECORDED_CONFIG}
-        specs = {str(index): [spec.blocks, spec.block_size] for index, spec in self._specs.items()}
+        specs = {
+            str(index): [spec.blocks, spec.block_size, msgspec.to_builtins(spec.copies)]
+            for index, spec in self._specs.items()
+        }
         standing_fact(CORE_MADE, config=config, replicas=specs, snapshot=self._learnt())
 
     def _learnt(self) -> bytes:
-        known = Experience(
-            self.predictor if isinstance(self.predictor, ClassMedian) else ClassMedian()
-        )
+        known = Experience(self.predictor if is_learner(self.predictor) else ClassMedian())
         known.take_from(self)
         return known.packed(self.policy)

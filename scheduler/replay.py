@@ -31,9 +31,12 @@ from accelgen.proto.messages import (
 )
 from accelgen.proto.recorder import RECV
 from accelgen.proto.recording import Fact, Message, Recording, RecordingError
-from accelgen.scheduler.comparison import Asked, Comparison, Rerun
+from accelgen.scheduler.comparison import Asked, Comparison, Rerun, RerunMemory
 from accelgen.scheduler.core import ReplicaSpec, SchedulerCore
 from accelgen.scheduler.cost_model import Coefficients
+from accelgen.scheduler.memory.crossover import Copies
+from accelgen.scheduler.memory.on_demand import ON_DEMAND
+from accelgen.scheduler.memory.policy import MemoryPolicy, memory_of
 from accelgen.scheduler.policy import Policy
 from accelgen.scheduler.recording import (
     CALLS,
@@ -92,7 +95,8 @@ def recorded_policy(recording: Recording) -> tuple[str, dict[str, Any]]:
 
 
 def replay(recording: Recording, policy: Policy) -> Outcome:
-    """Compares `policy` with all that the policy at work last has decided. Raises RecordingError, PolicyFailed."""
+    """Compares `policy` with all that the policy at work last has decided. Beside it works the memory policy that was
+    recorded, or if that was the recorded policy's own, its own. Raises RecordingError, PolicyFailed, UnknownPolicy."""
     return _Replay(recording, policy).run()
 
 
@@ -146,6 +150,7 @@ class _Replay:
         self.swapped = False  # the core at work has another policy than the last one
         self.core: SchedulerCore | None = None
         self.rerun = Rerun(policy)
+        self.memory: MemoryPolicy = ON_DEMAND  # beside it, in the core at work
         self.learnt = False  # what the scheduler knew is known here
         self.early: dict[
             int, set[int]
@@ -179,12 +184,11 @@ class _Replay:
 
     def _make_core(self, made: Fact) -> None:
         config = _config_of(made, self.recording)
-        specs = {
-            int(index): ReplicaSpec(blocks, size)
-            for index, (blocks, size) in made.values["replicas"].items()
-        }
+        specs = {int(index): _spec_of(told) for index, told in made.values["replicas"].items()}
         self.part += 1
-        self.core = SchedulerCore(config, self.rerun, specs)
+        self.memory = memory_of(self.policy, config)
+        beside = RerunMemory(self.rerun, self.memory)
+        self.core = SchedulerCore(config, self.rerun, specs, memory=beside)
         for kind, waiting in self.pending.items():  # the rest was for the core before
             self.pending[kind] = [m for m in waiting if m.header.epoch == self.epoch]
         last = (self.outcome.recorded_policy, self.outcome.recorded_params)
@@ -197,7 +201,7 @@ class _Replay:
 
     def _give(self, snapshot: bytes) -> None:
         assert self.core is not None
-        unpacked(snapshot, self.policy).give_to(self.core)
+        unpacked(snapshot, self.policy, self.memory).give_to(self.core)
         self.learnt = True
         self.early = {i: set(one.table.slot_of) for i, one in self.core.replicas.items()}
 
@@ -325,6 +329,14 @@ def _set_cost(replica: Replica, values: list[float]) -> None:
     cost = replica.cost
     cost.coefficients = Coefficients(*coefficients)
     cost.scale, cost.upper, cost.lower, cost.observed = scale, upper, lower, int(observed)
+
+
+def _spec_of(told: list[Any]) -> ReplicaSpec:
+    """Blocks, tokens per block and, in newer recordings, what copies of KV take."""
+    blocks, size, *copies = told
+    return ReplicaSpec(
+        blocks, size, copies=msgspec.convert(copies[0], Copies | None) if copies else None
+    )
 
 
 def _policy_of(config: Config) -> tuple[str, dict[str, Any]]:

@@ -19,7 +19,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct, field
 
-from accelgen.proto.policies import POLICY_GROUP
+from accelgen.proto.policies import MEMORY_GROUP, POLICY_GROUP
 from accelgen.scheduler.decision import BadDecision
 from accelgen.scheduler.policy import UnknownPolicy, load_policy
 from accelgen.simulator.detail import Detail, Log
@@ -158,9 +158,10 @@ def _make_simulation(
     name, config = setting.policy, setting.scenario.config(setting.policy)
     params = {**setting.scenario.policies.get(name, {}), **setting.params}
     swap, sigma = setting.scenario.preemption == "swap", setting.length_error
-    if setting.swaps and (swap or name == DISTSERVE):
-        detail = "preemption: swap" if swap else f"policy: {name}"
-        raise ScenarioError(f"{detail} cannot be replaced under way; live neither exists")
+    if setting.scenario.memory and name == DISTSERVE:
+        raise ScenarioError(f"memory: {name} has rules of its own for memory, and takes no others")
+    if setting.swaps and name == DISTSERVE:
+        raise ScenarioError(f"policy: {name} cannot be replaced under way; live it does not exist")
     if setting.swaps and sigma is not None:
         raise ScenarioError("length_error: lengths are told at arrival, not to a successor")
     if name != DISTSERVE:
@@ -197,7 +198,7 @@ def key_of(setting: Setting) -> str:
     if setting.scenario.profile_file:
         digest.update(_file_digest(Path(setting.scenario.profile_file)))
     for policy in [setting.policy, *(one.policy for one in setting.swaps)]:
-        digest.update(_code_digest(policy))
+        digest.update(_code_digest(policy, setting.scenario.memory))
     return digest.hexdigest()[:24]
 
 
@@ -207,15 +208,16 @@ def _file_digest(path: Path) -> bytes:
 
 
 @cache
-def _code_digest(policy: str) -> bytes:
+def _code_digest(policy: str, memory: str) -> bytes:
     digest = sha256()
-    for path in modules_read(policy):
+    for path in modules_read(policy, memory):
         digest.update(sha256(path.read_bytes()).digest())
     return digest.digest()
 
 
-def modules_read(policy: str) -> list[Path]:
-    """The file of every module of the package that this one and the policy import, directly or not, sorted."""
+def modules_read(policy: str, memory: str = "") -> list[Path]:
+    """The file of every module of the package that this one, the policy and the memory policy import, directly or not,
+    sorted. A policy imports its own memory policy."""
     names = [__name__]
     searched = [ORACLE_MODULE] if policy == ORACLE else []
     names += [
@@ -224,6 +226,7 @@ def modules_read(policy: str) -> list[Path]:
         if entry.name == policy or (searched and entry.module.startswith("accelgen."))
     ]
     names += searched
+    names += [entry.module for entry in entry_points(group=MEMORY_GROUP) if entry.name == memory]
     found: dict[str, Path] = {}
     while names:
         name = names.pop()

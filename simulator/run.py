@@ -14,12 +14,13 @@ from dataclasses import dataclass, field, replace
 from math import inf
 from time import thread_time
 
+from msgspec import structs
+
 from accelgen.kvmanager.core import KvCore
 from accelgen.proto.config import Config
 from accelgen.proto.messages import (
     Batch,
     Finished,
-    KvReport,
     Lookup,
     Plan,
     Prompt,
@@ -31,15 +32,15 @@ from accelgen.proto.messages import (
 )
 from accelgen.scheduler.core import ReplicaSpec, SchedulerCore
 from accelgen.scheduler.policy import Policy
-from accelgen.scheduler.predictor import LengthPredictor
+from accelgen.scheduler.predictors.estimate import LengthPredictor
 from accelgen.simulator.device import Device
 from accelgen.simulator.handover import live, successor
 from accelgen.simulator.lengths import KnownLengths
-from accelgen.simulator.swapping import SwappingKv
 from accelgen.simulator.worker import STOP, TOKEN, SimulatedWorker
 from accelgen.simulator.workload import Arrival, Workload
 
 STARVED_S = 60.0  # with nothing in flight and nothing planned for so long, nothing ever will be
+ENDLESS = 2**31 - 1  # blocks of the host
 WATCH_STEPS = 256  # iterations between two looks of a watcher
 
 
@@ -109,22 +110,24 @@ class Simulation:
         swap: bool = False,
         successors: Sequence[Successor] = (),
     ) -> None:
-        """`swap`: KV of who is preempted goes to the host, instead of being computed again. `successors` take over, in
-        the order of time."""
-        assert not (swap and successors), "live, nothing can be on the host"
+        """`swap`: KV of who is preempted goes to the host, where there is room for all of it, instead of being computed
+        again. `successors` take over, in the order of time."""
+        config = structs.replace(config, preemption="swap") if swap else config
         self.workload, self.config = workload, config
         self.observer: Observer | None = None
         self._known = predictor if isinstance(predictor, KnownLengths) else None
         blocks = config.kv_blocks or device.blocks(config.block_size)
-        spec = ReplicaSpec(blocks, config.block_size, device.coefficients)
+        spec = ReplicaSpec(
+            blocks, config.block_size, device.coefficients, copies=device.copies(config.block_size)
+        )
         self._specs = specs = dict.fromkeys(range(config.replicas), spec)
         self._successors = deque(sorted(successors, key=lambda one: one.at_s))
         self.core = SchedulerCore(config, policy, specs, predictor)
-        kind = SwappingKv if swap else KvCore
-        self.kvs = [kind(blocks, config.block_size, config.prefix_caching) for _ in specs]
-        self._block_s = config.block_size * device.kv_token_bytes / device.swap_bytes_s
+        size, host_blocks = config.block_size, ENDLESS if swap else 0
+        self.kvs = [KvCore(blocks, size, config.prefix_caching, host_blocks) for _ in specs]
+        block_s = size * device.kv_token_bytes / device.swap_bytes_s
         self._stops: dict[int, int] = {}  # request id -> tokens at its end
-        self.workers = [SimulatedWorker(device, self._stops) for _ in specs]
+        self.workers = [SimulatedWorker(device, self._stops, block_s) for _ in specs]
         self.fates: list[Fate] = []
         self.run = Run(workload.name, policy.name, self.fates, 0.0, self.workers)
         self._results: list[tuple[float, int, int, StepResult]] = []  # a heap: due, order, replica
@@ -203,6 +206,8 @@ class Simulation:
                 fate.taken_over, fate.cached_tokens = True, request.cached_tokens
         self.run.dropped += sum(replica.dropped for replica in old.replicas.values())
         self.run.takeovers_s.append(now_s)
+        for worker in self.workers:
+            worker.forget_copies()
         self.core = successor(old, policy, self.config, self._specs, self.kvs, now_s)
         self._flush(now_s)
 
@@ -264,7 +269,7 @@ class Simulation:
                 if role is Role.FRONTEND:
                     self._receive(body, now_s)
                 elif isinstance(body, Lookup):
-                    self._report(self.kvs[index].on_lookup(body), index, now_s)
+                    core.on_report(self.kvs[index].on_lookup(body), index, now_s)
                 else:
                     assert isinstance(body, Plan)
                     self._execute(body, index, now_s)
@@ -274,21 +279,14 @@ class Simulation:
         kv = self.kvs[index]
         batch, report = kv.on_plan(plan)
         kv.settle()
-        copies_s = kv.moved * self._block_s if isinstance(kv, SwappingKv) else 0.0
-        done_s, result = self.workers[index].run(batch, now_s, copies_s)
+        done_s, result = self.workers[index].run(batch, now_s)
         self.run.steps += bool(batch.ids)
         self.run.entries += len(batch.ids)
         if self.observer is not None:
             self.observer(batch, index, done_s, result)
         self._order += 1
         heapq.heappush(self._results, (done_s, self._order, index, result))
-        self._report(report, index, now_s)
-
-    def _report(self, report: KvReport, index: int, now_s: float) -> None:
         self.core.on_report(report, index, now_s)
-        kv = self.kvs[index]
-        if isinstance(kv, SwappingKv):
-            kv.hide(self.core.replicas[index].table)
 
     def _note_use(self, index: int, now_s: float) -> None:
         """Blocks change hands with a Plan only: what was in use since the last one was so all the time."""

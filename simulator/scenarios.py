@@ -104,6 +104,8 @@ class Scenario(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     prefix_caching: bool = True
     preemption: Literal["recompute", "swap"] = "recompute"  # distserve always swaps
     swap_gb_s: Factor = 25.0  # per device, to the host and back
+    memory: str = ""  # memory policy; "" is the policy's own
+    memory_params: Params = field(default_factory=dict)
     rule: Rule = Rule.CUMULATIVE  # that figures of goodput and capacity are judged by
     policies: dict[str, Params] = field(default_factory=dict)  # parameters, by policy
 
@@ -116,6 +118,8 @@ class Scenario(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         sources = {part.source for part in self.parts}
         if self.arrivals in ("trace", "thinned") and len(sources) > 1:
             raise ValueError(f"arrivals: the times of which of {', '.join(sorted(sources))}?")
+        if self.memory_params and not self.memory:
+            raise ValueError("memory_params: of which memory policy? State memory, too")
         if self.cut_tokens and self.cut_tokens <= self.max_tokens:
             raise ValueError(f"cut_tokens: {self.cut_tokens} leaves no room beside max_tokens")
 
@@ -142,6 +146,8 @@ class Scenario(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
             kv_blocks=self.kv_blocks,
             block_size=self.block_size,
             prefix_caching=self.prefix_caching,
+            memory=self.memory,
+            memory_params=self.memory_params,
             replicas=self.replicas,
             pipeline_depth=self.pipeline_depth,
             max_num_seqs=self.max_num_seqs,

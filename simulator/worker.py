@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -26,17 +27,28 @@ class _Known:
 class SimulatedWorker:
     """`busy_s`, `copies_s`, `prefill_tokens`, `decode_tokens`: what it has done so far. `saturated_s` is what the same
     work takes at best (`Device.saturated_seconds`). `stops` says, by request, after how many tokens (prompt included)
-    it ends by itself; the caller fills it in."""
+    it ends by itself; the caller fills it in.
 
-    def __init__(self, device: Device, stops: Mapping[int, int] = MappingProxyType({})) -> None:
-        self.device, self._stops = device, stops
+    A block of KV takes `block_s` to the host, and as long back. Copies begin with the iteration that they came with and
+    run beside it and those that follow, one after the other; only without anything to compute they are waited for, and
+    that is what `copies_s` counts."""
+
+    def __init__(
+        self,
+        device: Device,
+        stops: Mapping[int, int] = MappingProxyType({}),
+        block_s: float = 0.0,
+    ) -> None:
+        self.device, self._stops, self._block_s = device, stops, block_s
         self.busy_s = self.copies_s = self.saturated_s = 0.0
         self.prefill_tokens = self.decode_tokens = 0
         self._known: dict[int, _Known] = {}
         self._free_s = 0.0  # when it has run everything it was given
+        self._copies: deque[tuple[float, int]] = deque()  # when each is done, and whose it is
+        self._copied_s = 0.0  # when the last one is done
 
-    def run(self, batch: Batch, now_s: float, copies_s: float = 0.0) -> tuple[float, StepResult]:
-        """When the batch will be done, and its result. It begins after copies of KV that take `copies_s`."""
+    def run(self, batch: Batch, now_s: float) -> tuple[float, StepResult]:
+        """When the batch will be done, and its result."""
         known = self._known
         for id in batch.release:
             known.pop(id, None)
@@ -45,17 +57,39 @@ class SimulatedWorker:
             stop_at = self._stops.get(prompt.id, NEVER)
             known[prompt.id] = _Known(tokens - prompt.generated, tokens, stop_at)
         iteration, counts, sampled = self._entries(batch)
-        begin_s = max(now_s, self._free_s) + copies_s
+        begin_s = max(now_s, self._free_s)
+        self._begin_copies(batch, begin_s)
         run_s = self.device.seconds(iteration) if batch.ids else 0.0  # it has only to forget
         wait_s = begin_s - self._free_s
         self._free_s = begin_s + run_s
+        if self._copies and not batch.ids:
+            self._free_s = max(begin_s, self._copied_s)
+            self.copies_s += self._free_s - begin_s
         self.busy_s += run_s
-        self.copies_s += copies_s
         self.saturated_s += self.device.saturated_seconds(iteration)
         result = StepResult(
-            batch.step, batch.ids, counts, sampled, [], [], batch.copy_to, wait_s, run_s
-        )
+            batch.step, batch.ids, counts, sampled, [], [], batch.copy_to, wait_s, run_s,
+            self._take_copied(),
+        )  # fmt: skip
         return self._free_s, result
+
+    def _begin_copies(self, batch: Batch, begin_s: float) -> None:
+        moves = [*zip(batch.out_ids, batch.out_counts, strict=True)]
+        moves += zip(batch.in_ids, batch.in_counts, strict=True)
+        for id, blocks in moves:
+            self._copied_s = max(begin_s, self._copied_s) + blocks * self._block_s
+            self._copies.append((self._copied_s, id))
+
+    def forget_copies(self) -> None:
+        """A new scheduler takes over: nobody is told any more of the copies so far."""
+        self._copies.clear()
+
+    def _take_copied(self) -> list[int]:
+        """Whose copies are done when the iteration is."""
+        done = []
+        while self._copies and self._copies[0][0] <= self._free_s:
+            done.append(self._copies.popleft()[1])
+        return done
 
     def _entries(self, batch: Batch) -> tuple[Iteration, list[int], list[int]]:
         """What the entries ask for, how many tokens each samples, and which."""

@@ -7,22 +7,26 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import msgspec
 import psutil
 
 from accelgen.proto.config import Config
-from accelgen.proto.messages import Facts, Sample
+from accelgen.proto.messages import Facts, Sample, SwapSample
 from accelgen.proto.profiles import profile_path
 from accelgen.worker.attention_torch import TorchPass, float32_is_faster
 from accelgen.worker.core import WorkerCore
+from accelgen.worker.hostcache import HostCache
 from accelgen.worker.kvcache import KvCache
 from accelgen.worker.linears import own_weights, pack_linears
-from accelgen.worker.memory import KvSize, keep_freed_memory, name_of, size_kv
+from accelgen.worker.memory import KvSize, keep_freed_memory, name_of, size_host, size_kv
 from accelgen.worker.model import Loaded, load_model
 from accelgen.worker.runner import MakePass, Runner
 from accelgen.worker.selfcheck import own_logits, self_check
+from accelgen.worker.swap_timing import measure_swaps
 from accelgen.worker.timing import measure
 
 ROUGH_FIT_S = 3.0
+ROUGH_SWAPS_S = 0.5
 OVERHEAD_BYTES = 600 << 20  # the budget: resident memory beyond weights and KV cache
 
 Announce = Callable[[str, float], None]  # phase name, seconds it may stay silent
@@ -67,16 +71,21 @@ def start_engine(
         loaded.device,
     )
     cache = KvCache(loaded.shapes, kv.num_blocks, config.block_size, loaded.dtype, loaded.device)
+    host_blocks = size_host(config, kv.block_bytes)
+    host = HostCache(cache, host_blocks) if host_blocks else None
     keep_freed_memory()
     runner = Runner(loaded, cache, backend.make_pass)
     samples: list[Sample] = []
+    swaps: list[SwapSample] = []
     profile = profile_path(str(loaded.checkpoint.path), str(loaded.device), name_of(loaded.dtype))
     if not config.profile_file and not profile.exists():
         announce("timing", 60.0)
         samples = measure(runner, ROUGH_FIT_S, kv.max_model_len)
+        swaps = measure_swaps(host, ROUGH_SWAPS_S) if host is not None else []
     facts = _facts(config, loaded, backend.name, kv, extra, samples)
+    facts = msgspec.structs.replace(facts, host_blocks=host_blocks, swaps=swaps)
     notes = tuple(note for note in (backend.note, kv.note) if note)
-    return Engine(WorkerCore(runner), facts, error, notes)
+    return Engine(WorkerCore(runner, host=host), facts, error, notes)
 
 
 def _facts(
@@ -119,5 +128,10 @@ def choose_backend(loaded: Loaded, block_size: int) -> Backend:
 
 def overhead_bytes(facts: Facts) -> int:
     """Resident memory beyond weights and KV cache (on a GPU both lie elsewhere)."""
-    resident = int(psutil.Process().memory_info().rss)
+    resident = int(psutil.Process().memory_info().rss) - host_bytes(facts)
     return resident - (facts.weights_bytes + facts.kv_bytes if facts.device == "cpu" else 0)
+
+
+def host_bytes(facts: Facts) -> int:
+    """Of the host's memory, for KV that is swapped out."""
+    return facts.host_blocks * (facts.kv_bytes // facts.num_blocks)
