@@ -27,7 +27,7 @@ from accelgen.proto.messages import (
     Submit,
     Tokens,
 )
-from accelgen.scheduler.admission import Expiry, Refusal, judge
+from accelgen.scheduler.admission import Expiry, Refusal, drain_s, judge
 from accelgen.scheduler.cost_model import Coefficients, CostModel
 from accelgen.scheduler.policy import Limits, Policy
 from accelgen.scheduler.predictor import ClassMedian, LengthPredictor
@@ -113,11 +113,13 @@ class SchedulerCore:
         accepted = known is not None or submit.prompt.generated  # by the scheduler before this one
         refusal = None if accepted else judge(self.config, submit, views, self.draining)
         if refusal is not None:
-            self.refused += 1
-            ends = [_refused(request, refusal) for request in requests]
-            self.outbox.append((Role.FRONTEND, frontend, Finished(ends)))
+            self._refuse(requests, refusal)
             return
         verdict = self.policy.admit(requests[0], views)
+        if verdict.refused and not accepted:
+            why = Refusal(Reason.REFUSED_SATURATED, verdict.refused, drain_s(views))
+            self._refuse(requests, why)
+            return
         home = [*self.replicas][verdict.replica] if known is None else known
         arrival_s = now_s - submit.waited_s
         queue_s = self._queue_limit_s(submit.slo_class)
@@ -301,6 +303,12 @@ class SchedulerCore:
                     self._lookup(index, [self._request(id) for id in plan.preempt])
 
     # --- inside --------------------------------------------------------------------------------------------------
+
+    def _refuse(self, requests: list[Request], refusal: Refusal) -> None:
+        """Ends a request and its siblings before they are anywhere."""
+        self.refused += 1
+        ends = [_refused(request, refusal) for request in requests]
+        self.outbox.append((Role.FRONTEND, requests[0].frontend, Finished(ends)))
 
     def _lookup(self, home: int, requests: list[Request], adopt: bool = False) -> None:
         prompts = [

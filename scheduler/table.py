@@ -105,6 +105,7 @@ class RequestTable:
         self.state[slot] = ARRIVING
         self.length[slot] = len(request.prompt) + len(request.generated)
         self.computed[slot] = self.blocks[slot] = 0
+        self.key[slot] = 0.0  # not yet given
         self.prompt_len[slot] = len(request.prompt)
         self.limit[slot] = len(request.prompt) + request.max_tokens
         self.arrival_s[slot] = self.last_s[slot] = arrival_s

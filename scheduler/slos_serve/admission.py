@@ -1,5 +1,5 @@
-"""Which new requests to admit so that every admitted one keeps its objective: the problem, the walk along its deadlines,
-and the greedy answer (arXiv 2504.08784, admission and planning).
+"""Which new requests to admit so that every admitted one keeps its objective: the problem, the walk along its
+deadlines, and the greedy answer (arXiv 2504.08784, admission and planning).
 
 Prompts are done in the order of their deadlines. From one deadline to the next the planner says how many prompt tokens
 fit beside the decodes that have been promised until then; what is left over is spare for the next prompt. From its
@@ -11,7 +11,7 @@ makes the whole plan infeasible. Here its deadline becomes the earliest that can
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from math import inf
 from typing import NamedTuple
@@ -140,7 +140,3 @@ def greedy(problem: Problem) -> list[Candidate]:
         place = after
         taken.append(candidate)
     return taken
-
-
-def old_ones(candidates: Sequence[Candidate]) -> list[Candidate]:
-    return [one for one in candidates if not one.is_new]

@@ -5,9 +5,9 @@ these only the Pareto-optimal ones are kept: more profit, fewer blocks, more spa
 goes on to any later request as long as it passes over no old one. (The shipped code prefers fewer spare tokens, ignores
 the end, and hands back the last state of a list instead of the best one; this is the rule that it must have meant.)
 
-Bounds: at most `MOST_NEW` new requests are considered at once, a cell has at most `MOST_STATES` states, and the whole may
-cost at most so many units of work: transitions and simulated batches, which are counted, not timed, so that the same
-situation always has the same answer. Beyond that the greedy answer stands.
+Bounds: at most `MOST_NEW` new requests are considered at once, a cell has at most `MOST_STATES` states, and the whole
+may cost at most so many units of work: transitions and simulated batches, which are counted, not timed, so that the
+same situation always has the same answer. Beyond that the greedy answer stands.
 """
 
 from __future__ import annotations
@@ -85,7 +85,8 @@ def choose(problem: Problem, most_work: int = MOST_WORK) -> list[Candidate]:
     taken = greedy(problem)
     if len(taken) == len(problem.candidates):
         return taken
-    return _solve(problem, most_work) or taken
+    solved = _solve(problem, most_work)
+    return solved if solved is not None and _profit(solved) >= _profit(taken) else taken
 
 
 def _solve(problem: Problem, most_work: int) -> list[Candidate] | None:
@@ -109,6 +110,10 @@ def _solve(problem: Problem, most_work: int) -> list[Candidate] | None:
             first = n + 1
     best = max(_states(cells[first:]), key=lambda state: state.rank, default=None)
     return None if best is None else best.admitted()
+
+
+def _profit(taken: list[Candidate]) -> float:
+    return sum(one.profit for one in taken)
 
 
 def _states(cells: list[Cell]) -> Iterator[State]:

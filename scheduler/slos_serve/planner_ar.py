@@ -18,7 +18,7 @@ from itertools import chain, repeat
 from math import inf
 
 from accelgen.scheduler.slos_serve.roofline import Roofline
-from accelgen.scheduler.slos_serve.slices import STEADY_S, Slice
+from accelgen.scheduler.slos_serve.slices import Slice, steady_s
 from accelgen.scheduler.slos_serve.tiers import Counts
 
 MOST_SLICES = 128
@@ -132,7 +132,7 @@ class ArPlanner:
         self.roofline, self.tiers = roofline, tiers
         self._timelines: dict[Counts, Timeline] = {}
         self._steady: dict[Counts, bool] = {}
-        self.work = 0
+        self.work, self.steady_s = 0, steady_s(tiers)
 
     def plan(self, window_s: float, counts: Counts) -> tuple[int, float] | None:
         timeline = self._timeline(counts)
@@ -153,7 +153,7 @@ class ArPlanner:
 
     def is_steady(self, counts: Counts) -> bool:
         if counts not in self._steady:
-            self._steady[counts] = self.plan(STEADY_S, counts) is not None
+            self._steady[counts] = self.plan(self.steady_s, counts) is not None
         return self._steady[counts]
 
     def _timeline(self, counts: Counts) -> Timeline:

@@ -19,7 +19,7 @@ from msgspec import Struct
 
 from accelgen.scheduler.slos_serve.planner_ar import Timeline
 from accelgen.scheduler.slos_serve.roofline import Roofline
-from accelgen.scheduler.slos_serve.slices import STEADY_S, Slice
+from accelgen.scheduler.slos_serve.slices import Slice, steady_s
 from accelgen.scheduler.slos_serve.tiers import Counts
 
 ALPHA, MOST_DRAFTS = 0.6, 10  # the code's defaults
@@ -65,7 +65,7 @@ class SdPlanner:
         self.roofline, self.tiers, self.alpha, self.most = roofline, tiers, alpha, most
         self._known: dict[Counts, list[Lengths]] = {}
         self._idle = Timeline(roofline, tiers, (0,) * len(tiers))
-        self.work = 0
+        self.work, self.steady_s = 0, steady_s(tiers)
 
     def plan(self, window_s: float, counts: Counts) -> tuple[int, float] | None:
         if window_s <= 0:
@@ -90,7 +90,7 @@ class SdPlanner:
         return min((self._reach(tokens, one) for one in self._lengths(counts)), default=inf)
 
     def is_steady(self, counts: Counts) -> bool:
-        return self.plan(STEADY_S, counts) is not None
+        return self.plan(self.steady_s, counts) is not None
 
     def _reach(self, tokens: int, one: Lengths) -> float:
         room = self.roofline.time_to_batch(one.unit_s, one.steps) - one.used

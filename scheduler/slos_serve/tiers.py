@@ -12,6 +12,7 @@ from collections.abc import Iterable
 MARGIN_S = 0.001  # off each objective
 LOOSE_S = 0.1  # from the last tier to the loose one
 MOST_TIERS = 4  # the loose one included
+LEAST_S = 1e-6  # of a tier
 
 Counts = tuple[int, ...]
 """Decodes per tier."""
@@ -22,12 +23,12 @@ def tiers_of(tpots_s: Iterable[float], margin_s: float = MARGIN_S) -> tuple[floa
 
     The paper's services have two objectives; requests to a server may state any. Of more than `MOST_TIERS` - 1 distinct
     ones, the tightest and others at equal ranks are tiers (reconstructed): a request between two of them is served as
-    the tighter one asks. An objective below 2 * `margin_s` is halved instead of reduced."""
+    the tighter one asks. An objective below 2 * `margin_s` is halved instead of reduced; nothing is below `LEAST_S`."""
     stated = sorted(set(tpots_s))
     most = MOST_TIERS - 1
     if len(stated) > most:
         stated = [stated[i * len(stated) // most] for i in range(most)]
-    reduced = sorted({max(tpot_s - margin_s, tpot_s / 2) for tpot_s in stated})
+    reduced = sorted({max(tpot_s - margin_s, tpot_s / 2, LEAST_S) for tpot_s in stated})
     return (*reduced, (reduced[-1] if reduced else 0.0) + LOOSE_S)
 
 
