@@ -19,7 +19,7 @@ admitted decodes alone cannot keep their pace, each batch has all of them and at
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from heapq import merge
 from itertools import islice
@@ -27,7 +27,6 @@ from itertools import islice
 import numpy as np
 from msgspec import Struct, structs
 
-from accelgen.scheduler.policies.prompts import Place
 from accelgen.scheduler.policies.shared import (
     Batch,
     at_least,
@@ -37,26 +36,27 @@ from accelgen.scheduler.policies.shared import (
 )
 from accelgen.scheduler.policy import Decision, StepStats, Verdict, View, is_decode
 from accelgen.scheduler.request import Request
-from accelgen.scheduler.slos_serve import edf_sim
 from accelgen.scheduler.slos_serve.admission import Problem, greedy, relaxed
 from accelgen.scheduler.slos_serve.best_effort import Evictions, take_best_effort
 from accelgen.scheduler.slos_serve.dynamic import MOST_NEW, choose
+from accelgen.scheduler.slos_serve.edf_sim import admit as simulated_admission
 from accelgen.scheduler.slos_serve.filling import take_extra, take_prompts
 from accelgen.scheduler.slos_serve.plan import Plan, make_plan, overloaded_plan
-from accelgen.scheduler.slos_serve.survey import (
-    Rules,
-    Standing,
-    Survey,
-    due_s,
+from accelgen.scheduler.slos_serve.standing import (
+    PRIORITY_S,
+    admitted_places,
+    are_admitted,
+    best_effort_places,
     is_stated,
+    known,
+    new_places,
+    standing_by_key,
+    standing_of,
 )
+from accelgen.scheduler.slos_serve.survey import Rules, Survey, due_s
 from accelgen.scheduler.table import FAR_S, WAITING, Bools, Ints, RequestTable
 
-PRIORITY_S = (
-    10 * FAR_S
-)  # a key is a deadline, less this of admitted ones; an arrival and this of best-effort ones
 LEAST_PREFILL = 128  # tokens
-MOST_LATE = 512  # new requests declined at once because nothing could save them
 MOST_EVENTS = 1500  # of simulations per round, about: 5 microseconds each
 
 ADMISSIONS, BURSTS = ("dp", "edf_sim"), ("soft", "refuse")
@@ -170,23 +170,26 @@ class SlosServe:
             return True
         if state.finished >= self.replan_finishes:
             return True
-        news = sum(1 for _ in islice(_new_places(view.table), self.replan_arrivals))
+        news = sum(1 for _ in islice(new_places(view.table), self.replan_arrivals))
         if news >= self.replan_arrivals:
             return True
         return news > 0 and not self._has_admitted_work(view.table, state)
 
     def _has_admitted_work(self, table: RequestTable, state: Memory) -> bool:
-        if next(_admitted_places(table), None) is not None:
+        if next(admitted_places(table), None) is not None:
             return True
         return any(id not in state.best_effort for id in table.ids[table.running].tolist())
 
     def _replan(self, view: View, state: Memory, start_s: float) -> Memory:
         """A new plan, and whom it admits."""
-        state = _known(view.table, state)
-        standing = _standing(view.table, state)
-        new, hopeless = self._sifted(Survey(view, standing, start_s, self.rules))
-        standing = replace(standing, new=np.array(new, dtype=np.int64))
-        survey = Survey(view, standing, start_s, self.rules)
+        state = _up_to_date(view.table, state)
+        survey = Survey(
+            view, standing_of(view.table, state.admitted, state.best_effort), start_s, self.rules
+        )
+        new, hopeless = self._sifted(survey)
+        standing = replace(survey.standing, new=np.array(new, dtype=np.int64))
+        if len(new) < len(survey.standing.new):
+            survey = Survey(view, standing, start_s, self.rules)
         admitted, plan = self._admitted(survey)
         judged = frozenset(view.table.ids[standing.new].tolist())
         lost = frozenset(view.table.ids[np.array(hopeless, dtype=np.int64)].tolist())
@@ -211,7 +214,7 @@ class SlosServe:
             return frozenset(one.key for one in taken), make_plan(feasible, taken)
         keys = frozenset(one.key for one in problem.candidates if one.is_new)
         if self.burst == "soft":
-            found, _ = edf_sim.admit(survey.demands(), survey.roofline, survey.room())
+            found, _ = simulated_admission(survey.demands(), survey.roofline, survey.room())
             keys = frozenset(found)
         chosen = relaxed(_only(problem, keys))
         return keys, None if chosen is None else make_plan(chosen, chosen.candidates)
@@ -253,7 +256,7 @@ class SlosServe:
         """The iteration that the next slice of the plan says. `moved` are new keys that the table does not have yet."""
         table = view.table
         ready = table.running[table.remaining(table.running) > 0]
-        mine = _are_admitted(table, ready, state)
+        mine = are_admitted(table, ready, state.best_effort)
         decode = is_decode(table, ready)
         decodes, begun = ready[mine & decode], ready[mine & ~decode]
         due = self._are_due(table, decodes, state)
@@ -262,15 +265,15 @@ class SlosServe:
         take_decodes(batch, decodes[due], lambda view: self._victims(view, state))
         gone = set(batch.preempted)
         evictions = Evictions(batch, ready[~mine])
-        starts = not any(id in state.admitted for id in table.ids[batch.preempted].tolist())
+        starts = all(id in state.best_effort for id in table.ids[batch.preempted].tolist())
         places = zip(self._places(table, begun.tolist()), begun.tolist(), strict=True)
         own = [(at_s - PRIORITY_S, slot) for at_s, slot in places if slot not in gone]
         fresh = sorted((key, slot) for slot, key in moved.items())
-        admitted = merge((p for p in fresh if p[0] < -PRIORITY_S / 2), _admitted_places(table))
+        admitted = merge((p for p in fresh if p[0] < -PRIORITY_S / 2), admitted_places(table))
         take_prompts(batch, own, admitted, evictions, starts)
         rest = decodes[~due]
         take_extra(batch, rest[~np.isin(rest, batch.preempted)] if batch.preempted else rest)
-        queue = merge((p for p in fresh if p[0] > PRIORITY_S / 2), _best_effort_places(table))
+        queue = merge((p for p in fresh if p[0] > PRIORITY_S / 2), best_effort_places(table))
         waiting = (slot for _, slot in queue)
         take_best_effort(batch, evictions, waiting, state.calm, starts)
         make_room(batch, ready[mine], lambda view: self._victims(view, state))
@@ -291,7 +294,7 @@ class SlosServe:
     def _victims(self, view: View, state: Memory) -> Ints:
         """Best-effort requests, the last to have come first; then prompts, then decodes, the latest deadline first."""
         table, running = view.table, view.table.running
-        mine, decode = _are_admitted(table, running, state), is_decode(table, running)
+        mine, decode = are_admitted(table, running, state.best_effort), is_decode(table, running)
         last_s = np.where(mine, due_s(table, running, self.rules), table.arrival_s[running])
         return running[np.lexsort((-last_s, decode & mine, mine))]
 
@@ -304,7 +307,7 @@ class SlosServe:
         used = np.array([*table.slot_of.values()], dtype=np.int64)
         now_s = float(table.last_s[used].max(initial=0.0))  # something happened last
         problem = relaxed(
-            Survey(view, _standing_by_key(table), now_s, self.rules, request).problem()
+            Survey(view, standing_by_key(table), now_s, self.rules, request).problem()
         )
         if problem is None:
             return None
@@ -323,7 +326,7 @@ def _one_of(name: str, value: str, known: tuple[str, ...]) -> None:
         raise ValueError(f"{name}: {value!r}, must be one of {', '.join(known)}")
 
 
-def _only(problem: Problem, keys: set[int]) -> Problem:
+def _only(problem: Problem, keys: frozenset[int]) -> Problem:
     """With old candidates and these new ones, which count as old."""
     kept = [one for one in problem.candidates if not one.is_new or one.key in keys]
     old = [replace(one, is_new=False) for one in kept]
@@ -332,62 +335,7 @@ def _only(problem: Problem, keys: set[int]) -> Problem:
     )
 
 
-# --- who is what -----------------------------------------------------------------------------------------------------
-
-
-def _known(table: RequestTable, state: Memory) -> Memory:
-    """Without those who have ended; with those who run and were never judged: siblings are what their parents are."""
-    admitted, best_effort = set(), set()
-    for slot in table.running.tolist():
-        request = table.request(slot)
-        if request.id in state.admitted or request.id in state.best_effort:
-            continue
-        is_stray = not is_stated(request.objective) or request.parent in state.best_effort
-        (best_effort if is_stray else admitted).add(request.id)
-    admitted.update(id for id in state.admitted if id in table.slot_of)
-    best_effort.update(id for id in state.best_effort if id in table.slot_of)
-    return structs.replace(state, admitted=frozenset(admitted), best_effort=frozenset(best_effort))
-
-
-def _are_admitted(table: RequestTable, slots: Ints, state: Memory) -> Bools:
-    """Those that are not best effort, [n]."""
-    found = [id not in state.best_effort for id in table.ids[slots].tolist()]
-    return np.array(found, dtype=bool)
-
-
-def _standing(table: RequestTable, state: Memory) -> Standing:
-    """By what has been decided."""
-    running = table.running
-    mine = _are_admitted(table, running, state)
-    return _sorted_out(table, running[mine], running[~mine])
-
-
-def _standing_by_key(table: RequestTable) -> Standing:
-    """Where what has been decided is not known: by the places that requests were given when they waited."""
-    running = table.running
-    lesser = table.key[running] > PRIORITY_S / 2
-    found = _sorted_out(table, running[~lesser], running[lesser])
-    prompts = np.concatenate([found.prompts, found.new])
-    return replace(found, prompts=prompts, new=found.new[:0])
-
-
-def _sorted_out(table: RequestTable, mine: Ints, best_effort: Ints) -> Standing:
-    mine = mine[table.remaining(mine) > 0]
-    decode = is_decode(table, mine)
-    waiting = [slot for _, slot in _admitted_places(table)]
-    new = [slot for _, slot in islice(_new_places(table), MOST_LATE)]
-    prompts = np.concatenate([mine[~decode], np.array(waiting, dtype=np.int64)])
-    return Standing(mine[decode], prompts, np.array(new, dtype=np.int64), best_effort)
-
-
-def _admitted_places(table: RequestTable) -> Iterator[Place]:
-    return table.waiting.irange(maximum=(-PRIORITY_S / 2, -1))  # type: ignore[no-any-return]
-
-
-def _new_places(table: RequestTable) -> Iterator[Place]:
-    low, high = (-PRIORITY_S / 2, -1), (PRIORITY_S / 2, -1)
-    return table.waiting.irange(minimum=low, maximum=high)  # type: ignore[no-any-return]
-
-
-def _best_effort_places(table: RequestTable) -> Iterator[Place]:
-    return table.waiting.irange(minimum=(PRIORITY_S / 2, -1))  # type: ignore[no-any-return]
+def _up_to_date(table: RequestTable, state: Memory) -> Memory:
+    """Without those who have ended, and with those who run and were never judged."""
+    admitted, best_effort = known(table, state.admitted, state.best_effort)
+    return structs.replace(state, admitted=admitted, best_effort=best_effort)

@@ -86,7 +86,7 @@ class Simulation:
             at_s, kind, i = heappop(self._heap)
             self.events += 1
             rejection = self._advance(at_s)
-            if rejection is None and kind == _Kind.DUE:
+            if kind == _Kind.DUE and (rejection is None or self._lenient):
                 rejection = self._load(i)
             elif kind == _Kind.READY:
                 self._open_epoch(at_s)

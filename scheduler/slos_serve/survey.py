@@ -24,22 +24,12 @@ from accelgen.scheduler.slos_serve.edf_sim import Demand
 from accelgen.scheduler.slos_serve.kv import end_tokens, missing_blocks, whole_blocks
 from accelgen.scheduler.slos_serve.planner_ar import ArPlanner
 from accelgen.scheduler.slos_serve.roofline import Roofline, fitted
+from accelgen.scheduler.slos_serve.standing import Standing
 from accelgen.scheduler.slos_serve.tiers import MARGIN_S, Counts, tier_of, tiers_of
 from accelgen.scheduler.table import FAR_S, RUNNING, Floats, Ints, RequestTable
 
 LOOK_AHEAD = 10  # tokens
 HORIZON_S = 3600.0  # later deadlines are as good as this one
-
-
-@dataclass(frozen=True, slots=True)
-class Standing:
-    """Slots of a replica: admitted requests that decode, and those whose prompt is not done (running or waiting); new
-    ones; best-effort ones that run."""
-
-    decoding: Ints
-    prompts: Ints
-    new: Ints
-    best_effort: Ints
 
 
 @dataclass(frozen=True)
@@ -49,11 +39,6 @@ class Rules:
 
     credit: bool
     offline_tpot_s: float
-
-
-def is_stated(objective: Objective) -> bool:
-    """Whether there is anything to keep."""
-    return any(one is not None for one in (objective.ttft_s, objective.tpot_s, objective.e2e_s))
 
 
 def due_s(table: RequestTable, slots: Ints, rules: Rules) -> Floats:
