@@ -36,13 +36,15 @@ from accelgen.scheduler.policies.shared import (
 )
 from accelgen.scheduler.policy import Decision, StepStats, Verdict, View, is_decode
 from accelgen.scheduler.request import Request
-from accelgen.scheduler.slos_serve.admission import Problem, greedy, relaxed
+from accelgen.scheduler.slos_serve.admission import relaxed
 from accelgen.scheduler.slos_serve.best_effort import Evictions, take_best_effort
 from accelgen.scheduler.slos_serve.dynamic import MOST_NEW, choose
 from accelgen.scheduler.slos_serve.edf_sim import admit as simulated_admission
 from accelgen.scheduler.slos_serve.filling import take_extra, take_prompts
 from accelgen.scheduler.slos_serve.plan import Plan, make_plan, overloaded_plan
+from accelgen.scheduler.slos_serve.routing import ttft_if_admitted
 from accelgen.scheduler.slos_serve.standing import (
+    MOST_LOOKED_AT,
     PRIORITY_S,
     admitted_places,
     are_admitted,
@@ -50,11 +52,10 @@ from accelgen.scheduler.slos_serve.standing import (
     is_stated,
     known,
     new_places,
-    standing_by_key,
     standing_of,
 )
 from accelgen.scheduler.slos_serve.survey import Rules, Survey, due_s
-from accelgen.scheduler.table import FAR_S, WAITING, Bools, Ints, RequestTable
+from accelgen.scheduler.table import FAR_S, Bools, Ints, RequestTable
 
 LEAST_PREFILL = 128  # tokens
 MOST_EVENTS = 1500  # of simulations per round, about: 5 microseconds each
@@ -108,7 +109,7 @@ class SlosServe:
         tries = len(views) if self.routing else 1
         tried = [(request.id + i) % len(views) for i in range(tries)]
         for index in tried if plans else ():
-            ttft_s = self._ttft_if_admitted(request, views[index])
+            ttft_s = ttft_if_admitted(request, views[index], self.rules)
             if ttft_s is not None:
                 return Verdict(index, ttft_s)
         last = tried[-1]
@@ -121,8 +122,8 @@ class SlosServe:
     def plan(self, view: View, state: Memory, start_s: float) -> tuple[Decision, Memory]:
         moved: dict[int, float] = {}
         if self._is_due(view, state, start_s):
-            before, state = state, self._replan(view, state, start_s)
-            moved = self._moved(view.table, before, state)
+            state = self._replan(view, state, start_s)
+            moved = self._moved(view.table, state)
         batch = self._follow(view, state, moved)
         decision, taken = batch.decision(), set(batch.slots)
         decision.requeue = {slot: key for slot, key in moved.items() if slot not in taken}
@@ -155,12 +156,16 @@ class SlosServe:
         found: list[float] = np.minimum(due, 2 * FAR_S).tolist()
         return found
 
-    def _moved(self, table: RequestTable, before: Memory, after: Memory) -> dict[int, float]:
-        """New keys, by slot, of waiting requests that have been judged."""
-        judged = (after.admitted - before.admitted) | (after.best_effort - before.best_effort)
-        slots = [table.slot_of[id] for id in sorted(judged)]
-        waiting = [slot for slot in slots if table.state[slot] == WAITING]
-        return self._keys(table, waiting, after) if waiting else {}
+    def _moved(self, table: RequestTable, state: Memory) -> dict[int, float]:
+        """New keys, by slot, of requests that wait as new ones and have been judged."""
+        new = [slot for _, slot in islice(new_places(table), MOST_LOOKED_AT)]
+        ids = table.ids[new].tolist() if new else []
+        judged = [
+            slot
+            for slot, id in zip(new, ids, strict=True)
+            if id in state.admitted or id in state.best_effort
+        ]
+        return self._keys(table, judged, state) if judged else {}
 
     # --- when and what to plan ---------------------------------------------------------------------------------------
 
@@ -216,7 +221,7 @@ class SlosServe:
         if self.burst == "soft":
             found, _ = simulated_admission(survey.demands(), survey.roofline, survey.room())
             keys = frozenset(found)
-        chosen = relaxed(_only(problem, keys))
+        chosen = relaxed(problem.promising(keys))
         return keys, None if chosen is None else make_plan(chosen, chosen.candidates)
 
     def _sifted(self, survey: Survey) -> tuple[list[int], list[int]]:
@@ -298,41 +303,10 @@ class SlosServe:
         last_s = np.where(mine, due_s(table, running, self.rules), table.arrival_s[running])
         return running[np.lexsort((-last_s, decode & mine, mine))]
 
-    # --- other replicas ----------------------------------------------------------------------------------------------
-
-    def _ttft_if_admitted(self, request: Request, view: View) -> float | None:
-        """When a request that has just arrived would have its first token, in seconds, if its objective and all those
-        promised before can be kept; else None. Who has not been judged yet counts as admitted."""
-        table = view.table
-        used = np.array([*table.slot_of.values()], dtype=np.int64)
-        now_s = float(table.last_s[used].max(initial=0.0))  # something happened last
-        problem = relaxed(
-            Survey(view, standing_by_key(table), now_s, self.rules, request).problem()
-        )
-        if problem is None:
-            return None
-        admitted = greedy(problem)  # of a single new one it knows everything
-        at = next((i for i, one in enumerate(admitted) if one.is_new), None)
-        if at is None:
-            return None
-        place = problem.walk(admitted[:at])
-        assert place is not None
-        needed = admitted[at].tokens - place.spare
-        return place.finish_s + problem.planner.reach(needed, place.counts)
-
 
 def _one_of(name: str, value: str, known: tuple[str, ...]) -> None:
     if value not in known:
         raise ValueError(f"{name}: {value!r}, must be one of {', '.join(known)}")
-
-
-def _only(problem: Problem, keys: frozenset[int]) -> Problem:
-    """With old candidates and these new ones, which count as old."""
-    kept = [one for one in problem.candidates if not one.is_new or one.key in keys]
-    old = [replace(one, is_new=False) for one in kept]
-    return Problem.of(
-        problem.planner, old, problem.counts, problem.steady, problem.blocks, problem.seats
-    )
 
 
 def _up_to_date(table: RequestTable, state: Memory) -> Memory:

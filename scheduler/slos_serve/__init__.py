@@ -16,6 +16,7 @@ Up to here there are numbers only: no request, no table, no clock. The rest join
     kv.py           the memory that requests will need
     standing.py     who is admitted, new, best effort
     survey.py       the problem of a replica, from a View
+    routing.py      whether a replica would take one more request
     filling.py      an iteration from a batch of the plan
     best_effort.py  what declined requests get
 """

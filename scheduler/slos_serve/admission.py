@@ -11,7 +11,7 @@ makes the whole plan infeasible. Here its deadline becomes the earliest that can
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 from dataclasses import dataclass, replace
 from math import inf
 from typing import NamedTuple
@@ -63,8 +63,7 @@ class Problem:
         blocks: int, seats: int,
     ) -> Problem:  # fmt: skip
         """With the candidates put in order."""
-        ordered = sorted(candidates, key=lambda one: (one.due_s, one.is_new, one.key))
-        return cls(planner, tuple(ordered), counts, steady, blocks, seats)
+        return cls(planner, in_order(candidates), counts, steady, blocks, seats)
 
     @property
     def start(self) -> Place:
@@ -86,6 +85,11 @@ class Problem:
         counts = joined(place.counts, candidate.tier, candidate.decodes)
         return Place(spare, place.finish_s + elapsed_s, counts, steady)
 
+    def promising(self, keys: Set[int]) -> Problem:
+        """The problem without a choice: these new requests are old ones, the other new ones are gone."""
+        kept = [one for one in self.candidates if not one.is_new or one.key in keys]
+        return replace(self, candidates=tuple(replace(one, is_new=False) for one in kept))
+
     def walk(self, candidates: Iterable[Candidate], place: Place | None = None) -> Place | None:
         """Along all of these; None if that cannot be done."""
         at = place or self.start
@@ -95,6 +99,11 @@ class Problem:
                 return None
             at = after
         return at
+
+
+def in_order(candidates: Iterable[Candidate]) -> tuple[Candidate, ...]:
+    """By deadline, old ones first where these are equal."""
+    return tuple(sorted(candidates, key=lambda one: (one.due_s, one.is_new, one.key)))
 
 
 def relaxed(problem: Problem) -> Problem | None:
@@ -117,9 +126,7 @@ def relaxed(problem: Problem) -> Problem | None:
             return None
         place, last_s = after, due_s
         later.append(replace(candidate, due_s=due_s))
-    return Problem.of(
-        problem.planner, later, problem.counts, problem.steady, problem.blocks, problem.seats
-    )
+    return replace(problem, candidates=in_order(later))
 
 
 def greedy(problem: Problem) -> list[Candidate]:
