@@ -102,8 +102,8 @@ class Problem:
 
 
 def in_order(candidates: Iterable[Candidate]) -> tuple[Candidate, ...]:
-    """By deadline, old ones first where these are equal."""
-    return tuple(sorted(candidates, key=lambda one: (one.due_s, one.is_new, one.key)))
+    """By deadline, old ones first where these are equal, and otherwise as they come."""
+    return tuple(sorted(candidates, key=lambda one: (one.due_s, one.is_new)))
 
 
 def relaxed(problem: Problem) -> Problem | None:

@@ -46,7 +46,7 @@ class Timeline:
         if window_s <= 0:
             return 0, 0.0
         self._extend_to(window_s)
-        if self.is_broken and window_s > self.ends_s[-1]:
+        if self.is_broken and window_s > min(self._due_s[-1]) - _CLOSE_S:
             return None
         repeats, at, last = self._place(window_s)
         gain = repeats * self.gains[-1] + self.gains[at]
@@ -85,7 +85,7 @@ class Timeline:
         repeats = int(window_s / self.ends_s[-1]) if window_s > self.ends_s[-1] > 0 else 0
         rest_s = window_s - repeats * self.ends_s[-1]
         at = min(bisect_right(self.ends_s, rest_s + _CLOSE_S) - 1, len(self.slices))
-        if at == len(self.slices):
+        if at == len(self.slices) and not self.is_broken:
             return repeats, at, None
         last = self._cut(at, rest_s)
         return repeats, at, last if last is not None and last.prefill > 0 else None
@@ -119,7 +119,7 @@ class Timeline:
         seconds = self._roofline.seconds(size, decodes=self._decodes)
         end_s = begin_s + seconds
         before_s = zip(self._due_s[at], self._tpots_s, strict=True)
-        lengths = tuple(int(due - tpot < end_s) for due, tpot in before_s)
+        lengths = tuple(int(due - tpot < end_s - _CLOSE_S) for due, tpot in before_s)
         left = size - sum(n * length for n, length in zip(self._counts, lengths, strict=True))
         return Slice(size, lengths, left, seconds) if left >= 0 else None
 

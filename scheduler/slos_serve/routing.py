@@ -1,5 +1,5 @@
-"""Would a replica take one more request? What SLOs-Serve's controller asks one replica after the other (arXiv 2504.08784,
-several replicas)."""
+"""Would a replica take one more request? What SLOs-Serve's controller asks one replica after the other (arXiv
+2504.08784, several replicas)."""
 
 from __future__ import annotations
 
