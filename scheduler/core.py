@@ -130,6 +130,8 @@ class SchedulerCore:
                 request.slo_class, request.max_tokens
             )
             self._home[request.id] = home
+            if request.thought:
+                self._note_thinking(request)
             request.expires_s = arrival_s + queue_s
             request.predicted_ttft_s = verdict.predicted_ttft_s
             if not submit.prompt.generated:
@@ -218,6 +220,8 @@ class SchedulerCore:
         over: list[Outcome] = []
         for outcome in self.replicas[index].on_result(result, now_s):
             request = outcome.request
+            if outcome.ends_thinking:
+                self._note_thinking(request)
             sheaf = sheaves[request.frontend]
             if outcome.tokens:
                 sheaf.ids.append(request.id)
@@ -303,6 +307,9 @@ class SchedulerCore:
                     self._lookup(index, [self._request(id) for id in plan.preempt])
 
     # --- inside --------------------------------------------------------------------------------------------------
+
+    def _note_thinking(self, request: Request) -> None:
+        """Its thinking is over. Nothing to do here: its columns say so."""
 
     def _refuse(self, requests: list[Request], refusal: Refusal) -> None:
         """Ends a request and its siblings before they are anywhere."""

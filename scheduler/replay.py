@@ -40,6 +40,7 @@ from accelgen.scheduler.recording import (
     CORE_MADE,
     LEARNT,
     PLAN_BEGUN,
+    THINKING_OVER,
     Key,
     abort_key,
     report_key,
@@ -97,12 +98,13 @@ def replay(recording: Recording, policy: Policy) -> Outcome:
 
 
 class _Ahead:
-    """What must be known of a recording before its time: in which place a request went, at which token it stopped, and
-    what was decided. A *part* of a recording is the life of one core."""
+    """What must be known of a recording before its time: in which place a request went, at which token it stopped, after
+    how many its thinking was over, and what was decided. A *part* of a recording is the life of one core."""
 
     def __init__(self, recording: Recording) -> None:
         self.homes: dict[tuple[int, int], int] = {}  # (part, request id) -> replica; accepted ones
         self.stops: set[tuple[int, int, int]] = set()  # (part, step, request id)
+        self.thought: dict[tuple[int, int], int] = {}  # (part, request id) -> tokens
         self.plans: dict[int, dict[int, Plan]] = {}  # place of the fact -> by replica
         self.last = -1  # place of the last fact of a plan
         part = 0
@@ -115,6 +117,9 @@ class _Ahead:
                 elif event.name == PLAN_BEGUN:
                     current = self.plans[place] = {}
                     self.last = place
+                elif event.name == THINKING_OVER:
+                    values = event.values
+                    self.thought[part, values["id"]] = values["tokens"]
             elif event.direction != RECV:
                 self._note(event, part, current, newest)
 
@@ -243,8 +248,7 @@ class _Replay:
                 home = self.ahead.homes.get((self.part, body.prompt.id))
                 if home in core.replicas:  # else it was refused, or over
                     self.rerun.home = [*core.replicas].index(home)
-                    stop = structs.replace(body, stop_token_ids=[STOP_TOKEN])
-                    core.on_submit(stop, index, now_s)
+                    core.on_submit(self._with_ends(body), index, now_s)
             case Abort():
                 core.on_abort(body, now_s)
             case KvReport():
@@ -252,6 +256,15 @@ class _Replay:
             case StepResult():
                 if any(flight.step == body.step for flight in core.replicas[index].flights):
                     self._feed_result(core, body, index, now_s)
+
+    def _with_ends(self, submit: Submit) -> Submit:
+        """It ends, and its thinking does, where they did: tokens are not in the recording, all are zero."""
+        objective, thinking = submit.objective, submit.objective.thinking
+        if thinking is not None:
+            tokens = self.ahead.thought.get((self.part, submit.prompt.id), 0)
+            counted = structs.replace(thinking, end_ids=[], max_tokens=tokens)
+            objective = structs.replace(objective, thinking=counted)
+        return structs.replace(submit, stop_token_ids=[STOP_TOKEN], objective=objective)
 
     def _feed_result(
         self, core: SchedulerCore, result: StepResult, index: int, now_s: float

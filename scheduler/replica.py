@@ -73,12 +73,14 @@ class Confirmed:
 
 @dataclass(slots=True)
 class Outcome:
-    """What a StepResult brought for one request: its new tokens, and how it ended if it did."""
+    """What a StepResult brought for one request: its new tokens, whether its thinking ended with them, and how it ended
+    if it did."""
 
     request: Request
     tokens: list[int]
     reason: Reason | None = None
     detail: str = ""
+    ends_thinking: bool = False
 
 
 class Replica:
@@ -134,6 +136,8 @@ class Replica:
         request = self.table.request(slot)
         if request.generated:
             request.started_s = self.table.first_s[slot] = self.table.last_s[slot] = now_s
+            if request.thought:
+                self.table.respond(slot, request.thought, now_s)
             if self.table.remaining(np.array([slot]))[0] == 1:
                 self._stalled_s = None
                 self.table.start(slot)
@@ -350,12 +354,15 @@ class Replica:
             if len(request.generated) == count:
                 table.first_s[slot] = now_s
             table.last_s[slot] = now_s
+            ends_thinking = request.ends_thinking(len(request.generated) - count)
+            if ends_thinking:
+                table.respond(slot, request.thought, now_s)
             reason = end_reason(request)
             if reason is None:
                 confirmed.ids.append(id)
                 confirmed.counts.append(count)
                 confirmed.tokens.extend(tokens)
-            outcomes.append(Outcome(request, tokens, reason))
+            outcomes.append(Outcome(request, tokens, reason, "", ends_thinking))
         for id, cause in zip(result.failed, result.causes, strict=True):
             slot = slot_of.get(id)
             if slot is not None:

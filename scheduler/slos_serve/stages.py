@@ -16,9 +16,12 @@ from math import floor, inf
 
 from msgspec import Struct
 
+from accelgen.proto.messages import Thinking
 from accelgen.scheduler.slos_serve.edf_sim import Demand
 
 _CLOSE = 1e-9
+THINKING_SHARE = 0.7
+"""Of an answer's tokens, where nobody knows: the mean of DeepSeek-R1's requests in ServeGen (arXiv 2505.09999)."""
 
 
 class Kind(StrEnum):
@@ -140,3 +143,19 @@ def demands(lines: Sequence[Line], key: int, is_new: bool) -> list[Demand]:
         Demand(key, is_new, one.begin_s, one.prompt, one.tpot_s, one.tokens, one.ready_s, one.held)
         for one in lines
     ]
+
+
+def in_parts(one: Demand, thinking: Thinking, generated: int, response_s: float) -> list[Demand]:
+    """The demand of a request that thinks, after so many tokens, as that of its thinking, which is expected to be
+    `THINKING_SHARE` of all it generates (but at most `max_tokens`, and at least a token more than there are), and of
+    its response, one token in `response_s`. (The paper takes the lengths of all stages as known.)"""
+    if one.output < 2:
+        return [one]
+    expected = round(THINKING_SHARE * (generated + one.output))
+    expected = min(expected, thinking.max_tokens or expected)
+    tokens = min(max(expected - generated, 1), one.output - 1)
+    end_s = one.due_s + tokens * one.tpot_s
+    held = one.held + one.tokens + tokens
+    first = Line(Kind.THINKING, one.due_s, tokens, one.tpot_s, one.tokens, one.ready_s, one.held)
+    second = Line(Kind.RESPONSE, end_s, one.output - tokens, response_s, 0, end_s, held)
+    return demands([first, second], one.key, one.is_new)

@@ -36,7 +36,9 @@ class Standing:
 
 def is_stated(objective: Objective) -> bool:
     """Whether there is anything to keep."""
-    return any(one is not None for one in (objective.ttft_s, objective.tpot_s, objective.e2e_s))
+    thinking_s = None if objective.thinking is None else objective.thinking.tpot_s
+    stated = (objective.ttft_s, objective.tpot_s, objective.e2e_s, thinking_s)
+    return any(one is not None for one in stated)
 
 
 def known(

@@ -2,9 +2,10 @@
 there is. From a View, for SLOs-Serve's planner (arXiv 2504.08784).
 
 The demand of a request with a TTFT and a TPOT objective: token n is due at max(TTFT deadline, first token) + (n - 1) *
-TPOT. The pace that it can afford at present is that of its next `LOOK_AHEAD` tokens: what it has lost it makes good
-over them, what it is ahead it may lose over them (as many tokens as lie between two checks of the authors' code, which
-does not say how it gets the pace). In the long run it needs its own pace again.
+TPOT; tokens of a thinking with a pace of its own count at that. The pace that a request can afford at present is that
+of its next `LOOK_AHEAD` tokens: what it has lost it makes good over them, what it is ahead it may lose over them (as
+many tokens as lie between two checks of the authors' code, which does not say how it gets the pace). In the long run it needs its own pace again: where it thinks, the tighter of those
+of thinking and response, because nobody knows when the one ends. Only `edf_sim` is told of both, one after the other.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from accelgen.scheduler.slos_serve.edf_sim import Demand
 from accelgen.scheduler.slos_serve.kv import end_tokens, missing_blocks, whole_blocks
 from accelgen.scheduler.slos_serve.planner_ar import ArPlanner
 from accelgen.scheduler.slos_serve.roofline import Roofline, fitted
+from accelgen.scheduler.slos_serve.stages import in_parts
 from accelgen.scheduler.slos_serve.standing import Standing
 from accelgen.scheduler.slos_serve.tiers import MARGIN_S, Counts, tier_of, tiers_of
 from accelgen.scheduler.table import FAR_S, RUNNING, Floats, Ints, RequestTable
@@ -49,6 +51,12 @@ def due_s(table: RequestTable, slots: Ints, rules: Rules) -> Floats:
     return np.where(has_begun, next_s, first_token_due_s(table, slots, far))
 
 
+def lasting_s(table: RequestTable, slots: Ints, rules: Rules) -> Floats:
+    """The time per token that each needs to its end, [n]: the tightest of its present stage and those that follow."""
+    lasting: Floats = np.minimum(tbt_s(table, slots, rules.offline_tpot_s), table.tightest_s[slots])
+    return lasting
+
+
 class Survey:
     """Of `view` at `start_s`. `newcomer` has arrived and has no slot yet: its key is 0."""
 
@@ -60,7 +68,8 @@ class Survey:
         self.newcomer = newcomer
         self._far = rules.offline_tpot_s
         admitted = np.concatenate([standing.decoding, standing.prompts, standing.new])
-        stated_s = tbt_s(view.table, admitted, self._far)
+        now_s, later_s = tbt_s(view.table, admitted, self._far), self._lasting_s(admitted)
+        stated_s = np.concatenate([now_s, later_s])
         tpots_s = np.unique(stated_s[stated_s < NEAR_S]).tolist()
         if newcomer is not None and (own_s := self._tpot_s(newcomer.objective)) < NEAR_S:
             tpots_s.append(own_s)
@@ -88,8 +97,7 @@ class Survey:
     @cached_property
     def own_tiers(self) -> list[int]:
         """Tiers that the decodes have in the long run."""
-        own_s = tbt_s(self.view.table, self.standing.decoding, self._far).tolist()
-        return [tier_of(self.tiers, one) for one in own_s]
+        return [self._tier(one) for one in self._lasting_s(self.standing.decoding).tolist()]
 
     @cached_property
     def present_tiers(self) -> list[int]:
@@ -115,7 +123,7 @@ class Survey:
         """Present tiers of decodes, own tiers of prompts."""
         table = self.view.table
         prompts = np.concatenate([self.standing.prompts, self.standing.new])
-        own_s = tbt_s(table, prompts, self._far).tolist()
+        own_s = self._lasting_s(prompts).tolist()
         found = dict(
             zip(table.ids[prompts].tolist(), (self._tier(one) for one in own_s), strict=True)
         )
@@ -143,22 +151,32 @@ class Survey:
         table, slots = self.view.table, self.standing.decoding
         left = (end_tokens(table, slots) - table.length[slots]).tolist()
         ids, held = table.ids[slots].tolist(), table.computed[slots].tolist()
-        paces_s = [self.tiers[k] for k in map(min, self.present_tiers, self.own_tiers)]
+        paces_s = [self.tiers[k] for k in map(min, self.present_tiers, self._tiers_now(slots))]
         waste = table.block_size - 1  # of the last block
         found = [
-            Demand(id, False, 0.0, 0, pace_s, output, held=tokens + waste)
-            for id, output, tokens, pace_s in zip(ids, left, held, paces_s, strict=True)
+            part
+            for slot, id, output, tokens, pace_s in zip(
+                slots.tolist(), ids, left, held, paces_s, strict=True
+            )
+            for part in self._parts(
+                Demand(id, False, 0.0, 0, pace_s, output, held=tokens + waste), table.request(slot)
+            )
         ]
         for slots, is_new in ((self.standing.prompts, False), (self.standing.new, True)):
             outputs = (end_tokens(table, slots) - table.length[slots]).tolist()
             computed = table.computed[slots].tolist()
-            parts = zip(self._candidates(slots, is_new), outputs, computed, strict=True)
-            for one, output, tokens in parts:
-                found += _demands_of(one, self.tiers[one.tier], output, tokens + waste)
+            candidates, tiers = self._candidates(slots, is_new), self._tiers_now(slots)
+            parts = zip(slots.tolist(), candidates, tiers, outputs, computed, strict=True)
+            for slot, one, tier, output, tokens in parts:
+                demands = _demands_of(one, self.tiers[tier], output, tokens + waste)
+                request = table.request(slot)
+                found += [part for demand in demands for part in self._parts(demand, request)]
         if self.newcomer is not None:
             one = self._newcomer(self.newcomer)
             output = max(1, self.newcomer.max_tokens // 2)
-            found += _demands_of(one, self.tiers[one.tier], output, waste)
+            tier = self._tier(self._tpot_s(self.newcomer.objective, now=True))
+            demands = _demands_of(one, self.tiers[tier], output, waste)
+            found += [part for demand in demands for part in self._parts(demand, self.newcomer)]
         return found
 
     def room(self) -> int:
@@ -175,6 +193,24 @@ class Survey:
             np.bincount(np.array(tiers, dtype=np.int64), minlength=len(self.tiers)).tolist()
         )
 
+    def _lasting_s(self, slots: Ints) -> Floats:
+        return lasting_s(self.view.table, slots, self.rules)
+
+    def _tiers_now(self, slots: Ints) -> list[int]:
+        """Tiers of the stages that requests are in."""
+        return [self._tier(one) for one in tbt_s(self.view.table, slots, self._far).tolist()]
+
+    def _parts(self, demand: Demand, request: Request) -> list[Demand]:
+        """Of a request that thinks: its thinking, then its response."""
+        thinking = request.objective.thinking
+        if thinking is None or request.thought:
+            return [demand]
+        response_s = request.objective.tpot_s
+        pace_s = (
+            self.tiers[-1] if response_s is None else max(response_s - MARGIN_S, response_s / 2)
+        )
+        return in_parts(demand, thinking, len(request.generated), pace_s)
+
     def _tier(self, tpot_s: float) -> int:
         return tier_of(self.tiers, tpot_s)
 
@@ -182,7 +218,7 @@ class Survey:
         table = self.view.table
         due = np.clip(due_s(table, slots, self.rules) - self.start_s, 0.0, HORIZON_S).tolist()
         left = (table.length[slots] - table.computed[slots]).tolist()
-        own_s = tbt_s(table, slots, self._far).tolist()
+        own_s = self._lasting_s(slots).tolist()
         whole, ends = whole_blocks(table, slots).tolist(), end_tokens(table, slots).tolist()
         found = []
         for i, slot in enumerate(slots.tolist()):
@@ -211,10 +247,14 @@ class Survey:
             self._tier(self._tpot_s(objective)), min(blocks, self.view.total_blocks), decodes=choices,
         )  # fmt: skip
 
-    def _tpot_s(self, objective: Objective) -> float:
-        if objective.tpot_s is not None:
-            return objective.tpot_s
-        return inf if objective.e2e_s is None else self._far
+    def _tpot_s(self, objective: Objective, now: bool = False) -> float:
+        """The time per token that it needs to its end, or `now`: of its first stage."""
+        far_s = inf if objective.e2e_s is None else self._far
+        response_s = far_s if objective.tpot_s is None else objective.tpot_s
+        if objective.thinking is None:
+            return response_s
+        first_s = far_s if objective.thinking.tpot_s is None else objective.thinking.tpot_s
+        return first_s if now else min(first_s, response_s)
 
 
 def _demands_of(one: Candidate, pace_s: float, output: int, held: int) -> list[Demand]:
