@@ -26,8 +26,8 @@ class Demand(Struct, frozen=True):
 
 
 class Part(Struct, frozen=True):
-    """Thinking or response of a choice that ended: its tokens, the mean time to each of them (of the thinking's, but for
-    the first token), and what was asked for; None: undefined, not stated."""
+    """Thinking or response of a choice that ended: its tokens, the mean time to each of them (but to the first token of
+    all), and what was asked for; None: undefined, not stated."""
 
     stage: str
     tokens: int

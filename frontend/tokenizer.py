@@ -38,8 +38,8 @@ class TextCodec:
     `vocab_size`: number of token ids."""
 
     def __init__(self, model: ModelFiles, think_tokens: str = "") -> None:
-        """`think_tokens`: see `think_tokens.py`. Raises ModelError when the tokenizer or the template cannot be used, or
-        one of these is no token."""
+        """`think_tokens`: see `think_tokens.py`. Raises ModelError when the tokenizer or the template cannot be used,
+        or one of these is no token."""
         try:
             self.tokenizer: Tokenizer = Tokenizer.from_file(str(model.tokenizer))
         except Exception as error:  # the library raises a bare Exception

@@ -98,8 +98,8 @@ def replay(recording: Recording, policy: Policy) -> Outcome:
 
 
 class _Ahead:
-    """What must be known of a recording before its time: in which place a request went, at which token it stopped, after
-    how many its thinking was over, and what was decided. A *part* of a recording is the life of one core."""
+    """What must be known of a recording before its time: in which place a request went, at which token it stopped,
+    after how many its thinking was over, and what was decided. A *part* of a recording is the life of one core."""
 
     def __init__(self, recording: Recording) -> None:
         self.homes: dict[tuple[int, int], int] = {}  # (part, request id) -> replica; accepted ones

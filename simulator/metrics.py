@@ -187,8 +187,8 @@ def summarise(run: Run) -> Summary:
 
 
 def sessions_kept(times: Times, attained: Bools) -> float:
-    """Share of the sessions of which every call was sent and has attained (as requests of several stages do in SLOs-Serve,
-    arXiv 2504.08784); a request without follow-ups is a session. 1 of none."""
+    """Share of the sessions of which every call was sent and has attained (as requests of several stages do in
+    SLOs-Serve, arXiv 2504.08784); a request without follow-ups is a session. 1 of none."""
     first = np.unique(times.session)
     kept = np.bincount(times.session[attained], minlength=len(times.session))
     return float((kept[first] == times.calls[first]).mean()) if len(first) else 1.0

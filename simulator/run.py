@@ -51,8 +51,8 @@ class Stuck(RuntimeError):
 class Fate:
     """What became of a request that was sent: the time of each token, and how it ended (None if the run was cut off).
 
-    `arrival.at_s` is when it was sent, of a follow-up, too. `session`: the number of the request that a follow-up's session
-    began with, in the order of sending; -1 for that one itself."""
+    `arrival.at_s` is when it was sent, of a follow-up, too. `session`: the number of the request that a follow-up's
+    session began with, in the order of sending; -1 for that one itself."""
 
     arrival: Arrival
     token_s: array[float] = field(default_factory=lambda: array("d"))

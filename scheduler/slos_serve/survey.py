@@ -4,8 +4,9 @@ there is. From a View, for SLOs-Serve's planner (arXiv 2504.08784).
 The demand of a request with a TTFT and a TPOT objective: token n is due at max(TTFT deadline, first token) + (n - 1) *
 TPOT; tokens of a thinking with a pace of its own count at that. The pace that a request can afford at present is that
 of its next `LOOK_AHEAD` tokens: what it has lost it makes good over them, what it is ahead it may lose over them (as
-many tokens as lie between two checks of the authors' code, which does not say how it gets the pace). In the long run it needs its own pace again: where it thinks, the tighter of those
-of thinking and response, because nobody knows when the one ends. Only `edf_sim` is told of both, one after the other.
+many tokens as lie between two checks of the authors' code, which does not say how it gets the pace). In the long run it
+needs its own pace again: while it thinks the tighter of those of thinking and response, because nobody knows when the
+one ends. Only `edf_sim` is told of both, one after the other.
 """
 
 from __future__ import annotations
