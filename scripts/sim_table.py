@@ -46,6 +46,7 @@ def columns(rule: Rule) -> list[Column]:
     return [
         goodput_column(rule),
         *map(attained_column, RULES),
+        Column(f"sessions ({RULES[rule]})", "%", _sessions(rule), "{:.1f}"),
         Column("throughput", "req/s", figure_of("request_throughput")),
         Column("output", "tok/s", figure_of("token_throughput"), "{:.0f}"),
         Column("TTFT mean", "s", figure_of("latency.ttft_s.mean")),
@@ -68,6 +69,18 @@ def goodput_column(rule: Rule) -> Column:
 def attained_column(rule: Rule) -> Column:
     read = _times(100, f"judged.attainment.{rule}")
     return Column(f"attained ({RULES[rule]})", "%", read, "{:.1f}")
+
+
+def _sessions(rule: Rule) -> Read:
+    """Share of sessions that attained; nothing where every request is one by itself, as the other column says it."""
+
+    def read(result: Result) -> float | None:
+        summary = result.summary
+        if summary is None or not summary.by_stage:
+            return None
+        return 100 * summary.sessions[rule]
+
+    return read
 
 
 def _times(factor: float, path: str) -> Read:

@@ -252,7 +252,7 @@ STAND_INS: dict[str, Source] = {
     # Long prompts as in AccelGen's mixed trace (arXiv 2503.13737: 4,000 to 100,000 tokens, outputs up to 2,048), as far
     # as 12 GB of KV for OPT-13B hold them beside their output (14,648 tokens).
     "long_prompts": StandIn(LogUniform(4000, 12000), LogNormal(median=286, p90=681, high=2048)),
-    # HumanEval: the means that DistServe gives (OSDI'24, its figure of datasets: 171.3 in, 98.2 out); the spread is ours.
+    # HumanEval: the means that DistServe gives (OSDI'24, figure of its datasets: 171.3, 98.2); the spread is ours.
     "humaneval": StandIn(
         LogNormal(median=151, p90=287, low=20, high=1024),
         LogNormal(median=77, p90=189, low=5, high=1024),
