@@ -52,7 +52,7 @@ from accelgen.scheduler.replica import Replica, ResultOutOfTurn
 from accelgen.scheduler.snapshot import unpacked
 from accelgen.scheduler.table import ARRIVING, WAITING, RequestTable
 
-STOP_TOKEN = 1
+STOP_TOKEN, THINK_TOKEN = 1, 2
 NO_CORE = "made by a scheduler whose beginning is not in the recording"
 NOT_LEARNT = "before what the scheduler had learnt was recorded"
 FOREIGN = "with requests from before the recording"
@@ -258,19 +258,31 @@ class _Replay:
                     self._feed_result(core, body, index, now_s)
 
     def _with_ends(self, submit: Submit) -> Submit:
-        """It ends, and its thinking does, where they did: tokens are not in the recording, all are zero."""
-        objective, thinking = submit.objective, submit.objective.thinking
-        if thinking is not None:
-            tokens = self.ahead.thought.get((self.part, submit.prompt.id), 0)
-            counted = structs.replace(thinking, end_ids=[], max_tokens=tokens)
-            objective = structs.replace(objective, thinking=counted)
-        return structs.replace(submit, stop_token_ids=[STOP_TOKEN], objective=objective)
+        """With tokens of our own for where it ends and where its thinking does: in the recording all are zero."""
+        objective, prompt = submit.objective, submit.prompt
+        if objective.thinking is not None and objective.thinking.end_ids:
+            thinking = structs.replace(objective.thinking, end_ids=[THINK_TOKEN])
+            objective = structs.replace(objective, thinking=thinking)
+            over = self.ahead.thought.get((self.part, prompt.id), 0)
+            if 0 < over <= prompt.generated:
+                tokens = list(prompt.tokens)
+                tokens[len(tokens) - prompt.generated + over - 1] = THINK_TOKEN
+                prompt = structs.replace(prompt, tokens=tokens)
+        return structs.replace(
+            submit, prompt=prompt, stop_token_ids=[STOP_TOKEN], objective=objective
+        )
 
     def _feed_result(
         self, core: SchedulerCore, result: StepResult, index: int, now_s: float
     ) -> None:
         tokens, at = [0] * len(result.tokens), 0
+        table = core.replicas[index].table
         for id, count in zip(result.ids, result.counts, strict=True):
+            over = self.ahead.thought.get((self.part, id), 0)
+            if over and id in table.slot_of:
+                place = over - 1 - len(table.request(table.slot_of[id]).generated)
+                if 0 <= place < count:
+                    tokens[at + place] = THINK_TOKEN
             at += count
             if count and (self.part, result.step, id) in self.ahead.stops:
                 tokens[at - 1] = STOP_TOKEN
