@@ -205,7 +205,8 @@ def test_reasoning_is_served_and_reported(server: Any, tmp_path: Path) -> None:
     parts = {"thinking": {"tokens": 3, "tpot_ms": 1.0, "met": True}}
     server.script.verdict = {**server.script.verdict, "stages": parts}
     result = run(
-        server, "--scenario", "slos_reasoning", "--slo-scale", "100", "--save-result", "--save-detailed",
+        server, "--scenario", "slos_reasoning", "--scale", "0.05", "--slo-scale", "100", "--save-result",
+        "--save-detailed",
         "--result-dir", str(tmp_path), "--result-filename", "r.json",
     )  # fmt: skip
     assert result.exit_code == 0, result.output
@@ -224,28 +225,59 @@ def test_reasoning_is_served_and_reported(server: Any, tmp_path: Path) -> None:
     assert saved["thinking_tokens"] == [3] * 8 and saved["request_rate"] == 200
 
 
-def test_tool_loops_are_served_one_call_after_the_other(server: Any) -> None:
-    result = run(server, "--scenario", "slos_toolllm", "--slo-scale", "100", "--seed", "1")
+@pytest.fixture
+def loops(tmp_path: Path) -> tuple[str, ...]:
+    """Options for sessions of three calls and of one, without waiting for tools."""
+    (tmp_path / "s.csv").write_text(
+        "session_id,prompt_tokens,output_tokens,prefix_tokens_shared_with_prev,think_time\n"
+        "a,30,4,0,0\na,50,4,34,0\na,60,4,54,0\nb,20,4,0,0\n"
+    )
+    (tmp_path / "s.toml").write_text(
+        f"""
+[scenarios.loops]
+about = "loops"
+model = "llama-2-7b"
+hardware = "a100"
+rates = [1]
+seeds = [0]
+max_tokens = 64
+cut_tokens = 1024
+[[scenarios.loops.parts]]
+name = "tools"
+source = "{tmp_path / "s.csv"}"
+ttft = {{ base_s = 10 }}
+tpot = {{ base_s = 5 }}
+stages.answer.tpot = {{ base_s = 10 }}
+"""
+    )
+    return ("--scenario", "loops", "--scenarios", str(tmp_path / "s.toml"), "--scale", "1")
+
+
+def test_tool_loops_are_served_one_call_after_the_other(
+    server: Any, loops: tuple[str, ...]
+) -> None:
+    drawn, _ = draw_requests(Draw("loops", Path(loops[3]), rate=200.0, requests=8))
+    expected = sum(request.calls for request in drawn)
+    result = run(server, *loops)
     assert result.exit_code == 0, result.output
-    sent = len(server.seen)
-    assert sent > 8 and row(result.stdout, "Successful requests") == str(sent)
-    assert f"{sent} requests at 200/s in 8 sessions" in result.stderr
+    assert len(server.seen) == expected > 8
+    assert row(result.stdout, "Successful requests") == str(expected)
+    assert f"{expected} requests at 200/s in 8 sessions" in result.stderr
     assert row(result.stdout, "Sessions, request mean (%)") == "100.00"
-    stages = [body["accelgen"]["stage"] for body in server.seen]
-    assert stages.count("answer") == 8
-    assert row(result.stdout, "stage tool: requests sent") == str(sent - 8)
+    assert row(result.stdout, "stage tool: requests sent") == str(expected - 8)
+    assert row(result.stdout, "stage answer: requests sent") == "8"
     repeats = 0
     for number, body in enumerate(server.seen):
-        tpot_ms = body["accelgen"]["slo"]["tpot_ms"]
-        assert tpot_ms == (10_000 if body["accelgen"]["stage"] == "answer" else 5000)
+        is_answer = body["accelgen"]["stage"] == "answer"
+        assert body["accelgen"]["slo"]["tpot_ms"] == (10_000 if is_answer else 5000)
         earlier = [one["prompt"] for one in server.seen[:number]]
         repeats += any(body["prompt"][: len(one)] == one for one in earlier)
-    assert repeats == sent - 8
+    assert repeats == expected - 8
 
 
-def test_a_failed_call_ends_its_session(server: Any) -> None:
+def test_a_failed_call_ends_its_session(server: Any, loops: tuple[str, ...]) -> None:
     server.script.refused = 8
-    result = run(server, "--scenario", "slos_toolllm", "--slo-scale", "100", "--seed", "1")
+    result = run(server, *loops)
     assert result.exit_code == 1 and len(server.seen) == 8
     assert row(result.stdout, "Sessions, request mean (%)") == "0.00"
 
