@@ -285,16 +285,19 @@ class SlosServe:
         return batch
 
     def _are_due(self, table: RequestTable, decodes: Ints, state: Memory) -> Bools:
-        """Decodes that the slice has a token for, [n]: those unknown to the plan always, those ahead of it not yet."""
+        """Decodes that the slice has a token for, [n]: those unknown to the plan always; those ahead of it not yet, or,
+        without credit, always."""
         lengths = state.plan.at(state.position).lengths
         tiers, joins, position = state.tiers, state.plan.joins, state.position
-        credit = self.rules.credit
-        found = [
-            (id not in tiers or lengths[tiers[id]] > 0)
-            and (not credit or joins.get(id, 0) <= position)
-            for id in table.ids[decodes].tolist()
-        ]
-        return np.array(found, dtype=bool)
+
+        def is_due(id: int) -> bool:
+            if id not in tiers:
+                return True
+            if joins.get(id, 0) > position:
+                return not self.rules.credit
+            return lengths[tiers[id]] > 0
+
+        return np.array([is_due(id) for id in table.ids[decodes].tolist()], dtype=bool)
 
     def _victims(self, view: View, state: Memory) -> Ints:
         """Best-effort requests, the last to have come first; then prompts, then decodes, the latest deadline first."""
