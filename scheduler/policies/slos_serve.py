@@ -10,11 +10,12 @@ docs/policies.md, read in the authors' code, `gulang2019/SLOServe`, folder `SLOs
    best effort. `routing` false: round robin alone. `burst` refuse: one that no replica has room for is refused.
 
 Reconstructed: the rules of planning that the sources leave open (admission.py, survey.py, edf_sim.py, best_effort.py in
-`scheduler/slos_serve`). Nobody waits for a plan when no admitted request has work. Output lengths are predicted, known
-in the paper; out of blocks, a best-effort request, the last to have come, or else the admitted one with the latest
-deadline is recomputed. Whoever runs unknown to the plan counts as admitted. A request that states no objective is best
-effort. `burst` refuse answers at arrival, by the state of that moment, so that a round has nobody left to decline. When
-admitted decodes alone cannot keep their pace, each batch has all of them and at least `LEAST_PREFILL` prompt tokens.
+`scheduler/slos_serve`). Nobody waits for a plan when no admitted request has work. What prompts leave of a batch goes
+to decodes that are not due, then to best effort. Output lengths are predicted, known in the paper; out of blocks, a
+best-effort request, the last to have come, or else the admitted one with the latest deadline is recomputed. Whoever
+runs unknown to the plan counts as admitted. A request that states no objective is best effort. `burst` refuse answers
+at arrival, by the state of that moment, so that a round has nobody left to decline. When admitted decodes alone cannot
+keep their pace, each batch has all of them and at least `LEAST_PREFILL` prompt tokens.
 """
 
 from __future__ import annotations
@@ -281,7 +282,8 @@ class SlosServe:
         queue = merge((p for p in fresh if p[0] > PRIORITY_S / 2), best_effort_places(table))
         waiting = (slot for _, slot in queue)
         take_best_effort(batch, evictions, waiting, state.calm, starts)
-        make_room(batch, ready[mine], lambda view: self._victims(view, state))
+        stuck = ready if state.calm else ready[mine]  # for want of blocks, not of tokens
+        make_room(batch, stuck, lambda view: self._victims(view, state))
         return batch
 
     def _are_due(self, table: RequestTable, decodes: Ints, state: Memory) -> Bools:
