@@ -1,4 +1,4 @@
-"""`slos-serve`: SLOs-Serve's admission by planning and its planned batches, without speculation (arXiv 2504.08784;
+"""`slos-serve`: SLOs-Serve's admission by planning, and its planned batches, without speculation (arXiv 2504.08784;
 docs/policies.md, read in the authors' code, `gulang2019/SLOServe`, folder `SLOsServe/scheduler`).
 
 1. Which new requests are admitted, and in which batches all admitted ones are processed, is planned together: every
@@ -67,7 +67,7 @@ ADMISSIONS, BURSTS = ("dp", "edf_sim"), ("soft", "refuse")
 class Memory(Struct, frozen=True):
     """What the rule remembers: who was admitted and who was not, by id; the plan, made at `made_s` (-1: none), and
     where in it the next batch stands; tiers of decodes by id; the most tokens of a batch with best-effort requests in
-    it; and how many requests have finished since."""
+    it; how many requests have finished since; and whether there were more new ones than a round judges."""
 
     admitted: frozenset[int] = frozenset()
     best_effort: frozenset[int] = frozenset()
@@ -77,6 +77,7 @@ class Memory(Struct, frozen=True):
     calm: int = 0
     made_s: float = -1.0
     finished: int = 0
+    has_more: bool = False
 
 
 class SlosServe:
@@ -174,7 +175,7 @@ class SlosServe:
         since_s = start_s - state.made_s
         if state.made_s < 0 or not 0 <= since_s < self.replan_s or not state.plan.tail:
             return True
-        if state.finished >= self.replan_finishes:
+        if state.finished >= self.replan_finishes or state.has_more:
             return True
         news = sum(1 for _ in islice(new_places(view.table), self.replan_arrivals))
         if news >= self.replan_arrivals:
@@ -192,7 +193,8 @@ class SlosServe:
         survey = Survey(
             view, standing_of(view.table, state.admitted, state.best_effort), start_s, self.rules
         )
-        new, hopeless = self._sifted(survey)
+        fine, hopeless = self._sifted(survey)
+        new = fine[: self._most_new(view)]
         standing = replace(survey.standing, new=np.array(new, dtype=np.int64))
         if len(new) < len(survey.standing.new):
             survey = Survey(view, standing, start_s, self.rules)
@@ -206,6 +208,7 @@ class SlosServe:
             tiers=survey.tiers_by_id(),
             calm=0 if plan is None else self._calm(view, survey),
             made_s=max(0.0, start_s),
+            has_more=len(new) < len(fine),
         )
 
     def _admitted(self, survey: Survey) -> tuple[frozenset[int], Plan | None]:
@@ -226,8 +229,8 @@ class SlosServe:
         return keys, None if chosen is None else make_plan(chosen, chosen.candidates)
 
     def _sifted(self, survey: Survey) -> tuple[list[int], list[int]]:
-        """New requests that this round judges, earliest deadline first; and those that need no judgement: they state no
-        objective, or the prompt would be late if there were nothing else to do."""
+        """New requests to be judged, earliest deadline first; and those that need no judgement: they state no objective,
+        or the prompt would be late if there were nothing else to do."""
         table, new = survey.view.table, survey.standing.new
         left_s = (due_s(table, new, self.rules) - survey.start_s).tolist()
         left = (table.length[new] - table.computed[new]).tolist()
@@ -239,10 +242,14 @@ class SlosServe:
                 hopeless.append(slot)
             else:
                 fine.append(slot)
-        most = MOST_NEW
-        if self.admission == "edf_sim":  # that many simulations, of so many requests each
-            most = min(most, MOST_EVENTS // (3 * (len(table.running) + MOST_NEW)))
-        return fine[: max(1, most)], hopeless
+        return fine, hopeless
+
+    def _most_new(self, view: View) -> int:
+        """How many a round judges. `edf_sim` simulates all requests for each of them."""
+        if self.admission == "dp":
+            return MOST_NEW
+        events = 3 * (len(view.table.running) + MOST_NEW)
+        return max(1, min(MOST_NEW, MOST_EVENTS // events))
 
     def _overloaded(self, survey: Survey) -> Plan:
         decodes = sum(survey.counts)

@@ -256,10 +256,10 @@ def test_nobody_waits_for_a_plan_when_nothing_else_is_to_be_done() -> None:
     assert prompt in scene.plan(1.02) and scene.state.made_s == 1.02
 
 
-def test_a_round_judges_ten_the_next_one_the_others() -> None:
+def test_a_round_judges_ten_the_next_ones_the_others() -> None:
     scene = Scene(SlosServe(), PLENTY)
     slots = [scene.waiting(16, ttft_s=5.0 + i) for i in range(25)]
-    for at_s, known in ((0.0, 10), (0.001, 20), (0.002, 20), (0.2, 25)):
+    for at_s, known in ((0.0, 10), (0.001, 20), (0.002, 25)):
         scene.step(at_s)
         assert scene.state.admitted == ids(scene, *slots[:known])
 
