@@ -193,7 +193,7 @@ class SlosServe:
         survey = Survey(
             view, standing_of(view.table, state.admitted, state.best_effort), start_s, self.rules
         )
-        fine, hopeless = self._sifted(survey)
+        fine, hopeless = survey.sifted(keep_late=self.burst == "refuse")
         new = fine[: self._most_new(view)]
         standing = replace(survey.standing, new=np.array(new, dtype=np.int64))
         if len(new) < len(survey.standing.new):
@@ -227,22 +227,6 @@ class SlosServe:
             keys = frozenset(found)
         chosen = relaxed(problem.promising(keys))
         return keys, None if chosen is None else make_plan(chosen, chosen.candidates)
-
-    def _sifted(self, survey: Survey) -> tuple[list[int], list[int]]:
-        """New requests to be judged, earliest deadline first; and those that need no judgement: they state no objective,
-        or the prompt would be late if there were nothing else to do."""
-        table, new = survey.view.table, survey.standing.new
-        left_s = (due_s(table, new, self.rules) - survey.start_s).tolist()
-        left = (table.length[new] - table.computed[new]).tolist()
-        idle = (0,) * len(survey.tiers)
-        fine, hopeless = [], []
-        for slot, due_in_s, tokens in zip(new.tolist(), left_s, left, strict=True):
-            is_lost = self.burst == "soft" and survey.planner.reach(tokens, idle) > due_in_s
-            if is_lost or not is_stated(table.request(slot).objective):
-                hopeless.append(slot)
-            else:
-                fine.append(slot)
-        return fine, hopeless
 
     def _most_new(self, view: View) -> int:
         """How many a round judges. `edf_sim` simulates all requests for each of them."""

@@ -180,7 +180,7 @@ on_the_grid = st.lists(
 @settings(max_examples=150, deadline=None)
 @given(
     drawn=on_the_grid,
-    counts=st.tuples(st.integers(0, 12), st.integers(0, 12)),
+    counts=st.tuples(st.integers(0, 18), st.integers(0, 18)),
     blocks=st.sampled_from([3, 7, 100]),
     seats=st.sampled_from([2, 100]),
 )
