@@ -1,4 +1,4 @@
-"""`slos-serve`: SLOs-Serve's admission by planning and its planned batches, without speculation (arXiv 2504.08784;
+"""`slos-serve`: SLOs-Serve's admission by planning, and its planned batches, without speculation (arXiv 2504.08784;
 docs/policies.md, read in the authors' code, `gulang2019/SLOServe`, folder `SLOsServe/scheduler`).
 
 1. Which new requests are admitted, and in which batches all admitted ones are processed, is planned together: every
@@ -10,11 +10,12 @@ docs/policies.md, read in the authors' code, `gulang2019/SLOServe`, folder `SLOs
    best effort. `routing` false: round robin alone. `burst` refuse: one that no replica has room for is refused.
 
 Reconstructed: the rules of planning that the sources leave open (admission.py, survey.py, edf_sim.py, best_effort.py in
-`scheduler/slos_serve`). Nobody waits for a plan when no admitted request has work. Output lengths are predicted, known
-in the paper; out of blocks, a best-effort request, the last to have come, or else the admitted one with the latest
-deadline is recomputed. Whoever runs unknown to the plan counts as admitted. A request that states no objective is best
-effort. `burst` refuse answers at arrival, by the state of that moment, so that a round has nobody left to decline. When
-admitted decodes alone cannot keep their pace, each batch has all of them and at least `LEAST_PREFILL` prompt tokens.
+`scheduler/slos_serve`). Nobody waits for a plan when no admitted request has work. What prompts leave of a batch goes
+to decodes that are not due, then to best effort. Output lengths are predicted, known in the paper; out of blocks, a
+best-effort request, the last to have come, or else the admitted one with the latest deadline is recomputed. Whoever
+runs unknown to the plan counts as admitted. A request that states no objective is best effort. `burst` refuse answers
+at arrival, by the state of that moment, so that a round has nobody left to decline. When admitted decodes alone cannot
+keep their pace, each batch has all of them and at least `LEAST_PREFILL` prompt tokens.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ ADMISSIONS, BURSTS = ("dp", "edf_sim"), ("soft", "refuse")
 class Memory(Struct, frozen=True):
     """What the rule remembers: who was admitted and who was not, by id; the plan, made at `made_s` (-1: none), and
     where in it the next batch stands; tiers of decodes by id; the most tokens of a batch with best-effort requests in
-    it; and how many requests have finished since."""
+    it; how many requests have finished since; and whether there were more new ones than a round judges."""
 
     admitted: frozenset[int] = frozenset()
     best_effort: frozenset[int] = frozenset()
@@ -76,6 +77,7 @@ class Memory(Struct, frozen=True):
     calm: int = 0
     made_s: float = -1.0
     finished: int = 0
+    has_more: bool = False
 
 
 class SlosServe:
@@ -173,7 +175,7 @@ class SlosServe:
         since_s = start_s - state.made_s
         if state.made_s < 0 or not 0 <= since_s < self.replan_s or not state.plan.tail:
             return True
-        if state.finished >= self.replan_finishes:
+        if state.finished >= self.replan_finishes or state.has_more:
             return True
         news = sum(1 for _ in islice(new_places(view.table), self.replan_arrivals))
         if news >= self.replan_arrivals:
@@ -191,7 +193,8 @@ class SlosServe:
         survey = Survey(
             view, standing_of(view.table, state.admitted, state.best_effort), start_s, self.rules
         )
-        new, hopeless = self._sifted(survey)
+        fine, hopeless = survey.sifted(keep_late=self.burst == "refuse")
+        new = fine[: self._most_new(view)]
         standing = replace(survey.standing, new=np.array(new, dtype=np.int64))
         if len(new) < len(survey.standing.new):
             survey = Survey(view, standing, start_s, self.rules)
@@ -205,6 +208,7 @@ class SlosServe:
             tiers=survey.tiers_by_id(),
             calm=0 if plan is None else self._calm(view, survey),
             made_s=max(0.0, start_s),
+            has_more=len(new) < len(fine),
         )
 
     def _admitted(self, survey: Survey) -> tuple[frozenset[int], Plan | None]:
@@ -224,24 +228,12 @@ class SlosServe:
         chosen = relaxed(problem.promising(keys))
         return keys, None if chosen is None else make_plan(chosen, chosen.candidates)
 
-    def _sifted(self, survey: Survey) -> tuple[list[int], list[int]]:
-        """New requests that this round judges, earliest deadline first; and those that need no judgement: they state no
-        objective, or the prompt would be late if there were nothing else to do."""
-        table, new = survey.view.table, survey.standing.new
-        left_s = (due_s(table, new, self.rules) - survey.start_s).tolist()
-        left = (table.length[new] - table.computed[new]).tolist()
-        idle = (0,) * len(survey.tiers)
-        fine, hopeless = [], []
-        for slot, due_in_s, tokens in zip(new.tolist(), left_s, left, strict=True):
-            is_lost = self.burst == "soft" and survey.planner.reach(tokens, idle) > due_in_s
-            if is_lost or not is_stated(table.request(slot).objective):
-                hopeless.append(slot)
-            else:
-                fine.append(slot)
-        most = MOST_NEW
-        if self.admission == "edf_sim":  # that many simulations, of so many requests each
-            most = min(most, MOST_EVENTS // (3 * (len(table.running) + MOST_NEW)))
-        return fine[: max(1, most)], hopeless
+    def _most_new(self, view: View) -> int:
+        """How many a round judges. `edf_sim` simulates all requests for each of them."""
+        if self.admission == "dp":
+            return MOST_NEW
+        events = 3 * (len(view.table.running) + MOST_NEW)
+        return max(1, min(MOST_NEW, MOST_EVENTS // events))
 
     def _overloaded(self, survey: Survey) -> Plan:
         decodes = sum(survey.counts)
@@ -281,20 +273,24 @@ class SlosServe:
         queue = merge((p for p in fresh if p[0] > PRIORITY_S / 2), best_effort_places(table))
         waiting = (slot for _, slot in queue)
         take_best_effort(batch, evictions, waiting, state.calm, starts)
-        make_room(batch, ready[mine], lambda view: self._victims(view, state))
+        stuck = ready if state.calm else ready[mine]  # for want of blocks, not of tokens
+        make_room(batch, stuck, lambda view: self._victims(view, state))
         return batch
 
     def _are_due(self, table: RequestTable, decodes: Ints, state: Memory) -> Bools:
-        """Decodes that the slice has a token for, [n]: those unknown to the plan always, those ahead of it not yet."""
+        """Decodes that the slice has a token for, [n]: those unknown to the plan always; those ahead of it not yet, or,
+        without credit, always."""
         lengths = state.plan.at(state.position).lengths
         tiers, joins, position = state.tiers, state.plan.joins, state.position
-        credit = self.rules.credit
-        found = [
-            (id not in tiers or lengths[tiers[id]] > 0)
-            and (not credit or joins.get(id, 0) <= position)
-            for id in table.ids[decodes].tolist()
-        ]
-        return np.array(found, dtype=bool)
+
+        def is_due(id: int) -> bool:
+            if id not in tiers:
+                return True
+            if joins.get(id, 0) > position:
+                return not self.rules.credit
+            return lengths[tiers[id]] > 0
+
+        return np.array([is_due(id) for id in table.ids[decodes].tolist()], dtype=bool)
 
     def _victims(self, view: View, state: Memory) -> Ints:
         """Best-effort requests, the last to have come first; then prompts, then decodes, the latest deadline first."""

@@ -18,7 +18,7 @@ import numpy as np
 
 from accelgen.scheduler.policies.shared import Batch
 from accelgen.scheduler.slos_serve.kv import whole_blocks
-from accelgen.scheduler.table import Ints
+from accelgen.scheduler.table import WAITING, Ints
 
 MOST_LOOKED_AT = 32  # in the queue, per batch
 
@@ -108,7 +108,7 @@ def _still_needed(batch: Batch) -> int:
     table = batch.view.table
     gone = set(batch.preempted)
     running = [slot for slot in table.running.tolist() if slot not in gone]
-    new = [slot for slot in batch.slots if slot not in set(running)]
+    new = [slot for slot in batch.slots if table.state[slot] == WAITING]
     alive = np.array(running + new, dtype=np.int64)
     returned = int(table.blocks[batch.preempted].sum()) if batch.preempted else 0
     taken = batch.view.free_blocks + returned - batch.blocks

@@ -81,12 +81,13 @@ Cell = dict[Counts, Front]
 
 def choose(problem: Problem, most_work: int = MOST_WORK) -> list[Candidate]:
     """Who is admitted, in the order of deadlines: all old requests, which must be feasible, and those new ones that
-    together have the most profit; or those that the greedy rule takes, if finding out would be too much work."""
+    together have the most profit; or those that the greedy rule takes, if they have as much, or if finding out would be
+    too much work."""
     taken = greedy(problem)
     if len(taken) == len(problem.candidates):
         return taken
     solved = _solve(problem, most_work)
-    return solved if solved is not None and _profit(solved) >= _profit(taken) else taken
+    return solved if solved is not None and _profit(solved) > _profit(taken) else taken
 
 
 def _solve(problem: Problem, most_work: int) -> list[Candidate] | None:

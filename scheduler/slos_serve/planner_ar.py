@@ -82,7 +82,8 @@ class Timeline:
     def _place(self, window_s: float) -> tuple[int, int, Slice | None]:
         """How often the whole simulation fits into the window, how many batches after that, and the one that is cut by
         its end."""
-        repeats = int(window_s / self.ends_s[-1]) if window_s > self.ends_s[-1] > 0 else 0
+        span_s = inf if self.is_broken else self.ends_s[-1]
+        repeats = int(window_s / span_s) if window_s > span_s > 0 else 0
         rest_s = window_s - repeats * self.ends_s[-1]
         at = min(bisect_right(self.ends_s, rest_s + _CLOSE_S) - 1, len(self.slices))
         if at == len(self.slices) and not self.is_broken:

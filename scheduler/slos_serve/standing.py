@@ -15,7 +15,7 @@ import numpy as np
 from accelgen.proto.messages import Objective
 from accelgen.scheduler.policies.prompts import Place
 from accelgen.scheduler.policy import is_decode
-from accelgen.scheduler.table import FAR_S, Bools, Ints, RequestTable
+from accelgen.scheduler.table import ARRIVING, FAR_S, Bools, Ints, RequestTable
 
 PRIORITY_S = (
     10 * FAR_S
@@ -80,12 +80,15 @@ def standing_of(table: RequestTable, admitted: Set[int], best_effort: Set[int]) 
 
 def standing_by_key(table: RequestTable) -> Standing:
     """Where that is not known: by the places that requests had when they waited. Who has not been judged yet counts as
-    admitted."""
+    admitted, and so does who has not even been looked up, but for choices that will fork."""
     running = table.running
     lesser = table.key[running] > PRIORITY_S / 2
     found = _sorted_out(table, running[~lesser], running[lesser])
-    prompts = np.concatenate([found.prompts, found.new])
-    return replace(found, prompts=prompts, new=found.new[:0])
+    used = np.array([*table.slot_of.values()], dtype=np.int64)
+    arriving = used[table.state[used] == ARRIVING].tolist()
+    alone = [slot for slot in arriving if not table.request(slot).parent]
+    prompts = [found.prompts, found.new, np.array(alone, dtype=np.int64)]
+    return replace(found, prompts=np.concatenate(prompts), new=found.new[:0])
 
 
 def admitted_places(table: RequestTable) -> Iterator[Place]:

@@ -27,7 +27,7 @@ from accelgen.scheduler.slos_serve.kv import end_tokens, missing_blocks, whole_b
 from accelgen.scheduler.slos_serve.planner_ar import ArPlanner
 from accelgen.scheduler.slos_serve.roofline import Roofline, fitted
 from accelgen.scheduler.slos_serve.stages import in_parts
-from accelgen.scheduler.slos_serve.standing import Standing
+from accelgen.scheduler.slos_serve.standing import Standing, is_stated
 from accelgen.scheduler.slos_serve.tiers import MARGIN_S, Counts, tier_of, tiers_of
 from accelgen.scheduler.table import FAR_S, RUNNING, Floats, Ints, RequestTable
 
@@ -130,6 +130,22 @@ class Survey:
         )
         decoding = table.ids[self.standing.decoding].tolist()
         return found | dict(zip(decoding, self.present_tiers, strict=True))
+
+    def sifted(self, keep_late: bool) -> tuple[list[int], list[int]]:
+        """Slots of new requests that have to be judged, earliest deadline first; and of those that need not be: they
+        state no objective, or, unless these are kept, the prompt would be late if there were nothing else to do."""
+        table, new = self.view.table, self.standing.new
+        left_s = (due_s(table, new, self.rules) - self.start_s).tolist()
+        left = (table.length[new] - table.computed[new]).tolist()
+        idle = (0,) * len(self.tiers)
+        fine, hopeless = [], []
+        for slot, due_in_s, tokens in zip(new.tolist(), left_s, left, strict=True):
+            is_late = not keep_late and self.planner.reach(tokens, idle) > due_in_s
+            if is_late or not is_stated(table.request(slot).objective):
+                hopeless.append(slot)
+            else:
+                fine.append(slot)
+        return fine, hopeless
 
     def problem(self) -> Problem:
         """Whom to admit: keys of candidates are request ids."""
