@@ -256,6 +256,7 @@ stages.answer.tpot = {{ base_s = 10 }}
 def test_tool_loops_are_served_one_call_after_the_other(
     server: Any, loops: tuple[str, ...]
 ) -> None:
+    server.script.pause_s = 0.005  # so that tokens do not come at once
     drawn, _ = draw_requests(Draw("loops", Path(loops[3]), rate=200.0, requests=8))
     expected = sum(request.calls for request in drawn)
     result = run(server, *loops)
