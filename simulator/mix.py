@@ -218,11 +218,12 @@ class _Maker:
             for goal, factor in zip(goals, draft.factors, strict=True)
         ]
         if not part.stages.of_answer:
-            return Objective(*seconds)
+            return Objective(seconds[0], seconds[1], seconds[2])
         goal = thinking.tpot or call.tpot or part.tpot
         factor = float(draft.factors[1])
         pace_s = None if goal is None else self._seconds(goal, draft.fresh, factor)
-        return Objective(*seconds, thinking=Thinking(pace_s, [THINK_END]))
+        thinks = Thinking(pace_s, [THINK_END])
+        return Objective(seconds[0], seconds[1], seconds[2], thinks)
 
     def _seconds(self, goal: Goal, prompt: int, factor: float) -> float:
         if goal.base_s is not None:
