@@ -160,7 +160,7 @@ class Metrics:
         labels = {"stage": verdict.stage} if verdict.stage else {}
         for slo, kept in stated.items():
             name = "request_slo_met_total" if kept else "request_slo_violation_total"
-            self.count(name, slo=slo, slo_class=verdict.slo_class, **labels)
+            self.count(name, 1, slo=slo, slo_class=verdict.slo_class, **labels)
 
     def samples(self, gauges: Mapping[str, float]) -> dict[str, float]:
         """All samples, with `gauges` (names without prefix) of the moment."""

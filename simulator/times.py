@@ -87,7 +87,9 @@ class Times:
             token_s=token_s,
             begin=begin,
             thinking=np.array([fate.arrival.thought for fate in fates], dtype=np.int64),
-            thinking_due_s=_limits([goal.thinking and goal.thinking.tpot_s for goal in goals]),
+            thinking_due_s=_limits(
+                [None if goal.thinking is None else goal.thinking.tpot_s for goal in goals]
+            ),
             stage=np.array([fate.arrival.stage for fate in fates], dtype=np.str_),
             session=np.array(begun, dtype=np.int64),
             calls=np.array([fates[first].arrival.stages for first in begun], dtype=np.int64),
