@@ -16,8 +16,8 @@ from accelgen.simulator.run import Run
 from accelgen.simulator.times import CLOSE_S, Bools, Floats, Rule, Times
 
 __all__ = [
-    "CLOSE_S", "Decisions", "Floats", "Judged", "Latencies", "Machine", "PartKept", "Rule", "Spread", "Summary", "Times",
-    "hopeless", "sessions_kept", "summarise",
+    "CLOSE_S", "Decisions", "Floats", "Judged", "Latencies", "Machine", "PartKept", "Rule", "Spread", "Summary",
+    "Times", "hopeless", "sessions_kept", "summarise",
 ]  # fmt: skip
 PERCENTILES = (50, 90, 95, 99)
 
