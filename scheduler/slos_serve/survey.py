@@ -4,7 +4,8 @@ there is. From a View, for SLOs-Serve's planner (arXiv 2504.08784).
 The demand of a request with a TTFT and a TPOT objective: token n is due at max(TTFT deadline, first token) + (n - 1) *
 TPOT. The pace that it can afford at present is that of its next `LOOK_AHEAD` tokens: what it has lost it makes good
 over them, what it is ahead it may lose over them (as many tokens as lie between two checks of the authors' code, which
-does not say how it gets the pace). In the long run it needs its own pace again.
+does not say how it gets the pace). In the long run it needs its own pace again. Batches end exactly at deadlines, so
+that first tokens have the same margin as the others, a millisecond.
 """
 
 from __future__ import annotations
@@ -196,7 +197,8 @@ class Survey:
 
     def _candidates(self, slots: Ints, is_new: bool) -> list[Candidate]:
         table = self.view.table
-        due = np.clip(due_s(table, slots, self.rules) - self.start_s, 0.0, HORIZON_S).tolist()
+        due = due_s(table, slots, self.rules) - self.start_s - MARGIN_S
+        due = np.clip(due, 0.0, HORIZON_S).tolist()
         left = (table.length[slots] - table.computed[slots]).tolist()
         own_s = tbt_s(table, slots, self._far).tolist()
         whole, ends = whole_blocks(table, slots).tolist(), end_tokens(table, slots).tolist()
@@ -223,7 +225,7 @@ class Survey:
         size, choices = self.view.table.block_size, 1 + len(request.children)
         blocks = -(-(tokens + output) // size) + (choices - 1) * (-(-output // size) + 1)
         return Candidate(
-            0, True, min(max(due, 0.0), HORIZON_S), tokens,
+            0, True, min(max(due - MARGIN_S, 0.0), HORIZON_S), tokens,
             self._tier(self._tpot_s(objective)), min(blocks, self.view.total_blocks), decodes=choices,
         )  # fmt: skip
 
