@@ -110,7 +110,11 @@ def relaxed(problem: Problem) -> Problem | None:
     """With deadlines of old requests that can all be kept, each as early as possible where the stated one cannot; None
     if the decodes alone are too many to go on."""
     place, last_s, later = problem.start, 0.0, []
-    if not problem.planner.is_steady(problem.steady):
+    steady = problem.steady
+    for candidate in problem.candidates:
+        if not candidate.is_new:
+            steady = joined(steady, candidate.tier, candidate.decodes)
+    if not problem.planner.is_steady(steady):
         return None
     for candidate in problem.candidates:
         if candidate.is_new:

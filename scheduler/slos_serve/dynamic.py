@@ -19,7 +19,7 @@ from accelgen.scheduler.slos_serve.admission import Candidate, Place, Problem, g
 from accelgen.scheduler.slos_serve.tiers import Counts
 
 MOST_NEW, MOST_STATES = 10, 32
-MOST_WORK = 2500  # units of 2 to 4 microseconds on a core of 2024: less than 10 ms
+MOST_WORK = 600  # units of about 10 microseconds
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -16,6 +16,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 from itertools import chain, repeat
 from math import inf
+from operator import le
 
 from accelgen.scheduler.slos_serve.roofline import Roofline
 from accelgen.scheduler.slos_serve.slices import Slice, steady_s
@@ -133,6 +134,7 @@ class ArPlanner:
         self.roofline, self.tiers = roofline, tiers
         self._timelines: dict[Counts, Timeline] = {}
         self._steady: dict[Counts, bool] = {}
+        self._known_steady: list[Counts] = []  # so is whoever has no more decodes in any tier
         self.work, self.steady_s = 0, steady_s(tiers)
 
     def plan(self, window_s: float, counts: Counts) -> tuple[int, float] | None:
@@ -154,7 +156,10 @@ class ArPlanner:
 
     def is_steady(self, counts: Counts) -> bool:
         if counts not in self._steady:
-            self._steady[counts] = self.plan(self.steady_s, counts) is not None
+            is_less = any(all(map(le, counts, more)) for more in self._known_steady)
+            self._steady[counts] = is_less or self.plan(self.steady_s, counts) is not None
+            if self._steady[counts] and not is_less:
+                self._known_steady.append(counts)
         return self._steady[counts]
 
     def _timeline(self, counts: Counts) -> Timeline:

@@ -46,7 +46,8 @@ def known(
 ) -> tuple[frozenset[int], frozenset[int]]:
     """Both without those who have ended, and with those who run, or have run, and were never judged: admitted, unless
     they state no objective; siblings are what their parent is."""
-    more, stray = set(), set()
+    more: set[int] = set()
+    stray: set[int] = set()
     looked_at = [slot for _, slot in islice(new_places(table), MOST_LOOKED_AT)]
     begun = [slot for slot in looked_at if table.length[slot] > table.prompt_len[slot]]
     for slot in [*table.running.tolist(), *begun]:

@@ -6,7 +6,8 @@ TPOT; tokens of a thinking with a pace of its own count at that. The pace that a
 of its next `LOOK_AHEAD` tokens: what it has lost it makes good over them, what it is ahead it may lose over them (as
 many tokens as lie between two checks of the authors' code, which does not say how it gets the pace). In the long run it
 needs its own pace again: while it thinks the tighter of those of thinking and response, because nobody knows when the
-one ends. Only `edf_sim` is told of both, one after the other.
+one ends. Only `edf_sim` is told of both, one after the other. Batches end exactly at deadlines, so that
+first tokens have the same margin as the others, a millisecond.
 """
 
 from __future__ import annotations
@@ -233,7 +234,8 @@ class Survey:
 
     def _candidates(self, slots: Ints, is_new: bool) -> list[Candidate]:
         table = self.view.table
-        due = np.clip(due_s(table, slots, self.rules) - self.start_s, 0.0, HORIZON_S).tolist()
+        due = due_s(table, slots, self.rules) - self.start_s - MARGIN_S
+        due = np.clip(due, 0.0, HORIZON_S).tolist()
         left = (table.length[slots] - table.computed[slots]).tolist()
         own_s = self._lasting_s(slots).tolist()
         whole, ends = whole_blocks(table, slots).tolist(), end_tokens(table, slots).tolist()
@@ -260,7 +262,7 @@ class Survey:
         size, choices = self.view.table.block_size, 1 + len(request.children)
         blocks = -(-(tokens + output) // size) + (choices - 1) * (-(-output // size) + 1)
         return Candidate(
-            0, True, min(max(due, 0.0), HORIZON_S), tokens,
+            0, True, min(max(due - MARGIN_S, 0.0), HORIZON_S), tokens,
             self._tier(self._tpot_s(objective)), min(blocks, self.view.total_blocks), decodes=choices,
         )  # fmt: skip
 

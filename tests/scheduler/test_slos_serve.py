@@ -433,11 +433,11 @@ def test_under_twice_the_load_half_is_kept(params: dict[str, Any]) -> None:
             load_policy(name, given), Workload.of("test", arrivals), device, config
         ).go()
         first_s = [f.token_s[0] - f.arrival.at_s if len(f.token_s) else inf for f in run.fates]
-        return sum(s <= 0.3 for s in first_s), sum(s < inf for s in first_s)
+        return sum(s <= 0.3 + 1e-9 for s in first_s), sum(s < inf for s in first_s)
 
     kept, served = in_time("slos-serve", params)
     others, _ = in_time("vllm", {})
-    assert kept >= 35 and kept > 1.5 * others
+    assert kept >= (25 if "burst" in params else 35) and kept > 3 * others
     assert served == (100 if "burst" not in params else served) and served >= kept
 
 
