@@ -11,6 +11,8 @@ from typing import Annotated, Any, TypeVar
 import msgspec
 from msgspec import Meta, Struct, field
 
+from accelgen.proto.stages import PARTS, STAGES
+
 Positive = Annotated[int, Meta(ge=1, le=2**62)]
 Natural = Annotated[int, Meta(ge=0, le=2**62)]
 Milliseconds = Annotated[float, Meta(gt=0, le=86_400_000)]
@@ -22,15 +24,25 @@ class ConfigError(ValueError):
     """A setting that cannot be; the text names the field and the limit."""
 
 
+class StageGoals(Struct, frozen=True, forbid_unknown_fields=True):
+    """Objectives of one stage in milliseconds, None for those of the class. Thinking and response are parts of one
+    answer, which has one first token: they have no `ttft_ms`."""
+
+    ttft_ms: Milliseconds | None = None
+    tpot_ms: Milliseconds | None = None
+
+
 class SloClass(Struct, frozen=True, forbid_unknown_fields=True):
     """A named class of service. Objectives in milliseconds, None for none; a request may state its own numbers
-    inside `bounds_ms`. `max_queue_ms` is how long a request may wait before its first token is planned."""
+    inside `bounds_ms`. `max_queue_ms` is how long a request may wait before its first token is planned. `stages`: by
+    name (thinking, response, tool, answer), where a stage has others."""
 
     ttft_ms: Milliseconds | None = None
     tpot_ms: Milliseconds | None = None
     e2e_ms: Milliseconds | None = None
     bounds_ms: tuple[Milliseconds, Milliseconds] = (1.0, 3_600_000.0)
     max_queue_ms: Milliseconds = 600_000.0
+    stages: dict[str, StageGoals] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         low, high = self.bounds_ms
@@ -42,6 +54,21 @@ class SloClass(Struct, frozen=True, forbid_unknown_fields=True):
             value = getattr(self, name)
             if value is not None and not low <= value <= high:
                 raise ValueError(f"{name}: {value:g} is outside bounds_ms {low:g} to {high:g}")
+        for stage, goals in self.stages.items():
+            self._check_stage(stage, goals)
+
+    def _check_stage(self, stage: str, goals: StageGoals) -> None:
+        low, high = self.bounds_ms
+        if stage not in STAGES:
+            raise ValueError(f"stages: there is no {stage!r}, only {', '.join(STAGES)}")
+        if stage in PARTS and goals.ttft_ms is not None:
+            raise ValueError(f"stages: {stage}.ttft_ms: an answer has one first token, ttft_ms")
+        for name in ("ttft_ms", "tpot_ms"):
+            value = getattr(goals, name)
+            if value is not None and not low <= value <= high:
+                raise ValueError(
+                    f"stages: {stage}.{name}: {value:g} is outside bounds_ms {low:g} to {high:g}"
+                )
 
 
 def default_classes() -> dict[str, SloClass]:
@@ -63,6 +90,7 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     device: str = "auto"  # auto, cpu, cuda
     max_model_len: Natural = 0  # 0: what the model allows
     seed: Natural = 0
+    think_tokens: str = ""  # texts that end thinking, by commas; "": the usual ones; "none"
 
     # KV cache
     kv_blocks: Natural = 0  # 0: from free memory

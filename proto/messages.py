@@ -92,12 +92,24 @@ class Sampling(Body, frozen=True):
     seed: Id = 0  # random numbers come from (seed, position), so a replay continues identically
 
 
+class Thinking(Body, frozen=True):
+    """The first part of a reasoning model's answer, for as long as it has a time per token of its own. It is over with
+    the first of `end_ids` (which belongs to it), or after `max_tokens` tokens (0: however many). `tpot_s` None is "not
+    stated". What follows is the response."""
+
+    tpot_s: Seconds | None = None
+    end_ids: list[Count] = field(default_factory=list)
+    max_tokens: Count = 0
+
+
 class Objective(Body, frozen=True):
-    """What the client asked for; None is "not stated". Bounded by the class in the configuration."""
+    """What the client asked for; None is "not stated". Bounded by the class in the configuration. Of an answer that
+    begins with `thinking`, `tpot_s` is the response's."""
 
     ttft_s: Seconds | None = None
     tpot_s: Seconds | None = None
     e2e_s: Seconds | None = None
+    thinking: Thinking | None = None
 
 
 class Prompt(Body, frozen=True):

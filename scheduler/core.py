@@ -27,7 +27,7 @@ from accelgen.proto.messages import (
     Submit,
     Tokens,
 )
-from accelgen.scheduler.admission import Expiry, Refusal, judge
+from accelgen.scheduler.admission import Expiry, Refusal, drain_s, judge
 from accelgen.scheduler.cost_model import Coefficients, CostModel
 from accelgen.scheduler.flight import Outcome
 from accelgen.scheduler.memory.crossover import Copies
@@ -126,11 +126,13 @@ class SchedulerCore:
         accepted = known is not None or submit.prompt.generated  # by the scheduler before this one
         refusal = None if accepted else judge(self.config, submit, views, self.draining)
         if refusal is not None:
-            self.refused += 1
-            ends = [_refused(request, refusal) for request in requests]
-            self.outbox.append((Role.FRONTEND, frontend, Finished(ends)))
+            self._refuse(requests, refusal)
             return
         verdict = self.policy.admit(requests[0], views)
+        if verdict.refused and not accepted:
+            why = Refusal(Reason.REFUSED_SATURATED, verdict.refused, drain_s(views))
+            self._refuse(requests, why)
+            return
         home = [*self.replicas][verdict.replica] if known is None else known
         arrival_s = now_s - submit.waited_s
         queue_s = self._queue_limit_s(submit.slo_class)
@@ -141,6 +143,8 @@ class SchedulerCore:
             table.predicted_output[slot] = estimate.tokens
             table.predicted_range[slot] = estimate.direction * estimate.spread
             self._home[request.id] = home
+            if request.thought:
+                self._note_thinking(request)
             request.expires_s = arrival_s + queue_s
             request.predicted_ttft_s = verdict.predicted_ttft_s
             if not submit.prompt.generated:
@@ -229,6 +233,8 @@ class SchedulerCore:
         over: list[Outcome] = []
         for outcome in self.replicas[index].on_result(result, now_s):
             request = outcome.request
+            if outcome.ends_thinking:
+                self._note_thinking(request)
             sheaf = sheaves[request.frontend]
             if outcome.tokens:
                 sheaf.ids.append(request.id)
@@ -315,6 +321,15 @@ class SchedulerCore:
                     self._lookup(index, [self._request(id) for id in plan.preempt])
 
     # --- inside --------------------------------------------------------------------------------------------------
+
+    def _note_thinking(self, request: Request) -> None:
+        """Its thinking is over. Nothing to do here: its columns say so."""
+
+    def _refuse(self, requests: list[Request], refusal: Refusal) -> None:
+        """Ends a request and its siblings before they are anywhere."""
+        self.refused += 1
+        ends = [_refused(request, refusal) for request in requests]
+        self.outbox.append((Role.FRONTEND, requests[0].frontend, Finished(ends)))
 
     def _lookup(self, home: int, requests: list[Request], adopt: bool = False) -> None:
         prompts = [

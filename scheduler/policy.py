@@ -76,10 +76,12 @@ class Decision:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Answer to an arrival: the replica it goes to and the predicted time to first token in seconds."""
+    """Answer to an arrival: the replica it goes to and the predicted time to first token in seconds. `refused`: why it
+    goes nowhere ("": it is taken)."""
 
     replica: int
     predicted_ttft_s: float
+    refused: str = ""
 
 
 class StepStats(Struct, frozen=True):
@@ -106,7 +108,8 @@ class Policy(Protocol):
         """Place in the waiting order (ascending), asked on arrival and on preemption."""
 
     def admit(self, request: Request, views: Sequence[View]) -> Verdict:
-        """The replica for a request that arrives."""
+        """The replica for a request that arrives, or why it is refused. One that has been accepted before, by another
+        scheduler, is taken whatever the answer says."""
 
     def plan(self, view: View, state: Any, start_s: float) -> tuple[Decision, Any]:
         """The next iteration, predicted to start at `start_s`."""

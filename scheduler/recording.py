@@ -7,6 +7,7 @@ order and when, so that the same inputs at the same times can be given to it aga
     calls        inputs, when many come between two plans
     plan begun   the inputs since the last one, the moment, and the situation before the policy is asked
     learnt       what is known now, once in a while: for a recording whose beginning is lost
+    thinking over  a request and after how many tokens: what these are is not in a dump
 
 A call is [what, index of the peer, moment, key]; the key tells which message it was.
 """
@@ -28,9 +29,11 @@ from accelgen.scheduler.policy import Policy
 from accelgen.scheduler.predictors.class_quantiles import ClassMedian
 from accelgen.scheduler.predictors.kinds import is_learner
 from accelgen.scheduler.replica import Replica
+from accelgen.scheduler.request import Request
 from accelgen.scheduler.snapshot import Experience
 
 CORE_MADE, CALLS, PLAN_BEGUN, LEARNT = "core made", "calls", "plan begun", "learnt"
+THINKING_OVER = "thinking over"
 MOST_CALLS = 200  # kept back for the next plan
 LEARNT_EVERY = 256  # plans
 RECORDED_CONFIG = (
@@ -148,6 +151,9 @@ class RecordedCore(SchedulerCore):
                 costs=[cost_values(replica) for replica in replicas],
             )
         super().plan_for(indices, now_s)
+
+    def _note_thinking(self, request: Request) -> None:
+        fact(THINKING_OVER, id=request.id, tokens=request.thought)
 
     def _call(self, what: str, index: int, now_s: float, key: Key = 0) -> None:
         if self._inside:

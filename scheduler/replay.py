@@ -43,6 +43,7 @@ from accelgen.scheduler.recording import (
     CORE_MADE,
     LEARNT,
     PLAN_BEGUN,
+    THINKING_OVER,
     Key,
     abort_key,
     report_key,
@@ -54,7 +55,7 @@ from accelgen.scheduler.replica import Replica, ResultOutOfTurn
 from accelgen.scheduler.snapshot import unpacked
 from accelgen.scheduler.table import ARRIVING, WAITING, RequestTable
 
-STOP_TOKEN = 1
+STOP_TOKEN, THINK_TOKEN = 1, 2
 NO_CORE = "made by a scheduler whose beginning is not in the recording"
 NOT_LEARNT = "before what the scheduler had learnt was recorded"
 FOREIGN = "with requests from before the recording"
@@ -101,12 +102,13 @@ def replay(recording: Recording, policy: Policy) -> Outcome:
 
 
 class _Ahead:
-    """What must be known of a recording before its time: in which place a request went, at which token it stopped, and
-    what was decided. A *part* of a recording is the life of one core."""
+    """What must be known of a recording before its time: in which place a request went, at which token it stopped,
+    after how many its thinking was over, and what was decided. A *part* of a recording is the life of one core."""
 
     def __init__(self, recording: Recording) -> None:
         self.homes: dict[tuple[int, int], int] = {}  # (part, request id) -> replica; accepted ones
         self.stops: set[tuple[int, int, int]] = set()  # (part, step, request id)
+        self.thought: dict[tuple[int, int], int] = {}  # (part, request id) -> tokens
         self.plans: dict[int, dict[int, Plan]] = {}  # place of the fact -> by replica
         self.last = -1  # place of the last fact of a plan
         part = 0
@@ -119,6 +121,9 @@ class _Ahead:
                 elif event.name == PLAN_BEGUN:
                     current = self.plans[place] = {}
                     self.last = place
+                elif event.name == THINKING_OVER:
+                    values = event.values
+                    self.thought[part, values["id"]] = values["tokens"]
             elif event.direction != RECV:
                 self._note(event, part, current, newest)
 
@@ -247,8 +252,7 @@ class _Replay:
                 home = self.ahead.homes.get((self.part, body.prompt.id))
                 if home in core.replicas:  # else it was refused, or over
                     self.rerun.home = [*core.replicas].index(home)
-                    stop = structs.replace(body, stop_token_ids=[STOP_TOKEN])
-                    core.on_submit(stop, index, now_s)
+                    core.on_submit(self._with_ends(body), index, now_s)
             case Abort():
                 core.on_abort(body, now_s)
             case KvReport():
@@ -257,11 +261,32 @@ class _Replay:
                 if any(flight.step == body.step for flight in core.replicas[index].flights):
                     self._feed_result(core, body, index, now_s)
 
+    def _with_ends(self, submit: Submit) -> Submit:
+        """With tokens of our own for where it ends and where its thinking does: in the recording all are zero."""
+        objective, prompt = submit.objective, submit.prompt
+        if objective.thinking is not None and objective.thinking.end_ids:
+            thinking = structs.replace(objective.thinking, end_ids=[THINK_TOKEN])
+            objective = structs.replace(objective, thinking=thinking)
+            over = self.ahead.thought.get((self.part, prompt.id), 0)
+            if 0 < over <= prompt.generated:
+                tokens = list(prompt.tokens)
+                tokens[len(tokens) - prompt.generated + over - 1] = THINK_TOKEN
+                prompt = structs.replace(prompt, tokens=tokens)
+        return structs.replace(
+            submit, prompt=prompt, stop_token_ids=[STOP_TOKEN], objective=objective
+        )
+
     def _feed_result(
         self, core: SchedulerCore, result: StepResult, index: int, now_s: float
     ) -> None:
         tokens, at = [0] * len(result.tokens), 0
+        table = core.replicas[index].table
         for id, count in zip(result.ids, result.counts, strict=True):
+            over = self.ahead.thought.get((self.part, id), 0)
+            if over and id in table.slot_of:
+                place = over - 1 - len(table.request(table.slot_of[id]).generated)
+                if 0 <= place < count:
+                    tokens[at + place] = THINK_TOKEN
             at += count
             if count and (self.part, result.step, id) in self.ahead.stops:
                 tokens[at - 1] = STOP_TOKEN

@@ -110,6 +110,8 @@ class Replica:
         request = self.table.request(slot)
         if request.generated:
             request.started_s = self.table.last_s[slot] = now_s
+            if request.thought:
+                self.table.respond(slot, request.thought, now_s)
             pace_s = float(self.table.tpot_s[slot])
             lived_s = (len(request.generated) - 1) * pace_s if pace_s < FAR_S else 0.0
             self.table.first_s[slot] = now_s - lived_s
@@ -432,12 +434,15 @@ class Replica:
             if len(request.generated) == count:
                 table.first_s[slot] = now_s
             table.last_s[slot] = now_s
+            ends_thinking = request.ends_thinking(len(request.generated) - count)
+            if ends_thinking:
+                table.respond(slot, request.thought, now_s)
             reason = end_reason(request)
             if reason is None:
                 confirmed.ids.append(id)
                 confirmed.counts.append(count)
                 confirmed.tokens.extend(tokens)
-            outcomes.append(Outcome(request, tokens, reason))
+            outcomes.append(Outcome(request, tokens, reason, "", ends_thinking))
         for id, cause in zip(result.failed, result.causes, strict=True):
             slot = slot_of.get(id)
             if slot is not None:

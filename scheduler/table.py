@@ -51,7 +51,9 @@ _COLUMNS: dict[str, type] = {
     "away": np.int64,  # tokens whose KV is on the host: `computed`, or 0
     "arrival_s": np.float64,
     "first_due_s": np.float64,  # arrival + TTFT objective
-    "tpot_s": np.float64,
+    "tpot_s": np.float64,  # of the stage that it is in
+    "tightest_s": np.float64,  # the smallest of this stage's and of those that follow
+    "shift_s": np.float64,  # of its cumulative deadlines: what another pace before this stage's has made of them
     "end_due_s": np.float64,  # arrival + end-to-end objective
     "first_s": np.float64,  # time of the first token, FAR_S before it
     "last_s": np.float64,  # (predicted) time of the newest token; arrival before the first
@@ -77,6 +79,8 @@ class RequestTable:
     arrival_s: Floats
     first_due_s: Floats
     tpot_s: Floats
+    tightest_s: Floats
+    shift_s: Floats
     end_due_s: Floats
     first_s: Floats
     last_s: Floats
@@ -134,12 +138,16 @@ class RequestTable:
         self.state[slot] = ARRIVING
         self.length[slot] = len(request.prompt) + len(request.generated)
         self.computed[slot] = self.blocks[slot] = self.away[slot] = 0
+        self.key[slot] = 0.0  # not yet given
         self.prompt_len[slot] = len(request.prompt)
         self.limit[slot] = len(request.prompt) + request.max_tokens
         self.arrival_s[slot] = self.last_s[slot] = arrival_s
         self.first_s[slot] = FAR_S
         self.first_due_s[slot] = arrival_s + _or_far(objective.ttft_s)
-        self.tpot_s[slot] = _or_far(objective.tpot_s)
+        thinking, response_s = objective.thinking, _or_far(objective.tpot_s)
+        self.tpot_s[slot] = response_s if thinking is None else _or_far(thinking.tpot_s)
+        self.tightest_s[slot] = min(response_s, self.tpot_s[slot])
+        self.shift_s[slot] = 0.0
         self.end_due_s[slot] = arrival_s + _or_far(objective.e2e_s)
         self.predicted_output[slot], self.predicted_range[slot] = request.max_tokens, 0
         self.requests[slot] = request
@@ -155,6 +163,20 @@ class RequestTable:
         self.key[slot] = key
         self.waiting.add((key, slot))
         self.waiting_tokens += int(self.length[slot] - self.computed[slot])
+
+    def respond(self, slot: int, thought: int, now_s: float) -> None:
+        """Its thinking has ended at `now_s` with token number `thought`: from the next one on the response's objective
+        holds. The line of cumulative deadlines goes on from where the thinking's ends (SLOs-Serve, arXiv 2504.08784);
+        if the thinking had no objective, it begins at `now_s`."""
+        thinking_s = float(self.tpot_s[slot])
+        response_s = _or_far(self.request(slot).objective.tpot_s)
+        self.tpot_s[slot] = self.tightest_s[slot] = response_s
+        shift_s = (thought - 1) * (thinking_s - response_s)
+        if thinking_s >= FAR_S:
+            begin_s, due_s = float(self.first_s[slot]), float(self.first_due_s[slot])
+            begin_s = max(begin_s, due_s) if due_s < FAR_S / 2 else begin_s
+            shift_s = now_s - begin_s - (thought - 1) * response_s
+        self.shift_s[slot] = 0.0 if response_s >= FAR_S else shift_s
 
     def move(self, slot: int, key: float) -> None:
         """Gives a waiting request another place in the waiting order."""

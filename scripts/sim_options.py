@@ -146,6 +146,8 @@ def pick_scenario(given: dict[str, Any]) -> tuple[str, Scenario]:
         changed["requests"] = given["requests"]
     if given["seeds"] is not None:
         changed["seeds"] = given["seeds"]
+    if changed.get("arrivals") in ("poisson", "gamma"):  # nobody's times are used
+        changed |= {"arrivals_of": "", "slice_s": None}
     if changed:
         fields = {**msgspec.structs.asdict(scenario), **changed}
         scenario = make_scenario(msgspec.to_builtins(fields))

@@ -21,6 +21,7 @@ HELP = {
     "device": "auto, cpu or cuda.",
     "max_model_len": "Longest prompt + answer in tokens; 0: what the model allows.",
     "seed": "Seed of requests that state none.",
+    "think_tokens": "Tokens that end a reasoning model's thinking, by commas; </think> and the like if not given.",
     "kv_blocks": "Blocks of the KV cache; 0: from free memory.",
     "block_size": "Tokens of a KV block.",
     "gpu_memory_utilization": "Part of the device's memory that may be used.",

@@ -192,7 +192,7 @@ def key_of(setting: Setting) -> str:
     """The name of its result: a hash of the setting, of the files it reads, and of the code that runs. Raises
     TraceError."""
     digest = sha256(msgspec.json.encode(setting, order="sorted"))
-    for source in sorted({part.source for part in setting.scenario.parts}):
+    for source in sorted(setting.scenario.sources):
         if stand_in_of(source, setting.stand_ins) is None:
             digest.update(_file_digest(find_trace(source)))
     if setting.scenario.profile_file:

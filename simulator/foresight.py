@@ -66,7 +66,7 @@ class Facts:
             else:
                 first_s = table.first_due_s[slots]
                 due_s = np.where(first_s < NEAR_S, np.maximum(first_s, came_s), came_s)
-                due_s = due_s + given * gap_s
+                due_s = due_s + given * gap_s + table.shift_s[slots]
         found: Floats = np.minimum(due_s, table.end_due_s[slots] - (left - 1) * self.least_s)
         return found
 

@@ -8,9 +8,10 @@ milliseconds.
 from __future__ import annotations
 
 import numpy as np
-from msgspec import Struct
+from msgspec import Struct, field
 
 from accelgen.proto.messages import Reason
+from accelgen.proto.stages import RESPONSE, THINKING
 from accelgen.scheduler.table import Bools, Floats
 from accelgen.simulator.run import Run
 from accelgen.simulator.times import CLOSE_S, Rule, Times
@@ -44,6 +45,16 @@ class Judged(Struct, frozen=True):
     tpot: dict[str, float]  # by rule
     e2e: float
     attainment: dict[str, float]  # by rule: succeeded and met all of them
+
+
+class PartKept(Struct, frozen=True):
+    """Thinking or response of the requests that think at a pace of their own and succeeded: how many have such tokens,
+    the tokens, the time to each of them, and the share whose mean of that keeps its objective."""
+
+    requests: int
+    tokens: int
+    tpot_s: Spread
+    kept: float
 
 
 class Latencies(Struct, frozen=True):
@@ -135,6 +146,9 @@ class Summary(Struct, frozen=True):
     latency: Latencies
     machine: Machine
     decisions: Decisions
+    by_stage: dict[str, Judged] = field(default_factory=dict)  # calls of sessions that say which
+    parts: dict[str, PartKept] = field(default_factory=dict)  # of answers
+    sessions: dict[str, float] = field(default_factory=dict)  # by rule: share that attained
 
 
 def summarise(run: Run) -> Summary:
@@ -146,6 +160,7 @@ def summarise(run: Run) -> Summary:
     unfinished = sum(fate.end is None for fate in run.fates)
     output, prompt = int(times.tokens[good].sum()), int(times.prompt[good].sum())
     names = sorted(set(times.slo_class.tolist()))
+    stages = sorted({stage for stage in times.stage.tolist() if stage})
     return Summary(
         duration_s=duration_s,
         sent=sent,
@@ -166,7 +181,42 @@ def summarise(run: Run) -> Summary:
         latency=Latencies.of(times),
         machine=Machine.of(run, duration_s),
         decisions=Decisions.of(run, times),
+        by_stage={stage: _judge(times, attained, times.stage == stage) for stage in stages},
+        parts=_parts(times),
+        sessions={rule: sessions_kept(times, met) for rule, met in attained.items()},
     )
+
+
+def sessions_kept(times: Times, attained: Bools) -> float:
+    """Share of the sessions of which every call was sent and has attained (as requests of several stages do in
+    SLOs-Serve, arXiv 2504.08784); a request without follow-ups is a session. 1 of none."""
+    first = np.unique(times.session)
+    kept = np.bincount(times.session[attained], minlength=len(times.session))
+    return float((kept[first] == times.calls[first]).mean()) if len(first) else 1.0
+
+
+def _parts(times: Times) -> dict[str, PartKept]:
+    thinks = times.succeeded & (times.thinking > 0)
+    if not thinks.any():
+        return {}
+    thinking = np.minimum(times.thinking, times.tokens)
+    columns = (thinking, times.tokens - thinking)
+    aims_s = (times.thinking_due_s, times.tpot_due_s)
+    found = {}
+    for name, tokens, tpot_s, aim_s in zip(
+        (THINKING, RESPONSE), columns, times.part_tpot_s(), aims_s, strict=True
+    ):
+        some = thinks & (tokens > 0)
+        with np.errstate(invalid="ignore"):
+            late = tpot_s > aim_s + CLOSE_S
+        count = int(some.sum())
+        found[name] = PartKept(
+            requests=count,
+            tokens=int(tokens[some].sum()),
+            tpot_s=Spread.of(tpot_s[some]),
+            kept=float((some & ~late).sum()) / max(count, 1),
+        )
+    return found
 
 
 def _judge(times: Times, attained: dict[Rule, Bools], which: Bools) -> Judged:

@@ -36,7 +36,7 @@ from accelgen.scheduler.predictors.estimate import LengthPredictor
 from accelgen.simulator.device import Device
 from accelgen.simulator.handover import live, successor
 from accelgen.simulator.lengths import KnownLengths
-from accelgen.simulator.worker import STOP, TOKEN, SimulatedWorker
+from accelgen.simulator.worker import STOP, THINK_END, TOKEN, SimulatedWorker
 from accelgen.simulator.workload import Arrival, Workload
 
 STARVED_S = 60.0  # with nothing in flight and nothing planned for so long, nothing ever will be
@@ -52,7 +52,8 @@ class Stuck(RuntimeError):
 class Fate:
     """What became of a request that was sent: the time of each token, and how it ended (None if the run was cut off).
 
-    `arrival.at_s` is when it was sent, of a follow-up, too."""
+    `arrival.at_s` is when it was sent, of a follow-up, too. `session`: the number of the request that a follow-up's
+    session began with, in the order of sending; -1 for that one itself."""
 
     arrival: Arrival
     token_s: array[float] = field(default_factory=lambda: array("d"))
@@ -60,6 +61,7 @@ class Fate:
     preemptions: int = 0
     cached_tokens: int = 0
     taken_over: bool = False  # its policy was replaced while it lived
+    session: int = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,11 +129,15 @@ class Simulation:
         self.kvs = [KvCore(blocks, size, config.prefix_caching, host_blocks) for _ in specs]
         block_s = size * device.kv_token_bytes / device.swap_bytes_s
         self._stops: dict[int, int] = {}  # request id -> tokens at its end
-        self.workers = [SimulatedWorker(device, self._stops, block_s) for _ in specs]
+        self._thoughts: dict[int, int] = {}  # request id -> tokens when its thinking is over
+        self.workers = [
+            SimulatedWorker(device, self._stops, self._thoughts, block_s) for _ in specs
+        ]
         self.fates: list[Fate] = []
         self.run = Run(workload.name, policy.name, self.fates, 0.0, self.workers)
         self._results: list[tuple[float, int, int, StepResult]] = []  # a heap: due, order, replica
-        self._follow_ups: list[tuple[float, int, Arrival, list[int]]] = []  # a heap: due, order
+        # A heap: due, order, and what is sent; what was said before it, and where its session began.
+        self._follow_ups: list[tuple[float, int, Arrival, list[int], int]] = []
         self._said: dict[int, list[int]] = {}  # prompts that a follow-up will go on from
         self._order = 0
         self._next = 0  # arrival
@@ -220,13 +226,14 @@ class Simulation:
 
     def _arrive(self, now_s: float) -> None:
         earlier: Sequence[int] = ()
+        session = -1
         if self._follow_ups and self._follow_ups[0][0] <= now_s:
-            _, _, arrival, earlier = heapq.heappop(self._follow_ups)
+            _, _, arrival, earlier, session = heapq.heappop(self._follow_ups)
             arrival = replace(arrival, at_s=now_s)
         else:
             arrival = self.workload.arrivals[self._next]
             self._next += 1
-        self.fates.append(Fate(arrival))
+        self.fates.append(Fate(arrival, session=session))
         id = len(self.fates)
         if self._known is not None:
             self._known.expect(arrival)
@@ -235,6 +242,8 @@ class Simulation:
             self._said[id] = tokens
         if arrival.limit_tokens > arrival.output_tokens:
             self._stops[id] = arrival.prompt_tokens + arrival.output_tokens
+        if arrival.thinking_tokens:
+            self._thoughts[id] = arrival.prompt_tokens + arrival.thinking_tokens
         submit = Submit(
             Prompt(id, tokens),
             arrival.limit_tokens,
@@ -254,9 +263,12 @@ class Simulation:
             return
         last = STOP if fate.end is Reason.STOP else TOKEN
         earlier = said + [TOKEN] * (arrival.output_tokens - 1) + [last]
+        if arrival.thinking_tokens:
+            earlier[len(said) + arrival.thinking_tokens - 1] = THINK_END
+        session = id - 1 if fate.session < 0 else fate.session
         self._order += 1
         due_s = now_s + arrival.think_s
-        heapq.heappush(self._follow_ups, (due_s, self._order, follow_up, earlier))
+        heapq.heappush(self._follow_ups, (due_s, self._order, follow_up, earlier, session))
 
     # --- what the scheduler says ---------------------------------------------------------------------------------
 
@@ -311,5 +323,6 @@ class Simulation:
                     if not fate.taken_over:  # the policy that saw it arrive knows
                         fate.cached_tokens = end.cached_tokens
                     self._stops.pop(end.id, None)
+                    self._thoughts.pop(end.id, None)
                     if end.id in self._said:
                         self._send_follow_up(end.id, fate, now_s)

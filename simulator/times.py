@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cached_property
 from math import inf
 
 import numpy as np
@@ -28,11 +29,13 @@ class Rule(StrEnum):
     MEAN = "request_mean"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Times:
     """Columns of all requests sent, [n] unless said otherwise. Objectives are infinite where none is stated; times of
     requests without a token are infinite, too. `token_s` [sum of tokens] has them one request after the other, and
-    `begin` [n] says where each begins."""
+    `begin` [n] says where each begins. The first `thinking` tokens of a request must keep `thinking_due_s`, the others
+    `tpot_due_s`; 0 for one that does not think at a pace of its own. `session`: the number of the request with which
+    its session began; `calls`: how many that has."""
 
     sent_s: Floats
     prompt: Ints
@@ -46,6 +49,11 @@ class Times:
     slo_class: NDArray[np.str_]
     token_s: Floats
     begin: Ints
+    thinking: Ints
+    thinking_due_s: Floats
+    stage: NDArray[np.str_]
+    session: Ints
+    calls: Ints
 
     @classmethod
     def of(cls, fates: Sequence[Fate]) -> Times:
@@ -61,6 +69,7 @@ class Times:
         last_s[some] = token_s[begin[some] + tokens[some] - 1]
         ended_well = [fate.end in (Reason.STOP, Reason.LENGTH) for fate in fates]
         goals = [fate.arrival.objective for fate in fates]
+        begun = [number if fate.session < 0 else fate.session for number, fate in enumerate(fates)]
         return cls(
             sent_s=np.array([fate.arrival.at_s for fate in fates], dtype=float),
             prompt=np.array([fate.arrival.prompt_tokens for fate in fates], dtype=np.int64),
@@ -74,6 +83,13 @@ class Times:
             slo_class=np.array([fate.arrival.slo_class for fate in fates], dtype=np.str_),
             token_s=token_s,
             begin=begin,
+            thinking=np.array([fate.arrival.thought for fate in fates], dtype=np.int64),
+            thinking_due_s=_limits(
+                [None if goal.thinking is None else goal.thinking.tpot_s for goal in goals]
+            ),
+            stage=np.array([fate.arrival.stage for fate in fates], dtype=np.str_),
+            session=np.array(begun, dtype=np.int64),
+            calls=np.array([fates[first].arrival.stages for first in begun], dtype=np.int64),
         )
 
     @property
@@ -96,11 +112,58 @@ class Times:
                 np.nan,
             )
 
+    @cached_property
+    def owner(self) -> Ints:
+        """The request that each token belongs to, [sum of tokens]."""
+        return np.repeat(np.arange(len(self.tokens)), self.tokens)
+
+    @cached_property
+    def number(self) -> Ints:
+        """Of each token within its request, from 0 on, [sum of tokens]."""
+        found: Ints = np.arange(len(self.token_s)) - self.begin[self.owner]
+        return found
+
+    @cached_property
+    def pace_s(self) -> Floats:
+        """The time per token that holds for each token: that of the stage it belongs to, [sum of tokens]."""
+        owner = self.owner
+        thinks = self.number < self.thinking[owner]
+        return np.where(thinks, self.thinking_due_s[owner], self.tpot_due_s[owner])
+
+    @property
+    def paced(self) -> Bools:
+        """Requests that state a time per token, of all or a part of their tokens, [n]."""
+        thinks = (self.thinking > 0) & np.isfinite(self.thinking_due_s)
+        found: Bools = thinks | np.isfinite(self.tpot_due_s)
+        return found
+
+    @property
+    def gap_due_s(self) -> Floats:
+        """What holds for each of `gaps_s`."""
+        return self.pace_s[self.number > 0]
+
     def gaps_s(self) -> tuple[Floats, Ints]:
         """The time before each token but a request's first, and the request that each belongs to."""
-        owner = np.repeat(np.arange(len(self.tokens)), self.tokens)
-        inner = np.flatnonzero(owner[1:] == owner[:-1])
-        return self.token_s[inner + 1] - self.token_s[inner], owner[inner]
+        later = np.flatnonzero(self.number > 0)
+        return self.token_s[later] - self.token_s[later - 1], self.owner[later]
+
+    def thought_s(self) -> Floats:
+        """When the thinking of each was over, [n]: its last token if it never was, NaN without any thinking."""
+        last = np.minimum(self.thinking, self.tokens) - 1
+        found = np.full(len(self.tokens), np.nan)
+        some = last >= 0
+        found[some] = self.token_s[self.begin[some] + last[some]]
+        return found
+
+    def part_tpot_s(self) -> tuple[Floats, Floats]:
+        """Mean time per token of thinking and of response, [n] each; NaN without thinking, or without such a token
+        after the first of all."""
+        over_s, thinking = self.thought_s(), np.minimum(self.thinking, self.tokens)
+        rest = self.tokens - thinking
+        with np.errstate(invalid="ignore", divide="ignore"):
+            first = np.where(thinking > 1, (over_s - self.first_s) / (thinking - 1), np.nan)
+            second = np.where(rest > 0, (self.last_s - over_s) / rest, np.nan)
+        return first, second
 
     def meets_ttft(self) -> Bools:
         return self.succeeded & (self.ttft_s <= self.ttft_due_s + CLOSE_S)
@@ -111,27 +174,38 @@ class Times:
     def meets_tpot(self) -> dict[Rule, Bools]:
         """By each rule, [n]; a request that failed meets none, one of a single token all."""
         gaps_s, owner = self.gaps_s()
-        stated = np.isfinite(self.tpot_due_s)
         every = np.ones(len(self.tokens), dtype=bool)
-        every[owner[gaps_s > self.tpot_due_s[owner] + CLOSE_S]] = False
+        every[owner[gaps_s > self.gap_due_s + CLOSE_S]] = False
+        thinking_s, response_s = self.part_tpot_s()
         with np.errstate(invalid="ignore"):
             mean = ~(self.tpot_s > self.tpot_due_s + CLOSE_S)
+            parts = ~(thinking_s > self.thinking_due_s + CLOSE_S)
+            parts &= ~(response_s > self.tpot_due_s + CLOSE_S)
+        mean = np.where(self.thinking > 0, parts, mean)
         # "Every gap" implies the others; sums of floats must not say otherwise.
         return {
-            Rule.EVERY_GAP: self.succeeded & (every | ~stated),
+            Rule.EVERY_GAP: self.succeeded & every,
             Rule.CUMULATIVE: self.succeeded & (every | ~self._late()),
             Rule.MEAN: self.succeeded & (every | mean),
         }
 
     def behind_s(self) -> tuple[Floats, Ints]:
         """By how much each token k after the first comes behind max(sent + TTFT objective, first token) + (k - 1) TPOT
-        (negative: before it), and the request that each belongs to; of requests that state a TPOT."""
-        owner = np.repeat(np.arange(len(self.tokens)), self.tokens)
-        number = np.arange(len(self.token_s)) - self.begin[owner]  # k - 1
-        some = np.flatnonzero(np.isfinite(self.tpot_due_s[owner]) & (number > 0))
-        owner, number = owner[some], number[some]
+        (negative: before it), and the request that each belongs to; of requests that state a TPOT. Tokens of thinking
+        count at its TPOT; if that is not stated, the response's line begins where the thinking ended."""
+        some = np.flatnonzero(np.isfinite(self.pace_s) & (self.number > 0))
+        owner, number = self.owner[some], self.number[some]
         stated_s = np.where(np.isfinite(self.ttft_due_s), self.sent_s + self.ttft_due_s, -inf)
-        due_s = np.maximum(stated_s, self.first_s)[owner] + number * self.tpot_due_s[owner]
+        begin_s = np.maximum(stated_s, self.first_s)[owner]
+        due_s = begin_s + number * self.pace_s[some]
+        thought = self.thinking[owner]
+        responds = np.flatnonzero((thought > 0) & (number >= thought))
+        if len(responds):
+            whose, before = owner[responds], thought[responds] - 1
+            free = ~np.isfinite(self.thinking_due_s[whose])
+            over_s = np.where(free, self.thought_s()[whose], begin_s[responds])
+            over_s += before * np.where(free, 0.0, self.thinking_due_s[whose])
+            due_s[responds] = over_s + (number[responds] - before) * self.tpot_due_s[whose]
         return self.token_s[some] - due_s, owner
 
     def _late(self) -> Bools:

@@ -13,21 +13,23 @@ from accelgen.simulator.device import Device, Iteration
 
 NEVER = 1 << 62  # tokens
 TOKEN, STOP = 0, 1  # what every request samples, and with what it ends if it has tokens left
+THINK_END = 2  # the mark that ends its thinking
 
 
 @dataclass(slots=True)
 class _Known:
-    """A request here: its prompt tokens, all tokens so far, and how many it has when it samples STOP."""
+    """A request here: its prompt tokens, all tokens so far, and how many it has when it samples STOP, and THINK_END."""
 
     prompt: int
     length: int
     stop_at: int
+    think_at: int
 
 
 class SimulatedWorker:
     """`busy_s`, `copies_s`, `prefill_tokens`, `decode_tokens`: what it has done so far. `saturated_s` is what the same
     work takes at best (`Device.saturated_seconds`). `stops` says, by request, after how many tokens (prompt included)
-    it ends by itself; the caller fills it in.
+    it ends by itself, `thoughts` after how many its thinking does; the caller fills them in.
 
     A block of KV takes `block_s` to the host, and as long back. Copies begin with the iteration that they came with and
     run beside it and those that follow, one after the other; only without anything to compute they are waited for, and
@@ -37,9 +39,11 @@ class SimulatedWorker:
         self,
         device: Device,
         stops: Mapping[int, int] = MappingProxyType({}),
+        thoughts: Mapping[int, int] = MappingProxyType({}),
         block_s: float = 0.0,
     ) -> None:
-        self.device, self._stops, self._block_s = device, stops, block_s
+        self.device, self._block_s = device, block_s
+        self._stops, self._thoughts = stops, thoughts
         self.busy_s = self.copies_s = self.saturated_s = 0.0
         self.prefill_tokens = self.decode_tokens = 0
         self._known: dict[int, _Known] = {}
@@ -55,7 +59,8 @@ class SimulatedWorker:
         for prompt in batch.new:
             tokens = len(prompt.tokens)
             stop_at = self._stops.get(prompt.id, NEVER)
-            known[prompt.id] = _Known(tokens - prompt.generated, tokens, stop_at)
+            think_at = self._thoughts.get(prompt.id, NEVER)
+            known[prompt.id] = _Known(tokens - prompt.generated, tokens, stop_at, think_at)
         iteration, counts, sampled = self._entries(batch)
         begin_s = max(now_s, self._free_s)
         self._begin_copies(batch, begin_s)
@@ -112,7 +117,10 @@ class SimulatedWorker:
             if end == request.length:
                 request.length = end + 1
                 counts.append(1)
-                sampled.append(TOKEN if end + 1 < request.stop_at else STOP)
+                if end + 1 == request.think_at:
+                    sampled.append(THINK_END)
+                else:
+                    sampled.append(TOKEN if end + 1 < request.stop_at else STOP)
             else:
                 counts.append(0)
         self.prefill_tokens += prefill
