@@ -21,8 +21,8 @@ was expected stands behind it. Decisions are the same (tests/scheduler/test_acce
     slidingserve           0.7  -> 0.53   victims are ranked only when blocks are short (a tenth)
     sarathi                0.25 -> 0.18   likewise (a fifth)
 
-p99 was 1.4 to 2.3 times p50 there, of `core alone`, too. What stays beyond the budget: `fastserve` in the few
-iterations after each 1,000th, when those that starve change places with most of those that run (up to 5 ms).
+p99 was 1.4 to 2.3 times p50 there, of `core alone`, too. What stays beyond the budgets: benchmarks/results. Of
+`fastserve` it is the few iterations after each 1,000th, when those that starve change places with most that run.
 """
 
 from __future__ import annotations

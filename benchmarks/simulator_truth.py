@@ -30,9 +30,9 @@ from accelgen.proto.config import Config, SloClass
 from accelgen.scheduler.cost_model import Work
 from accelgen.scheduler.policy import load_policy
 from accelgen.simulator.device import Device, Iteration, find_device
-from accelgen.simulator.metrics import Times
 from accelgen.simulator.run import Simulation
 from accelgen.simulator.tensor_parallel import split
+from accelgen.simulator.times import Times
 from accelgen.simulator.workload import Arrival, Workload
 
 Floats = NDArray[np.float64]

@@ -28,9 +28,9 @@ from accelgen.proto.config import Config, SloClass
 from accelgen.proto.messages import Objective
 from accelgen.scheduler.policy import load_policy
 from accelgen.simulator.local_device import profiled_device
-from accelgen.simulator.metrics import Rule, Times
 from accelgen.simulator.run import Run, Simulation
 from accelgen.simulator.synthetic import STAND_INS, poisson
+from accelgen.simulator.times import Rule, Times
 from accelgen.simulator.workload import Arrival, Workload
 
 CLI = [sys.executable, "-P", "-m", "accelgen.scripts.cli"]

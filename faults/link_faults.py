@@ -17,6 +17,9 @@ LINKS = (
 )
 """Who connects, and to whom: `scheduler-worker-0` is the link that the scheduler makes to worker-0."""
 
+ONE_WAY = "kvmanager-0-worker-0"
+"""On this one messages go towards the bound side only, but for the answer to a question at a takeover."""
+
 RULES = {  # what is typical of each effect; one seeded source of chance decides about each message
     Effect.DELAY: Rule(Effect.DELAY, seconds=0.03, jitter_s=0.03),
     Effect.DROP: Rule(Effect.DROP, p=0.1, limit=5),
@@ -60,7 +63,8 @@ class LinkFault(Fault):
         assert self._proxy is not None
         toward = None
         if self._effect is Effect.HALF_OPEN:
-            toward = self.site.chance.choice(list(Toward))
+            ways = [Toward.BOUND] if self.site.target == ONE_WAY else list(Toward)
+            toward = self.site.chance.choice(ways)
         peer = NOBODY if decoy else self._connecting.encode() + b":"  # how its identity begins
         self._proxy.apply(replace(RULES[self._effect], toward=toward, peer=peer))
 

@@ -39,7 +39,7 @@ def main() -> None:
     try:
         keys = read_keys(child.config.api_key_file, child.config.admin_key_file)
         model = read_model(child.config.model, child.config.served_model_name)
-        codec = TextCodec(model)
+        codec = TextCodec(model, child.config.think_tokens)
     except (KeyFileError, ModelError) as error:
         child.fail(str(error))
         return

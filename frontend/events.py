@@ -25,8 +25,24 @@ class Demand(Struct, frozen=True):
     received_s: float
 
 
+class Part(Struct, frozen=True):
+    """Thinking or response of a choice that ended: its tokens, the mean time to each of them (but to the first token of
+    all), and what was asked for; None: undefined, not stated."""
+
+    stage: str
+    tokens: int
+    tpot_s: float | None
+    aim_s: float | None
+
+    @property
+    def kept(self) -> bool:
+        """The boundary counts as kept; what has no gap cannot be late."""
+        return self.aim_s is None or self.tpot_s is None or self.tpot_s <= self.aim_s
+
+
 class Outcome(Struct, frozen=True):
-    """The figures of a choice that ended. Times in seconds since the receipt of the call; None: undefined."""
+    """The figures of a choice that ended. Times in seconds since the receipt of the call; None: undefined. `parts`:
+    its stages, if it was to think at a pace of its own."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -36,6 +52,7 @@ class Outcome(Struct, frozen=True):
     ttft_s: float | None
     tpot_s: float | None
     e2e_s: float
+    parts: tuple[Part, ...] = ()
 
 
 class Admission(Struct, frozen=True):

@@ -16,8 +16,9 @@ import msgspec
 from tokenizers import Tokenizer
 
 from accelgen.frontend.detokenize import Detokenizer, StopStrings
-from accelgen.frontend.events import Admission, Demand, Ended, Event, Outcome, Refused, Text
+from accelgen.frontend.events import Admission, Demand, Ended, Event, Outcome, Part, Refused, Text
 from accelgen.frontend.losses import Losses, Workers
+from accelgen.frontend.think_tokens import is_closed
 from accelgen.proto.ids import RequestIds
 from accelgen.proto.messages import (
     Admitted,
@@ -25,11 +26,13 @@ from accelgen.proto.messages import (
     Directory,
     End,
     Finished,
+    Objective,
     Prompt,
     Reason,
     Submit,
     Tokens,
 )
+from accelgen.proto.stages import RESPONSE, THINKING, thought
 
 
 @dataclass(slots=True)
@@ -53,11 +56,15 @@ class Choice:
     max_tokens: int
     seed: int
     demand: Demand
+    objective: Objective
     detokenizer: Detokenizer
     stops: StopStrings
     tokens: list[int] = field(default_factory=list)
     first_s: float | None = None
     last_s: float | None = None
+    # Tokens of its thinking, and when the last of them came, once it is over.
+    thought: int = 0
+    thought_s: float | None = None
     cached_tokens: int = 0
     # Amid the answer: the scheduler at the end does not know the beginning.
     taken_over: bool = False
@@ -75,6 +82,30 @@ class Choice:
             if found:
                 return "".join(shown), True
         return "".join(shown), False
+
+    def note_thinking(self, begin: int, now_s: float) -> None:
+        """After tokens from `begin` on have come: whether they end its thinking."""
+        if self.objective.thinking is None or self.thought:
+            return
+        self.thought = thought(self.objective.thinking, self.tokens, begin)
+        if self.thought:
+            self.thought_s = now_s
+
+    def parts(self) -> tuple[Part, ...]:
+        """Thinking and response, if the one has an objective of its own. One that never ended is all there is."""
+        thinking, count = self.objective.thinking, len(self.tokens)
+        if thinking is None:
+            return ()
+        over, end_s = (self.thought, self.thought_s) if self.thought else (count, self.last_s)
+        paces: list[float | None] = [None, None]
+        if over > 1 and self.first_s is not None and end_s is not None:
+            paces[0] = (end_s - self.first_s) / (over - 1)
+        if count > over and self.last_s is not None and end_s is not None:
+            paces[1] = (self.last_s - end_s) / (count - over)
+        return (
+            Part(THINKING, over, paces[0], thinking.tpot_s),
+            Part(RESPONSE, count - over, paces[1], self.objective.tpot_s),
+        )
 
     def rest(self) -> tuple[str, bool]:
         """At the end: the text held back, and whether it completed a stop string."""
@@ -100,6 +131,7 @@ class Choice:
             ttft_s=ttft_s,
             tpot_s=tpot_s,
             e2e_s=(now_s if self.last_s is None else self.last_s) - received_s,
+            parts=self.parts(),
         )
 
 
@@ -141,6 +173,7 @@ class Journal:
                     max_tokens=demand.max_tokens[position],
                     seed=demand.sampling.seed + offset,
                     demand=demand,
+                    objective=_objective(demand.objective, prompt),
                     detokenizer=Detokenizer(self._tokenizer, prompt if demand.continues else ()),
                     stops=StopStrings(demand.stops),
                 )
@@ -233,7 +266,9 @@ class Journal:
                 choice.first_s = now_s
                 ttft_s = now_s - choice.demand.received_s
             choice.last_s = now_s
+            begin = len(choice.tokens)
             text, found = choice.push(tokens)
+            choice.note_thinking(begin, now_s)
             turn.events.append(
                 Text(choice.call, choice.index, text, len(choice.tokens), gap_s, ttft_s)
             )
@@ -262,6 +297,13 @@ class Journal:
         turn.events.append(Ended(choice.call, choice.index, text, reason, outcome))
 
 
+def _objective(stated: Objective, prompt: Sequence[int]) -> Objective:
+    """What holds for an answer to `prompt`: without a thinking that is over before it begins."""
+    if stated.thinking is None or not is_closed(prompt, stated.thinking.end_ids):
+        return stated
+    return msgspec.structs.replace(stated, thinking=None)
+
+
 def _submit(choice: Choice, now_s: float, siblings: list[int]) -> Submit:
     demand = choice.demand
     return Submit(
@@ -274,7 +316,7 @@ def _submit(choice: Choice, now_s: float, siblings: list[int]) -> Submit:
         ),
         max_tokens=choice.max_tokens,
         stop_token_ids=list(demand.stop_ids),
-        objective=demand.objective,
+        objective=choice.objective,
         slo_class=demand.slo_class,
         waited_s=max(0.0, now_s - demand.received_s),
         siblings=siblings,

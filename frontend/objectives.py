@@ -1,7 +1,7 @@
 """Service-level objectives of one request: who may state them where, within which bounds, and the verdict at the end.
 
-Precedence: header over `accelgen.slo` in the body over the numbers of the class; the class itself comes from the
-header, else the body, else the configuration's default. Milliseconds outside, seconds inside.
+Precedence: header over `accelgen.slo` in the body over the numbers of the class (stages: `stage_goals.py`); the class
+itself comes from the header, else the body, else the configuration's default. Milliseconds outside, seconds inside.
 """
 
 from __future__ import annotations
@@ -9,13 +9,16 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
-from msgspec import Struct
+from msgspec import UNSET, Struct, UnsetType
 
+from accelgen.frontend import stage_goals
 from accelgen.frontend.errors import ApiError, quoted
 from accelgen.frontend.events import Outcome
 from accelgen.frontend.schema import Extension
+from accelgen.frontend.stage_goals import bounded
 from accelgen.proto.config import SloClass
 from accelgen.proto.messages import Objective
+from accelgen.proto.stages import PARTS, RESPONSE
 
 CLASS_HEADER = "x-accelgen-slo-class"
 NUMBER_HEADERS: dict[str, tuple[str, ...]] = {
@@ -30,10 +33,11 @@ RawHeaders = Iterable[tuple[bytes, bytes]]
 
 
 class Stated(Struct, frozen=True):
-    """What holds for a request: its class, and objectives in seconds."""
+    """What holds for a request: its class, objectives in seconds, and which call of a session it is ("": not said)."""
 
     slo_class: str
     objective: Objective
+    stage: str = ""
 
 
 def resolve(
@@ -41,8 +45,10 @@ def resolve(
     default_class: str,
     headers: RawHeaders,
     extension: Extension | None,
+    think_end_ids: Sequence[int] = (),
 ) -> Stated:
-    """Raises ApiError 400 that names header or field and the limits."""
+    """`think_end_ids`: the tokens that end the model's thinking. Raises ApiError 400 that names header or field and the
+    limits, or the stages there are."""
     given = _values(headers)
     named, param = _one(given, (CLASS_HEADER,)), CLASS_HEADER
     if named is None and extension is not None:
@@ -54,15 +60,23 @@ def resolve(
         raise ApiError(
             400, f"{param}: {quoted(name)} is not one of {known}", param, "invalid_value"
         )
+    stage_goals.check(extension, slo_class, bool(think_end_ids))
     slo = extension.slo if extension is not None else None
+    thinking = stage_goals.thinking_of(extension, slo_class, think_end_ids)
     seconds = {}
-    for field in ("ttft_ms", "tpot_ms", "e2e_ms"):
-        stated_ms = _bounded(getattr(slo, field, None), f"accelgen.slo.{field}", slo_class)
-        if (text := _one(given, names := NUMBER_HEADERS[field])) is not None:
-            stated_ms = _bounded(_number(text, names[0]), names[0], slo_class)
-        value_ms = getattr(slo_class, field) if stated_ms is None else stated_ms
+    for field, names in NUMBER_HEADERS.items():
+        bounded(getattr(slo, field, None), f"accelgen.slo.{field}", slo_class)
+        if (text := _one(given, names)) is not None:
+            value_ms = bounded(_number(text, names[0]), names[0], slo_class)
+            thinking = None if field == "tpot_ms" else thinking
+        elif field == "e2e_ms":  # of the whole: no stage has one
+            value_ms = getattr(slo, field, None)
+            value_ms = slo_class.e2e_ms if value_ms is None else value_ms
+        else:
+            value_ms = stage_goals.stated_ms(field, extension, slo_class, RESPONSE)
         seconds[field.replace("_ms", "_s")] = None if value_ms is None else value_ms / 1000
-    return Stated(name, Objective(**seconds))
+    stage = (extension and extension.stage) or ""
+    return Stated(name, Objective(**seconds, thinking=thinking), stage)
 
 
 def _values(headers: RawHeaders) -> dict[str, list[str]]:
@@ -94,14 +108,6 @@ def _number(text: str, param: str) -> float:
     return float(text)
 
 
-def _bounded(value_ms: float | None, param: str, slo_class: SloClass) -> float | None:
-    low_ms, high_ms = slo_class.bounds_ms
-    if value_ms is not None and not low_ms <= value_ms <= high_ms:
-        message = f"{param}: {value_ms:,.15g} ms is outside of {low_ms:,.15g} to {high_ms:,.15g} ms"
-        raise ApiError(400, message, param, "invalid_value")
-    return value_ms
-
-
 class Met(Struct, frozen=True):
     """Per objective: kept, missed, or None where none was stated."""
 
@@ -110,10 +116,18 @@ class Met(Struct, frozen=True):
     e2e: bool | None
 
 
+class PartVerdict(Struct, frozen=True):
+    """Of thinking or response: its tokens, the time to each in milliseconds, and whether its objective was kept."""
+
+    tokens: int
+    tpot_ms: float | None
+    met: bool | None
+
+
 class Verdict(Struct, frozen=True):
     """The `accelgen` object at the end of a response. Milliseconds, measured at the frontend from the receipt of
     the request; with several choices the worst one counts, and counts are sums. None: not known or not defined (a
-    single token has no time per output token)."""
+    single token has no time per output token). `stage` and `stages` only where the request has them."""
 
     slo_class: str
     queue_ms: float | None
@@ -123,6 +137,8 @@ class Verdict(Struct, frozen=True):
     cached_tokens: int
     preemptions: int
     slo_met: Met
+    stage: str | UnsetType = UNSET
+    stages: dict[str, PartVerdict] | UnsetType = UNSET
 
 
 def judge(stated: Stated, outcomes: Sequence[Outcome]) -> Verdict:
@@ -141,11 +157,38 @@ def judge(stated: Stated, outcomes: Sequence[Outcome]) -> Verdict:
         preemptions=sum(one.preemptions for one in outcomes),
         slo_met=Met(
             ttft=None if aim.ttft_s is None else ttft_s is not None and ttft_s <= aim.ttft_s,
-            # One token or none leaves no gap that could be too long.
-            tpot=None if aim.tpot_s is None else tpot_s is None or tpot_s <= aim.tpot_s,
+            tpot=all(_keeps_pace(one, aim) for one in outcomes) if _has_pace(aim) else None,
             e2e=None if aim.e2e_s is None else e2e_s is not None and e2e_s <= aim.e2e_s,
         ),
+        stage=stated.stage or UNSET,
+        stages=_parts(outcomes) or UNSET,
     )
+
+
+def _has_pace(aim: Objective) -> bool:
+    return aim.tpot_s is not None or (aim.thinking is not None and aim.thinking.tpot_s is not None)
+
+
+def _keeps_pace(one: Outcome, aim: Objective) -> bool:
+    """Each of its parts, or the whole of it. One token or none leaves no gap that could be too long."""
+    if one.parts:
+        return all(part.kept for part in one.parts)
+    return aim.tpot_s is None or one.tpot_s is None or one.tpot_s <= aim.tpot_s
+
+
+def _parts(outcomes: Sequence[Outcome]) -> dict[str, PartVerdict]:
+    """By stage, over the choices that have it."""
+    found = {}
+    for stage in PARTS:
+        parts = [part for one in outcomes for part in one.parts if part.stage == stage]
+        if parts:
+            is_stated = parts[0].aim_s is not None
+            found[stage] = PartVerdict(
+                tokens=sum(part.tokens for part in parts),
+                tpot_ms=_ms(_worst([part.tpot_s for part in parts])),
+                met=all(part.kept for part in parts) if is_stated else None,
+            )
+    return found
 
 
 def _worst(values: Sequence[float | None]) -> float | None:

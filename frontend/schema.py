@@ -70,11 +70,24 @@ class SloFields(Strict):
     e2e_ms: float | None = None
 
 
-class Extension(Strict):
-    """The body object `accelgen`."""
+Name = Annotated[str, Field(min_length=1, max_length=100)]
 
-    slo_class: Annotated[str, Field(min_length=1, max_length=100)] | None = None
+
+class StageFields(Strict):
+    """Objectives of one stage; which of them a stage can have is checked with the bounds (`stage_goals.py`)."""
+
+    ttft_ms: float | None = None
+    tpot_ms: float | None = None
+    max_tokens: Annotated[int, Field(ge=1, le=INT31)] | None = None
+
+
+class Extension(Strict):
+    """The body object `accelgen`. `stage`: which call of a session this one is; `stages`: objectives by stage."""
+
+    slo_class: Name | None = None
     slo: SloFields | None = None
+    stage: Name | None = None
+    stages: Annotated[dict[Name, StageFields], Field(max_length=16)] | None = None
     cache_salt: Annotated[str, Field(min_length=1, max_length=256)] | None = None
 
 

@@ -139,7 +139,13 @@ class Service:
         if body.choices > most:
             message = f"n: {body.choices} is more than the limit of {most}"
             raise ApiError(400, message, "n", "invalid_value")
-        stated = resolve(self.config.slo_classes, self.config.default_class, headers, body.accelgen)
+        stated = resolve(
+            self.config.slo_classes,
+            self.config.default_class,
+            headers,
+            body.accelgen,
+            self.codec.think_end_ids,
+        )
         prompts, max_tokens = self._prompts(body)
         options = body.stream_options
         demand = Demand(

@@ -23,6 +23,7 @@ from tokenizers import Encoding, Tokenizer
 from accelgen.frontend.chat_template import ChatTemplate, RenderError
 from accelgen.frontend.errors import ApiError, quoted
 from accelgen.frontend.model_files import ModelError, ModelFiles
+from accelgen.frontend.think_tokens import think_end_ids
 
 _SHORTEST_LONG_TOKEN = (
     16  # bytes; a floor below which the bound on the length of a prompt would be too tight
@@ -33,10 +34,12 @@ Message = Mapping[str, str]
 
 
 class TextCodec:
-    """Encodes for one model. `stop_ids`: tokens that end an answer. `vocab_size`: number of token ids."""
+    """Encodes for one model. `stop_ids`: tokens that end an answer; `think_end_ids`: that end its thinking.
+    `vocab_size`: number of token ids."""
 
-    def __init__(self, model: ModelFiles) -> None:
-        """Raises ModelError when the tokenizer or the template cannot be used."""
+    def __init__(self, model: ModelFiles, think_tokens: str = "") -> None:
+        """`think_tokens`: see `think_tokens.py`. Raises ModelError when the tokenizer or the template cannot be used,
+        or one of these is no token."""
         try:
             self.tokenizer: Tokenizer = Tokenizer.from_file(str(model.tokenizer))
         except Exception as error:  # the library raises a bare Exception
@@ -52,6 +55,7 @@ class TextCodec:
             self._fold(token.content) for token in added if token.special and token.normalized
         }
         self.stop_ids = self._stop_ids(model)
+        self.think_end_ids = think_end_ids(self.tokenizer, think_tokens)
         try:
             self._template = (
                 ChatTemplate(model.chat_template, model.special) if model.chat_template else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 from collections import Counter
 from enum import Enum
+from typing import Any
 
 import structlog
 import zmq
@@ -71,7 +72,8 @@ class KvProcess:
                 "both must be at least 1"
             )
         self.child = child
-        self.core = KvCore(num_blocks, block_size, child.config.prefix_caching)
+        caching, host_blocks = child.config.prefix_caching, worker.facts.host_blocks
+        self.core = KvCore(num_blocks, block_size, caching, host_blocks)
         try:
             self.router = Router(child.endpoint, child.incarnation)
         except (EndpointError, zmq.ZMQError) as error:
@@ -93,9 +95,9 @@ class KvProcess:
     def run(self) -> None:
         """Serves until told to stop."""
         while not self.child.stopping:
-            self.poller.poll(int(HEARTBEAT_S * 1000))
+            ready = {socket for socket, _ in self.poller.poll(int(HEARTBEAT_S * 1000))}
             self._serve()
-            self._hear_worker()
+            self._hear_worker(ready)
             self._rest()
             self.child.beat()
             self._activate(self.fence.learn(self.child.directory))
@@ -155,10 +157,12 @@ class KvProcess:
         self.worker.send(QUESTION, self.fence.epoch)
         self.state, self._asked = State.ASKING, Metronome(ASK_AGAIN_S, now_s())
 
-    def _hear_worker(self) -> None:
-        if self.worker is not None and self.worker.was_cut():
+    def _hear_worker(self, ready: set[Any]) -> None:
+        """From the sockets in `ready`: a worker rarely says anything, and to hear that costs as much as to hear it."""
+        worker = self.worker
+        if worker is not None and worker.events in ready and worker.was_cut():
             self._note_gap("the connection to the worker was cut", asking_too=True)
-        while self.worker is not None and (message := self.worker.recv()) is not None:
+        while worker is not None and worker.socket in ready and (message := worker.recv()):
             header, body = message
             if (
                 isinstance(body, Inventory)
@@ -222,9 +226,16 @@ class KvProcess:
             "kv_blocks_cached": pool.cached,
             "kv_blocks_used": pool.used,
             "kv_cache_usage_perc": pool.used / pool.num_blocks,
+            "kv_blocks_leaving": pool.leaving,
+            "kv_host_blocks": core.host_blocks,
+            "kv_host_blocks_used": core.tables.host.used,
             "kv_requests": core.num_requests,
             "kv_copies_total": counts["copies"],
             "kv_evictions_total": pool.evictions,
+            "kv_swapped_out_total": counts["swapped_out"],
+            "kv_swapped_in_total": counts["swapped_in"],
+            "kv_unswapped_total": counts["unswapped"],
+            "kv_blocks_lent_total": core.tables.loans.lent,
             "kv_entries_dropped_total": counts["dropped"],
             "kv_pins_withdrawn_total": counts["unpinned"],
             "prefix_cache_queries_total": counts["queries"],

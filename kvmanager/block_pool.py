@@ -2,6 +2,7 @@
 
 A block is in exactly one of three states, so that free + used + cached = total:
 free (its content is worthless), used (it has owners), cached (no owner, but the prefix index knows its content).
+Used blocks that nobody but copies to or from the host owns are *leaving*: they are given back when those are done.
 Every operation costs O(1) for each block it touches.
 """
 
@@ -21,6 +22,8 @@ class BlockPool:
         self.owners = [0] * num_blocks
         self.pins = [0] * num_blocks  # owners that are only waiting requests
         self.pinned = 0  # used blocks that nobody but waiting requests owns
+        self.leaves = [0] * num_blocks  # owners that are only copies under way
+        self.leaving = 0  # used blocks that nobody but copies owns
         self.evictions = 0
         self._index = index
         self._free = list(range(num_blocks - 1, -1, -1))  # a stack: low numbers go first
@@ -88,6 +91,7 @@ class BlockPool:
             if not owners[block]:
                 del self._cached[block]
                 self.pinned += 1
+            self.leaving -= 0 < owners[block] == self.leaves[block]
             owners[block] += 1
             pins[block] += 1
 
@@ -103,6 +107,18 @@ class BlockPool:
             self.pins[block] += 1
             self.pinned += self.pins[block] == self.owners[block]
 
+    def leave(self, blocks: Iterable[int]) -> None:
+        """An owner of `blocks` that is no pin holds them from now on only until they have been copied."""
+        for block in blocks:
+            self.leaves[block] += 1
+            self.leaving += self.leaves[block] == self.owners[block]
+
+    def stay(self, blocks: Iterable[int]) -> None:
+        """The reverse of `leave`: to be given back, or handed on."""
+        for block in blocks:
+            self.leaving -= self.leaves[block] == self.owners[block]
+            self.leaves[block] -= 1
+
     def give_back(self, blocks: Iterable[int]) -> None:
         """One owner less for each of `blocks`; of those that become cached, the first named is evicted first."""
         owners = self.owners
@@ -110,6 +126,7 @@ class BlockPool:
             owners[block] -= 1
             if owners[block]:
                 self.pinned += owners[block] == self.pins[block]
+                self.leaving += owners[block] == self.leaves[block]
                 continue
             if block in self._index:
                 self._cached[block] = None
@@ -122,14 +139,21 @@ class BlockPool:
         self.evictions += 1
         return block
 
-    def check(self, owners: dict[int, int], pins: dict[int, int]) -> list[str]:
-        """What is wrong with the pool, given the true counts of all owners and of waiting ones: nothing, one hopes."""
+    def check(
+        self, owners: dict[int, int], pins: dict[int, int], leaves: dict[int, int]
+    ) -> list[str]:
+        """What is wrong with the pool, given the true counts of all owners, of waiting ones and of copies: nothing, one
+        hopes."""
         faults = []
         used = {block: count for block, count in enumerate(self.owners) if count}
         if used != owners:
             faults.append("reference counts differ from the block tables")
         if {block: count for block, count in enumerate(self.pins) if count} != pins:
             faults.append("pin counts differ from the tables of waiting requests")
+        if {block: count for block, count in enumerate(self.leaves) if count} != leaves:
+            faults.append("counts of leaving owners differ from the copies under way")
+        if self.leaving != sum(leaves.get(block) == count for block, count in used.items()):
+            faults.append("the number of blocks held by copies alone is wrong")
         if self.pinned != sum(pins.get(block) == count for block, count in used.items()):
             faults.append("the number of blocks held by pins alone is wrong")
         if len(self._free) + len(used) + len(self._cached) != self.num_blocks:

@@ -21,15 +21,19 @@ from accelgen.proto.messages import Batch, Fork, Held, Inventory, KvReport, Look
 
 
 class KvCore:
-    """Block tables, prefix cache and pins of one replica.
+    """Block tables, prefix cache and pins of one replica, and what of it lies on the host (`host_blocks`).
 
-    `counters` has: queries and hits (tokens), copies (blocks), dropped (entries), unpinned (requests)."""
+    `counters` has: queries and hits (tokens), copies, swapped_out, swapped_in (blocks), dropped (entries), unpinned,
+    unswapped (requests)."""
 
-    def __init__(self, num_blocks: int, block_size: int, prefix_caching: bool = True) -> None:
-        assert num_blocks > 0 and block_size > 0
+    def __init__(
+        self, num_blocks: int, block_size: int, prefix_caching: bool = True, host_blocks: int = 0
+    ) -> None:
+        assert num_blocks > 0 and block_size > 0 and host_blocks >= 0
         self.block_size = block_size
         self.prefix_caching = prefix_caching
-        self.tables = BlockTables(num_blocks, block_size, prefix_caching)
+        self.host_blocks = host_blocks
+        self.tables = BlockTables(num_blocks, block_size, prefix_caching, host_blocks)
         self.counters: Counter[str] = Counter()
         self._requests: dict[int, Request] = {}
         self._step = -1
@@ -47,9 +51,9 @@ class KvCore:
 
     def on_lookup(self, lookup: Lookup) -> KvReport:
         """Remembers new requests and pins what the prefix cache has of them. For a known request that does not run
-        the cache is tried again with the tokens known here; one that runs keeps what it has."""
+        the cache is tried again with the tokens known here; one that runs, or is away, keeps what it has."""
         self.settle()
-        hit_ids, hit_tokens = [], []
+        hit_ids, hit_tokens, away = [], [], []
         for prompt in lookup.prompts:
             request = self._requests.get(prompt.id)
             if request is not None and lookup.adopt:
@@ -61,11 +65,13 @@ class KvCore:
                 self.tables.pin_prefix(request)
                 self.counters["queries"] += len(request.tokens)
                 self.counters["hits"] += request.computed
-            elif not request.running:
+            elif not (request.running or request.host or request.moving):
                 self.tables.pin_prefix(request)
             hit_ids.append(prompt.id)
             hit_tokens.append(request.computed)
-        return self._report(-1, hit_ids=hit_ids, hit_tokens=hit_tokens)
+            if request.host:
+                away.append(prompt.id)
+        return self._report(-1, hit_ids=hit_ids, hit_tokens=hit_tokens, away_ids=away)
 
     def on_plan(self, plan: Plan) -> tuple[Batch, KvReport]:
         """Applies a plan; returns what the worker must do and what the scheduler must know."""
@@ -75,13 +81,20 @@ class KvCore:
         for id in plan.spoiled:
             if id in self._requests:
                 work.unpinned += self.tables.spoil(self._requests[id])
+        for id in plan.moved:
+            self.tables.finish(id)
         outcome = {fork.child: self._fork(fork) for fork in plan.forks}  # of a child's last fork
         work.unpinned += [child for child, forked in outcome.items() if not forked]
         release = self._release(plan.release)
         for id in plan.preempt:
             if id in self._requests:
                 self.tables.drop(self._requests[id])
+        unswapped = self._swap_out(plan.swap_out, work)
+        self._name_lenders(plan)
         ids, starts, counts, dropped = self._place_entries(plan, work)
+        stayed = self._swap_in(plan.swap_in, work)
+        short = self._allocate(plan)
+        self.tables.lenders.clear()
         self.counters["dropped"] += len(dropped)
         self.counters["copies"] += len(work.copy_to)
         self.counters["unpinned"] += len(work.unpinned)
@@ -90,10 +103,16 @@ class KvCore:
             plan.step, work.new, ids, starts, counts,
             work.table_at, work.table_counts, work.table_blocks, work.copy_from, work.copy_to,
             release, plan.predicted_s, plan.bound_s, [*cuts], [*cuts.values()],
+            work.out_ids, work.out_counts, work.out_from, work.out_to,
+            work.in_ids, work.in_counts, work.in_from, work.in_to,
             work.drafts,
         )  # fmt: skip
         cuts.clear()
-        return batch, self._report(plan.step, dropped, unpinned=work.unpinned)
+        report = self._report(
+            plan.step, dropped, unpinned=work.unpinned, swapped_out=work.out_ids,
+            unswapped=unswapped, stayed=stayed, short_ids=[*short], short_blocks=[*short.values()],
+        )  # fmt: skip
+        return batch, report
 
     def _report(
         self,
@@ -102,11 +121,13 @@ class KvCore:
         hit_ids: list[int] | None = None,
         hit_tokens: list[int] | None = None,
         unpinned: list[int] | None = None,
+        **rest: list[int],
     ) -> KvReport:
         pool = self.pool
         return KvReport(
             step, pool.free, pool.cached, pool.pinned,
             dropped or [], hit_ids or [], hit_tokens or [], unpinned or [],
+            leaving=pool.leaving, host_free=self.tables.host.free, **rest,
         )  # fmt: skip
 
     def on_inventory(self, inventory: Inventory) -> list[str]:
@@ -116,11 +137,13 @@ class KvCore:
         messages were lost) tables and pool are built anew from it, and tokens come with the scheduler's Lookups.
         Returns what did not add up, in words: then nothing counts as computed."""
         if inventory.step == self._step:
+            self.on_copies_done()
             self._compare(inventory)
             return []
-        faults = faults_of(inventory, self.pool.num_blocks, self.block_size)
+        faults = faults_of(inventory, self.pool.num_blocks, self.block_size, self.host_blocks)
         self._step = inventory.step
-        self.tables = BlockTables(self.pool.num_blocks, self.block_size, self.prefix_caching)
+        blocks, size = self.pool.num_blocks, self.block_size
+        self.tables = BlockTables(blocks, size, self.prefix_caching, self.host_blocks)
         self._requests = {held.id: self._stranger(held.id) for held in inventory.held}
         self.tables.cuts = dict.fromkeys(self._requests, 0) if faults else {}
         if not faults:
@@ -128,9 +151,19 @@ class KvCore:
         return faults
 
     def on_activate(self) -> Inventory:
-        """What a new scheduler finds here: every known request, also those that hold nothing."""
-        held = [Held(r.id, r.computed, list(r.table)) for r in self._requests.values()]
+        """What a new scheduler finds here: every known request, also those that hold nothing. Blocks that a request
+        does not use are not told of: it loses them when it is claimed."""
+        size = self.block_size
+        held = [
+            Held(r.id, r.computed, r.table[: -(-r.computed // size)], list(r.host))
+            for r in self._requests.values()
+        ]
         return Inventory(self._step, held, self.pool.free, self.pool.cached)
+
+    def on_copies_done(self) -> None:
+        """The worker has run all that was sent, and its copies to the host and back are done. A new scheduler will not
+        know of them, nor who lives inside whom."""
+        self.tables.finish_all()
 
     def on_gap(self) -> None:
         """A message of the scheduler was lost, and confirmed tokens with it: what is confirmed later would land at
@@ -157,9 +190,9 @@ class KvCore:
             there = held.pop(request.id, None)
             drafts = sum(drafts for _, drafts in request.unsettled)
             request.unsettled = []
-            if not request.running:
+            if not (request.running or request.host):
                 continue
-            if there is None or there.computed < request.computed - drafts:
+            if there is None or not _bears_out(there, request, drafts):
                 self.tables.spoil(request)
                 self.tables.drop(request)
             elif drafts and there.computed < request.computed:
@@ -207,8 +240,10 @@ class KvCore:
         fresh = self._make_request(prompt)
         same = min(len(request.tokens), len(fresh.tokens))
         keep = min(request.computed, len(fresh.tokens) - 1)
-        if request.tokens[:same] != fresh.tokens[:same]:
-            keep = 0  # another prompt under this id: nothing of it can be used
+        if request.tokens[:same] != fresh.tokens[:same] or request.moving:
+            keep = (
+                0  # another prompt under this id, or a copy is under way: nothing of it can be used
+            )
         if keep > 0:
             self.tables.truncate(request, keep)
         else:
@@ -238,6 +273,51 @@ class KvCore:
             if request.introduced:
                 known_to_worker.append(id)
         return known_to_worker
+
+    def _swap_out(self, ids: list[int], work: Work) -> list[int]:
+        """Returns those whose KV was dropped instead, if they had any."""
+        unswapped = []
+        for id in dict.fromkeys(ids):
+            request = self._requests.get(id)
+            if request is not None and self.tables.swap_out(request, work):
+                continue
+            unswapped.append(id)
+            if request is not None:
+                self.tables.drop(request)
+        self.counters["swapped_out"] += len(work.out_from)
+        self.counters["unswapped"] += len(unswapped)
+        return unswapped
+
+    def _swap_in(self, ids: list[int], work: Work) -> list[int]:
+        """Returns those that stay on the host."""
+        find = self._requests.get
+        asked = [(id, find(id)) for id in dict.fromkeys(ids)]
+        stayed = [id for id, one in asked if one is None or not self.tables.swap_in(one, work)]
+        self.counters["swapped_in"] += len(work.in_to)
+        return stayed
+
+    def _name_lenders(self, plan: Plan) -> None:
+        """Notes in whose blocks others are to live by this plan."""
+        for guest, host in zip(plan.embed_guests, plan.embed_hosts, strict=False):
+            lender = self._requests.get(host)
+            if lender is not None and guest in self._requests:
+                self.tables.lenders[guest] = lender
+
+    def _allocate(self, plan: Plan) -> dict[int, int]:
+        """Gives requests the blocks that the plan says. Returns who holds another number, and which, hosts of others
+        included."""
+        short = {}
+        for id, blocks in zip(plan.allocate_ids, plan.allocate_blocks, strict=False):
+            request = self._requests.get(id)
+            if request is not None:
+                self.tables.resize(request, blocks)
+                if len(request.table) != blocks:
+                    short[id] = len(request.table)
+        for id, host in self.tables.loans.resized.items():
+            if self._requests.get(id) is host:
+                short[id] = len(host.table)
+        self.tables.loans.resized.clear()
+        return short
 
     def _place_entries(
         self, plan: Plan, work: Work
@@ -293,9 +373,9 @@ class KvCore:
 
     def _place(self, request: Request, end: int, work: Work) -> bool:
         """Gets the blocks for `end` tokens and, the first time, introduces the request to the worker."""
-        if not self.tables.grow(request, end, work):
+        if request.host or request.moving or not self.tables.grow(request, end, work):
             return False
-        if not request.running:
+        if not request.running or request.prompt is not None:
             _start(request, work)
         return True
 
@@ -322,6 +402,12 @@ def _start(request: Request, work: Work) -> None:
         )  # fmt: skip
     work.new.append(prompt)
     request.prompt, request.introduced = None, True
+
+
+def _bears_out(there: Held, request: Request, drafts: int) -> bool:
+    """Whether the worker holds what `request` is taken to have, of which at most `drafts` tokens may be missing."""
+    same_hosts = there.host[: len(request.host)] == request.host
+    return there.computed >= request.computed - drafts and same_hosts
 
 
 def _misfits(plan: Plan) -> set[int]:

@@ -14,7 +14,8 @@ NEVER = 1 << 62  # no request has so many tokens
 class Request:
     """A request with its tokens and its block table. Counts are tokens unless they say blocks.
 
-    `computed` leading tokens have their KV in `table`, or will have it when the worker has run what was sent to it.
+    `computed` leading tokens have their KV in `table`, or will have it when the worker has run what was sent to it; of
+    a request that is away, in `host`. A running request can hold more blocks than it uses.
     `length` is how many tokens the worker will know then: it can be ahead of `tokens`, which holds what the scheduler
     has confirmed. A request that holds KV but has not run with it (a prefix hit, a fork) can lose it under pressure.
 
@@ -41,4 +42,7 @@ class Request:
     shares_tail: bool = False  # forked: the block it writes next may belong to others, too
     introduced: bool = False  # the worker has heard of it and must be told to forget it
     follows: bool = True  # no confirmed token has been missed, so the next one can be appended
+    host: list[int] = field(default_factory=list)  # blocks of the host that hold its KV: it is away
+    moving: bool = False  # its KV is being copied to the host, or back
+    claimed: bool = False  # not run since a takeover, but the worker has computed its table
     unsettled: list[tuple[int, int]] = field(default_factory=list)

@@ -11,6 +11,8 @@ from typing import Annotated, Any, TypeVar
 import msgspec
 from msgspec import Meta, Struct, field
 
+from accelgen.proto.stages import PARTS, STAGES
+
 Positive = Annotated[int, Meta(ge=1, le=2**62)]
 Natural = Annotated[int, Meta(ge=0, le=2**62)]
 Milliseconds = Annotated[float, Meta(gt=0, le=86_400_000)]
@@ -24,15 +26,25 @@ class ConfigError(ValueError):
     """A setting that cannot be; the text names the field and the limit."""
 
 
+class StageGoals(Struct, frozen=True, forbid_unknown_fields=True):
+    """Objectives of one stage in milliseconds, None for those of the class. Thinking and response are parts of one
+    answer, which has one first token: they have no `ttft_ms`."""
+
+    ttft_ms: Milliseconds | None = None
+    tpot_ms: Milliseconds | None = None
+
+
 class SloClass(Struct, frozen=True, forbid_unknown_fields=True):
     """A named class of service. Objectives in milliseconds, None for none; a request may state its own numbers
-    inside `bounds_ms`. `max_queue_ms` is how long a request may wait before its first token is planned."""
+    inside `bounds_ms`. `max_queue_ms` is how long a request may wait before its first token is planned. `stages`: by
+    name (thinking, response, tool, answer), where a stage has others."""
 
     ttft_ms: Milliseconds | None = None
     tpot_ms: Milliseconds | None = None
     e2e_ms: Milliseconds | None = None
     bounds_ms: tuple[Milliseconds, Milliseconds] = (1.0, 3_600_000.0)
     max_queue_ms: Milliseconds = 600_000.0
+    stages: dict[str, StageGoals] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         low, high = self.bounds_ms
@@ -44,6 +56,21 @@ class SloClass(Struct, frozen=True, forbid_unknown_fields=True):
             value = getattr(self, name)
             if value is not None and not low <= value <= high:
                 raise ValueError(f"{name}: {value:g} is outside bounds_ms {low:g} to {high:g}")
+        for stage, goals in self.stages.items():
+            self._check_stage(stage, goals)
+
+    def _check_stage(self, stage: str, goals: StageGoals) -> None:
+        low, high = self.bounds_ms
+        if stage not in STAGES:
+            raise ValueError(f"stages: there is no {stage!r}, only {', '.join(STAGES)}")
+        if stage in PARTS and goals.ttft_ms is not None:
+            raise ValueError(f"stages: {stage}.ttft_ms: an answer has one first token, ttft_ms")
+        for name in ("ttft_ms", "tpot_ms"):
+            value = getattr(goals, name)
+            if value is not None and not low <= value <= high:
+                raise ValueError(
+                    f"stages: {stage}.{name}: {value:g} is outside bounds_ms {low:g} to {high:g}"
+                )
 
 
 def default_classes() -> dict[str, SloClass]:
@@ -65,6 +92,7 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     device: str = "auto"  # auto, cpu, cuda
     max_model_len: Natural = 0  # 0: what the model allows
     seed: Natural = 0
+    think_tokens: str = ""  # texts that end thinking, by commas; "": the usual ones; "none"
 
     # KV cache
     kv_blocks: Natural = 0  # 0: from free memory
@@ -72,6 +100,8 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     gpu_memory_utilization: Annotated[float, Meta(gt=0, le=1)] = 0.9
     kv_memory_bytes: Natural = 0  # 0: automatic; an upper bound for the KV cache otherwise
     prefix_caching: bool = True
+    preemption: str = "recompute"  # what becomes of a victim's KV: recompute, swap
+    swap_gb: Annotated[float, Meta(ge=0, le=1e6)] = 4.0  # host memory of each replica, with swap
 
     # speculative decoding
     drafter: str = ""  # a folder or hub name of a smaller model, or "ngram"; "": none
@@ -91,6 +121,8 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     # scheduling
     policy: str = "accelgen"
     policy_params: dict[str, float | int | str | bool] = field(default_factory=dict)
+    memory: str = ""  # memory policy; "" is the policy's own, of most of them on-demand
+    memory_params: dict[str, float | int | str | bool] = field(default_factory=dict)
     replicas: Annotated[int, Meta(ge=1, le=64)] = 1
     pipeline_depth: Annotated[int, Meta(ge=0, le=1)] = 1
     max_num_seqs: Positive = 256
@@ -120,11 +152,21 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
             value = getattr(self, name)
             if value not in known:
                 raise ValueError(f"{name}: {value!r} is not one of {', '.join(known)}")
+        if self.memory_params and not self.memory:
+            raise ValueError(
+                f"memory_params: {', '.join(self.memory_params)} of which memory policy? State `memory`, too"
+            )
+        if self.preemption == "swap" and not self.swap_gb:
+            raise ValueError(
+                "swap_gb: 0 GB of host memory leave no room for what preemption 'swap' is to keep;"
+                " state more than 0, or preemption 'recompute'"
+            )
 
 
 _CHOICES = {
     "dtype": ("auto", "float32", "bfloat16", "float16"),
     "device": ("auto", "cpu", "cuda"),
+    "preemption": ("recompute", "swap"),
     "draft_tokens": ("adaptive", "fixed"),
     "draft_sampling": ("coupled", "rejection"),
     "log_level": ("debug", "info", "warning", "error"),
@@ -158,11 +200,12 @@ def _read(file: Path) -> dict[str, Any]:
         raise ConfigError(f"not TOML: {error}") from error
     if "slo_classes" in settings:
         settings["slo_classes"] = _merge_classes(settings["slo_classes"])
-    for name, value in _table(settings.get("policy_params", {}), "policy_params").items():
-        if not isinstance(value, float | int | str | bool):
-            raise ConfigError(
-                f"policy_params.{name}: expected a number, a text or true/false, got {value!r}"
-            )
+    for params in ("policy_params", "memory_params"):
+        for name, value in _table(settings.get(params, {}), params).items():
+            if not isinstance(value, float | int | str | bool):
+                raise ConfigError(
+                    f"{params}.{name}: expected a number, a text or true/false, got {value!r}"
+                )
     return settings
 
 

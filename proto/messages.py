@@ -92,12 +92,24 @@ class Sampling(Body, frozen=True):
     seed: Id = 0  # random numbers come from (seed, position), so a replay continues identically
 
 
+class Thinking(Body, frozen=True):
+    """The first part of a reasoning model's answer, for as long as it has a time per token of its own. It is over with
+    the first of `end_ids` (which belongs to it), or after `max_tokens` tokens (0: however many). `tpot_s` None is "not
+    stated". What follows is the response."""
+
+    tpot_s: Seconds | None = None
+    end_ids: list[Count] = field(default_factory=list)
+    max_tokens: Count = 0
+
+
 class Objective(Body, frozen=True):
-    """What the client asked for; None is "not stated". Bounded by the class in the configuration."""
+    """What the client asked for; None is "not stated". Bounded by the class in the configuration. Of an answer that
+    begins with `thinking`, `tpot_s` is the response's."""
 
     ttft_s: Seconds | None = None
     tpot_s: Seconds | None = None
     e2e_s: Seconds | None = None
+    thinking: Thinking | None = None
 
 
 class Prompt(Body, frozen=True):
@@ -116,11 +128,13 @@ class Prompt(Body, frozen=True):
 
 
 class Held(Body, frozen=True):
-    """One request in an Inventory: how many tokens have been computed, and in which blocks they lie."""
+    """One request in an Inventory: how many tokens have been computed, and in which blocks they lie: in those of the
+    device, or, of a request that has been swapped out, in those of the host."""
 
     id: Id
     computed: Count
     blocks: list[Count]
+    host: list[Count] = field(default_factory=list)
 
 
 class Sample(Body, frozen=True):
@@ -133,8 +147,20 @@ class Sample(Body, frozen=True):
     run_s: Seconds
 
 
+class SwapSample(Body, frozen=True):
+    """One timed copy of KV: `out` to the host's memory, else back."""
+
+    blocks: Count
+    bytes: Id
+    out: bool
+    run_s: Seconds
+
+
 class Facts(Body, frozen=True):
-    """What a worker found out while loading; everybody else learns it through the Directory."""
+    """What a worker found out while loading; everybody else learns it through the Directory.
+
+    `host_blocks`: KV blocks that the host's memory has room for. `swaps`: what moving them takes, if that has been
+    measured."""
 
     model: str
     architecture: str
@@ -148,6 +174,8 @@ class Facts(Body, frozen=True):
     weights_bytes: Id
     kv_bytes: Id
     samples: list[Sample] = field(default_factory=list)
+    host_blocks: Count = 0
+    swaps: list[SwapSample] = field(default_factory=list)
 
 
 class Member(Body, frozen=True):
@@ -251,17 +279,23 @@ class Fork(Body, frozen=True):
 
 
 class Plan(Body, frozen=True):
-    """scheduler -> kvmanager: the work of iteration `step`. Applied in this order: confirmed, spoiled, forks, release,
-    preempt, entries. Entry i processes tokens starts[i] .. starts[i]+counts[i] of request ids[i].
+    """scheduler -> kvmanager: the work of iteration `step`. Applied in this order: confirmed, spoiled, moved, forks,
+    release, preempt, swap_out, entries (with embed), swap_in, allocate. Entry i processes tokens starts[i] ..
+    starts[i]+counts[i] of request ids[i].
 
     `confirmed_*`: tokens sampled and confirmed since the last plan, an item for each result (only those enter the
     prefix index).
     `release`: ended, forget them; `spoiled`: those of them whose KV cannot be relied on.
     `preempt`: drop their KV, keep their tokens.
+    `swap_out`: their KV goes to the host; its blocks are free when the copy is done. `swap_in`: it comes back; they may
+    run when that copy is done. `moved`: of which requests it is, repeated from StepResult.
+    `allocate_*`: after this plan, request allocate_ids[i] holds allocate_blocks[i] blocks, if need be more than it has
+    use for, and never fewer. `embed_*`: what embed_guests[i] gets by this plan, it gets from the end of what
+    embed_hosts[i] holds and does not use, as far as that goes.
     `drafts`: of entry i, that many tokens at most are drafted behind its own and verified; only decodes (count 1) have
     any; empty: none. Blocks are reserved for all of them, and starts behind an iteration in flight count them all as
     accepted; the confirmed tokens tell how many were.
-    A plan without entries goes round all the same (it carries the rest)."""
+    A plan without entries goes round all the same (it carries the rest); the worker waits for copies then."""
 
     step: Id
     ids: list[Id]
@@ -277,6 +311,13 @@ class Plan(Body, frozen=True):
     predicted_s: Seconds  # predicted run time, and the upper quantile that watchdogs use
     bound_s: Seconds
     spoiled: list[Id] = field(default_factory=list)
+    swap_out: list[Id] = field(default_factory=list)
+    swap_in: list[Id] = field(default_factory=list)
+    moved: list[Id] = field(default_factory=list)
+    allocate_ids: list[Id] = field(default_factory=list)
+    allocate_blocks: list[Count] = field(default_factory=list)
+    embed_guests: list[Id] = field(default_factory=list)
+    embed_hosts: list[Id] = field(default_factory=list)
     drafts: list[Count] = field(default_factory=list)
 
 
@@ -287,7 +328,13 @@ class KvReport(Body, frozen=True):
     withdrawing the pins of requests that have not started.
     `dropped`: entries of the plan that did not fit (dropped whole, nothing computed).
     `hits`: for looked-up requests, the number of leading tokens whose KV is pinned.
-    `unpinned`: requests whose pin was withdrawn: they have no computed tokens any more."""
+    `unpinned`: requests whose pin was withdrawn: they have no computed tokens any more.
+
+    `swapped_out`: copies to the host have begun. `unswapped`: they could not (no room there), and the KV was dropped
+    instead. `stayed`: what was to be swapped in, but did not fit. `away_ids`: those of `hit_ids` with KV on the host.
+    `short_ids`: requests that hold another number of blocks than their tokens and the plan tell (an allocation not
+    granted in full, blocks lent to or returned by a guest), and `short_blocks` how many they hold.
+    `leaving`: blocks that become free when copies are done. `host_free`: blocks of the host that are free."""
 
     step: Annotated[int, Meta(ge=-1)]
     free: Count
@@ -297,6 +344,14 @@ class KvReport(Body, frozen=True):
     hit_ids: list[Id]
     hit_tokens: list[Count]
     unpinned: list[Id]
+    swapped_out: list[Id] = field(default_factory=list)
+    unswapped: list[Id] = field(default_factory=list)
+    stayed: list[Id] = field(default_factory=list)
+    away_ids: list[Id] = field(default_factory=list)
+    short_ids: list[Id] = field(default_factory=list)
+    short_blocks: list[Count] = field(default_factory=list)
+    leaving: Count = 0
+    host_free: Count = 0
 
 
 # --- KV manager, worker, scheduler -------------------------------------------------------------------------------
@@ -309,6 +364,12 @@ class Batch(Body, frozen=True):
     `table[table_at[i] : table_at[i]+table_counts[i]] = ` the next table_counts[i] of `table_blocks` (what lay beyond
     is cut off). `new` introduces requests the worker has not seen. `release` are forgotten after the step before.
     Of request cut_ids[i] only the KV of its first cut_to[i] tokens is still its own, before everything else.
+
+    Beside the forward pass, the KV of request out_ids[i] is copied from the next out_counts[i] blocks of `out_from` to
+    those of `out_to` on the host, and that of in_ids[i] from `in_from` on the host to `in_to`: after all that was
+    computed before, and one copy after the other. Nothing in this batch changes what is copied, or touches a block that
+    is copied to.
+
     `drafts` as in Plan: an entry behind one whose drafts were not all accepted, and of which the scheduler did not know
     that yet, starts at the newest token all the same, by so many before starts[i]."""
 
@@ -327,14 +388,24 @@ class Batch(Body, frozen=True):
     bound_s: Seconds
     cut_ids: list[Id] = field(default_factory=list)
     cut_to: list[Count] = field(default_factory=list)
+    out_ids: list[Id] = field(default_factory=list)
+    out_counts: list[Count] = field(default_factory=list)
+    out_from: list[Count] = field(default_factory=list)
+    out_to: list[Count] = field(default_factory=list)
+    in_ids: list[Id] = field(default_factory=list)
+    in_counts: list[Count] = field(default_factory=list)
+    in_from: list[Count] = field(default_factory=list)
+    in_to: list[Count] = field(default_factory=list)
     drafts: list[Count] = field(default_factory=list)
 
 
 class StepResult(Body, frozen=True):
     """worker -> scheduler: request ids[i] sampled counts[i] (0 for an unfinished prompt, up to 1 + its drafts for an
-    entry that had some) of the tokens. `drafted[i]` tokens were really drafted for it, the first accepted[i] of them
-    are among its tokens; both empty in a step without drafts.
-    `failed`: requests that could not be computed, with the cause in `causes`. `wait_s`: idle time before the step."""
+    entry that had some) of the tokens.
+    `failed`: requests that could not be computed, with the cause in `causes`. `wait_s`: idle time before the step.
+    `moved`: requests whose KV has been copied to the host or back since the step before.
+    `drafted[i]` tokens were really drafted for entry i, the first accepted[i] of them are among its tokens; both empty
+    in a step without drafts."""
 
     step: Id
     ids: list[Id]
@@ -345,6 +416,7 @@ class StepResult(Body, frozen=True):
     copied: list[Id]
     wait_s: Seconds
     run_s: Seconds
+    moved: list[Id] = field(default_factory=list)
     drafted: list[Count] = field(default_factory=list)
     accepted: list[Count] = field(default_factory=list)
 
@@ -438,10 +510,13 @@ class Yield(Body, frozen=True):
 
 
 class Prepare(Body, frozen=True):
-    """supervisor -> scheduler that stands by: make this policy, then say "prepared"."""
+    """supervisor -> scheduler that stands by: make this policy, then say "prepared". `memory`: the memory policy beside
+    it, "" for the policy's own."""
 
     policy: ShortText
     params: dict[str, Any] = field(default_factory=dict)
+    memory: ShortText = ""
+    memory_params: dict[str, Any] = field(default_factory=dict)
 
 
 class Assume(Body, frozen=True):
@@ -460,12 +535,15 @@ class Handoff(Body, frozen=True):
 
 class Swap(Body, frozen=True):
     """command line, frontend -> supervisor: replace the scheduler by one with this policy, or with `dry_run` only see
-    whether it could. Answered by Swapped, with the same `ticket`, when that has been done or refused."""
+    whether it could. Answered by Swapped, with the same `ticket`, when that has been done or refused. `memory` "": the
+    memory policy stays as it was chosen, with its parameters."""
 
     policy: PolicyName
     params: PolicyParams
     dry_run: bool = False
     ticket: Id = 0
+    memory: ShortText = ""
+    memory_params: PolicyParams = field(default_factory=dict)
 
 
 class Swapped(Body, frozen=True):

@@ -1,7 +1,8 @@
-"""Scheduling policies as every process sees them: which are installed, what is wrong with a choice, which is in office.
+"""Scheduling and memory policies as every process sees them: which are installed, what is wrong with a choice, which
+is in office.
 
-`python -m accelgen.proto.policies NAME PARAMS` prints what is wrong with parameters, in one line, or nothing: a policy
-is foreign code with imports of its own, which those who ask keep out of their process.
+`python -m accelgen.proto.policies NAME PARAMS [GROUP]` prints what is wrong with parameters, in one line, or nothing: a
+policy is foreign code with imports of its own, which those who ask keep out of their process.
 """
 
 from __future__ import annotations
@@ -21,32 +22,44 @@ import msgspec
 from accelgen.proto.messages import Directory, Role
 
 POLICY_GROUP = "accelgen.policies"
+MEMORY_GROUP = "accelgen.memory"
+_WORDS = {POLICY_GROUP: "policy", MEMORY_GROUP: "memory policy"}
 _TIMEOUT_S = 60.0
 
 
-def known_policies() -> list[str]:
+def known_policies(group: str = POLICY_GROUP) -> list[str]:
     """Names of the installed policies, sorted; those that were installed a moment ago, too."""
-    return sorted({point.name for point in entry_points(group=POLICY_GROUP)})
+    return sorted({point.name for point in entry_points(group=group)})
 
 
-def unknown_policy(name: str) -> str:
+def known_memories() -> list[str]:
+    """Names of the installed memory policies, sorted."""
+    return known_policies(MEMORY_GROUP)
+
+
+def unknown_policy(name: str, group: str = POLICY_GROUP) -> str:
     """What to say about a policy that is not installed, with near matches; "" about one that is."""
-    known = known_policies()
+    known = known_policies(group)
     if name in known:
         return ""
     near = difflib.get_close_matches(name, known)
     hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(known)}"
-    return f"there is no policy {name!r}; {hint}"
+    return f"there is no {_WORDS[group]} {name!r}; {hint}"
 
 
-def params_fault(policy: str, params: dict[str, Any]) -> str:
+def unknown_memory(name: str) -> str:
+    """The same of a memory policy."""
+    return unknown_policy(name, MEMORY_GROUP)
+
+
+def params_fault(policy: str, params: dict[str, Any], group: str = POLICY_GROUP) -> str:
     """What is wrong with `params` for the installed `policy`, "" if nothing is. Takes as long as Python to start."""
     if not params:
         return ""
     encoded = msgspec.json.encode(params).decode()
     try:
         done = subprocess.run(
-            [sys.executable, "-P", "-m", "accelgen.proto.policies", policy, encoded],
+            [sys.executable, "-P", "-m", "accelgen.proto.policies", policy, encoded, group],
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -116,9 +129,9 @@ def in_office(directory: Directory) -> InOffice:
     )
 
 
-def main(policy: str, encoded: str) -> int:
+def main(policy: str, encoded: str, group: str = POLICY_GROUP) -> int:
     """Exit status 2 and a line if the parameters are not right."""
-    (point,) = entry_points(group=POLICY_GROUP, name=policy)
+    (point,) = entry_points(group=group, name=policy)
     fault = fault_in(policy, point.load(), msgspec.json.decode(encoded))
     if fault:
         print(fault)

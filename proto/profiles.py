@@ -10,17 +10,18 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct
 
-from accelgen.proto.messages import Sample
+from accelgen.proto.messages import Sample, SwapSample
 
 
 class Profile(Struct, frozen=True, forbid_unknown_fields=True):
-    """Samples of one model on one device; `taken` is the date."""
+    """Samples of one model on one device; `taken` is the date. `swaps` came later: older files have none."""
 
     model: str
     device: str
     dtype: str
     taken: str
     samples: list[Sample]
+    swaps: list[SwapSample] = []  # msgspec copies it
 
 
 class ProfileError(ValueError):

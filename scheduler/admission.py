@@ -38,16 +38,16 @@ def judge(config: Config, submit: Submit, views: list[View], draining: bool) -> 
     waiting = sum(len(view.table) - len(view.table.running) for view in views)
     if waiting + choices > config.max_queued_requests:
         detail = f"{waiting} requests are waiting, the limit is {config.max_queued_requests}"
-        return Refusal(Reason.REFUSED_SATURATED, detail, _drain_s(views))
+        return Refusal(Reason.REFUSED_SATURATED, detail, drain_s(views))
     queued = sum(view.table.waiting_tokens for view in views)
     needed = queued + choices * len(submit.prompt.tokens)
     if queued and needed > config.max_queued_tokens:
         detail = f"{queued} tokens are waiting, the limit is {config.max_queued_tokens}"
-        return Refusal(Reason.REFUSED_SATURATED, detail, _drain_s(views))
+        return Refusal(Reason.REFUSED_SATURATED, detail, drain_s(views))
     return None
 
 
-def _drain_s(views: list[View]) -> float:
+def drain_s(views: list[View]) -> float:
     """Seconds until about half of the waiting tokens are processed, between 0.1 and 60."""
     size, seconds = views[0].cost.pivot(views[0].limits.max_num_batched_tokens)
     queued = sum(view.table.waiting_tokens for view in views)

@@ -1,9 +1,10 @@
-"""One decision beside another: a policy that carries out what was recorded, and asks another what it would do."""
+"""One decision beside another: a policy that carries out what was recorded, and asks another, with the memory policy
+beside it, what they would do."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import numpy as np
@@ -11,6 +12,7 @@ import numpy as np
 from accelgen.proto.messages import Plan
 from accelgen.scheduler.cost_model import Work
 from accelgen.scheduler.decision import check, clip
+from accelgen.scheduler.memory.policy import MemoryPolicy
 from accelgen.scheduler.policy import Decision, Policy, StepStats, Verdict, View, is_decode
 from accelgen.scheduler.replica import Replica
 from accelgen.scheduler.request import Request
@@ -25,8 +27,9 @@ class PolicyFailed(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """What was decided: tokens by request, whose KV is dropped, what the iteration would take. `tightest_s`: the
-    shortest time per token that a decoding request in it was promised, infinite for none."""
+    """What was decided: tokens by request, whose KV is taken, what the iteration would take. `tightest_s`: the shortest
+    time per token that a decoding request in it was promised, infinite for none. Of memory: whose KV goes to the host,
+    how many blocks who is to hold, and who lives inside whom."""
 
     counts: dict[int, int]
     preempt: frozenset[int]
@@ -34,19 +37,26 @@ class Choice:
     decodes: int
     predicted_s: float
     tightest_s: float
+    swap: frozenset[int] = frozenset()
+    blocks: dict[int, int] = field(default_factory=dict)
+    hosts: dict[int, int] = field(default_factory=dict)
 
     @classmethod
     def of(cls, decision: Decision, replica: Replica) -> Choice:
         table, slots = replica.table, np.array(decision.slots, dtype=np.int64)
         decode = is_decode(table, slots)
         work = Work.of(table.computed[slots], np.array(decision.counts, dtype=np.int64), decode)
+        ids = table.ids
         return cls(
-            dict(zip(table.ids[slots].tolist(), decision.counts, strict=True)),
-            frozenset(int(table.ids[slot]) for slot in decision.preempt),
+            dict(zip(ids[slots].tolist(), decision.counts, strict=True)),
+            frozenset(int(ids[slot]) for slot in decision.preempt),
             work.prefill_tokens,
             work.decode_seqs,
             replica.cost.predict(work) if len(slots) else 0.0,
             float(table.tpot_s[slots[decode]].min(initial=np.inf)),
+            frozenset(int(ids[slot]) for slot in decision.swap or ()),
+            {int(ids[slot]): blocks for slot, blocks in decision.allocate.items()},
+            {int(ids[guest]): int(ids[host]) for guest, host in decision.embed.items()},
         )
 
     @property
@@ -67,11 +77,11 @@ class Comparison:
 
     @property
     def same(self) -> bool:
-        """The same tokens for the same requests, and the same preempted."""
+        """The same tokens for the same requests, the same preempted in the same way, the same memory given."""
         other, recorded = self.other, self.recorded
-        return other is not None and (recorded.counts, recorded.preempt) == (
-            other.counts,
-            other.preempt,
+        return other is not None and all(
+            getattr(recorded, what) == getattr(other, what)
+            for what in ("counts", "preempt", "swap", "blocks", "hosts")
         )
 
 
@@ -102,49 +112,109 @@ class Asked:
                 drafts.append(ahead)
             else:
                 self.complete = False
-        for id in self.plan.preempt:
+        for id in self.plan.swap_in:  # how many tokens it was to process is not known any more
+            if _has_pending(table, id, 1) and table.away[table.slot_of[id]]:
+                decision.slots.append(table.slot_of[id])
+                decision.counts.append(1)
+            else:
+                self.complete = False
+        for id in self.plan.preempt + self.plan.swap_out:
             if id in table.slot_of and table.state[table.slot_of[id]] == RUNNING:
                 decision.preempt.append(table.slot_of[id])
             else:
                 self.complete = False
+        gone = {*self.plan.swap_out}
+        decision.swap = [slot for slot in decision.preempt if int(table.ids[slot]) in gone]
+        self._recall_blocks(decision, table)
         return decision
+
+    def _recall_blocks(self, decision: Decision, table: RequestTable) -> None:
+        """Allocations and embeddings of requests that are there."""
+        plan, slot_of = self.plan, table.slot_of
+        assert plan is not None
+        running = {*table.running.tolist()} - {*decision.preempt}
+        known = running | {*decision.slots}
+        for id, blocks in zip(plan.allocate_ids, plan.allocate_blocks, strict=True):
+            if slot_of.get(id) in known:
+                decision.allocate[slot_of[id]] = blocks
+        for guest, host in zip(plan.embed_guests, plan.embed_hosts, strict=True):
+            if slot_of.get(guest) in known and slot_of.get(host) in running:
+                decision.embed[slot_of[guest]] = slot_of[host]
 
 
 class Rerun:
-    """A Policy: the state is the other policy's, and so is the waiting order; what is done is what was recorded."""
+    """A Policy: the state is the other policy's, and so is the waiting order; what is done is what was recorded. It
+    decides as the other one does, and the RerunMemory beside it puts in the place of that what was recorded."""
 
     def __init__(self, other: Policy) -> None:
         self.other, self.name = other, other.name
         self.home = 0  # the recorded place, among the views, of the request that arrives next
         self.elsewhere = self.arrivals = 0
         self.asked: Asked | None = None
+        self.fault = ""  # how it has failed to decide
 
     def initial(self) -> Any:
-        return self._ask(self.other.initial)
+        return self.ask(self.other.initial)
 
     def order_key(self, view: View, slot: int, state: Any) -> float:
-        return self._ask(self.other.order_key, view, slot, state)
+        return self.ask(self.other.order_key, view, slot, state)
 
     def admit(self, request: Request, views: Sequence[View]) -> Verdict:
-        verdict = self._ask(self.other.admit, request, views)
+        verdict = self.ask(self.other.admit, request, views)
         self.arrivals += 1
         self.elsewhere += verdict.replica != self.home
         return Verdict(self.home, verdict.predicted_ttft_s)
 
     def plan(self, view: View, state: Any, start_s: float) -> tuple[Decision, Any]:
-        asked = self.asked
-        assert asked is not None
-        recorded = asked.recorded()
-        other, fault = None, ""
+        self.fault = ""
         try:
-            decision, state = self.other.plan(view, state, start_s)
-            other = Choice.of(_admissible(decision, asked.replica, self.name), asked.replica)
-            for slot in decision.requeue.keys() - recorded.slots:
-                recorded.requeue[slot] = decision.requeue[slot]
+            return self.other.plan(view, state, start_s)
         except (
             Exception
         ) as error:  # it is somebody's policy on trial: whatever it raises is a result
-            fault = _line(error)
+            self.fault = _line(error)
+            return Decision([], [], []), state
+
+    def observe(self, step: StepStats, state: Any) -> Any:
+        return self.ask(self.other.observe, step, state)
+
+    def ask(self, method: Callable[..., Result], *arguments: Any) -> Result:
+        """What the other policy, or the memory policy beside it, says. Raises PolicyFailed."""
+        try:
+            return method(*arguments)
+        except Exception as error:
+            raise PolicyFailed(f"{self.name}: {method.__name__}: {_line(error)}") from error
+
+
+class RerunMemory:
+    """The MemoryPolicy beside a Rerun. Terms are those of `other`; what both of them would do is compared with what was
+    recorded, which is done."""
+
+    def __init__(self, rerun: Rerun, other: MemoryPolicy) -> None:
+        self.rerun, self.other, self.name = rerun, other, other.name
+
+    def initial(self) -> Any:
+        return self.rerun.ask(self.other.initial)
+
+    def before(self, view: View, state: Any, start_s: float) -> tuple[View, Any]:
+        return self.rerun.ask(self.other.before, view, state, start_s)
+
+    def after(
+        self, view: View, decision: Decision, state: Any, start_s: float
+    ) -> tuple[Decision, Any]:
+        asked, fault = self.rerun.asked, self.rerun.fault
+        assert asked is not None
+        recorded, other = asked.recorded(), None
+        if not fault:
+            try:
+                decision, state = self.other.after(view, decision, state, start_s)
+                view.table.clear_terms()
+                admissible = _admissible(decision, asked.replica, self.rerun.name)
+                other = Choice.of(admissible, asked.replica)
+                for slot in decision.requeue.keys() - recorded.slots:
+                    recorded.requeue[slot] = decision.requeue[slot]
+            except Exception as error:  # as above
+                fault = _line(error)
         asked.comparison = Comparison(
             asked.index,
             -1 if asked.plan is None else asked.plan.step,
@@ -156,20 +226,25 @@ class Rerun:
         return recorded, state
 
     def observe(self, step: StepStats, state: Any) -> Any:
-        return self._ask(self.other.observe, step, state)
-
-    def _ask(self, method: Callable[..., Result], *arguments: Any) -> Result:
-        try:
-            return method(*arguments)
-        except Exception as error:
-            raise PolicyFailed(f"{self.name}: {method.__name__}: {_line(error)}") from error
+        return self.rerun.ask(self.other.observe, step, state)
 
 
 def _admissible(decision: Decision, replica: Replica, policy: str) -> Decision:
     """As the server would have carried it out."""
-    entries = check(decision, replica.table, policy)
-    clip(entries, replica.table.block_size, replica.limits, replica.cost)
-    decision.counts = entries.counts.tolist()
+    table = replica.table
+    reach = replica.reach(decision, check(decision, table, policy))
+    clip(reach.entries, table.block_size, replica.limits, replica.cost)
+    slots, counts = reach.entries.slots.tolist(), reach.entries.counts.tolist()
+    decision.slots = slots + reach.back
+    decision.counts = counts + [1] * len(reach.back)
+    decision.swap = reach.out
+    planned = dict(zip(slots, counts, strict=True))
+    runs = ({*table.running.tolist()} - {*decision.preempt}) | {*slots}
+    used = {s: -(-(int(table.computed[s]) + planned.get(s, 0)) // table.block_size) for s in runs}
+    given = decision.allocate.items()
+    decision.allocate = {s: max(blocks, used[s]) for s, blocks in given if s in runs}
+    pairs = decision.embed.items()
+    decision.embed = {s: host for s, host in pairs if s in runs or s in reach.back}
     return decision
 
 

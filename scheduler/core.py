@@ -27,11 +27,15 @@ from accelgen.proto.messages import (
     Submit,
     Tokens,
 )
-from accelgen.scheduler.admission import Expiry, Refusal, judge
+from accelgen.scheduler.admission import Expiry, Refusal, drain_s, judge
 from accelgen.scheduler.cost_model import Coefficients, CostModel
+from accelgen.scheduler.flight import Outcome
+from accelgen.scheduler.memory.crossover import Copies
+from accelgen.scheduler.memory.policy import MemoryPolicy, memory_of
 from accelgen.scheduler.policy import Limits, Policy
-from accelgen.scheduler.predictor import ClassMedian, LengthPredictor
-from accelgen.scheduler.replica import Outcome, Replica
+from accelgen.scheduler.predictors.class_quantiles import ClassMedian
+from accelgen.scheduler.predictors.estimate import LengthPredictor, Traits
+from accelgen.scheduler.replica import Replica
 from accelgen.scheduler.request import Request, end_of, end_reason, requests_of
 from accelgen.scheduler.speculation import Speculation
 from accelgen.scheduler.table import WAITING
@@ -39,12 +43,14 @@ from accelgen.scheduler.table import WAITING
 
 @dataclass(frozen=True, slots=True)
 class ReplicaSpec:
-    """What a replica offers: its KV blocks, and a fitted cost model if there is one. `worker`: its incarnation."""
+    """What a replica offers: its KV blocks, and a fitted cost model if there is one. `worker`: its incarnation.
+    `copies`: what moving KV to the host and back takes, if that has been measured."""
 
     blocks: int
     block_size: int
     coefficients: Coefficients | None = None
     worker: int = 0
+    copies: Copies | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +78,11 @@ class SchedulerCore:
         policy: Policy,
         replicas: Mapping[int, ReplicaSpec],
         predictor: LengthPredictor | None = None,
+        memory: MemoryPolicy | None = None,
     ) -> None:
+        """`memory`: the memory policy, if it is not the one that `config` says. Raises UnknownPolicy."""
+        self.memory = memory or memory_of(policy, config)
+        swaps = config.preemption == "swap"
         limits = Limits(config.max_num_seqs, config.max_num_batched_tokens, config.max_step_s)
         self.config, self.policy = config, policy
         self.replicas = {
@@ -83,12 +93,15 @@ class SchedulerCore:
                 spec.blocks,
                 spec.block_size,
                 config.pipeline_depth,
+                swaps,
+                self.memory,
+                spec.copies if swaps else None,
                 Speculation.of(config),
             )
             for index, spec in replicas.items()
         }
         self._workers = {index: spec.worker for index, spec in replicas.items()}
-        self.predictor = predictor or ClassMedian()
+        self.predictor: LengthPredictor = predictor or ClassMedian()
         self.draining = False
         self.yielding = False  # a successor waits: nothing more is planned
         self.outbox: list[tuple[Role, int, Body]] = []
@@ -115,21 +128,25 @@ class SchedulerCore:
         accepted = known is not None or submit.prompt.generated  # by the scheduler before this one
         refusal = None if accepted else judge(self.config, submit, views, self.draining)
         if refusal is not None:
-            self.refused += 1
-            ends = [_refused(request, refusal) for request in requests]
-            self.outbox.append((Role.FRONTEND, frontend, Finished(ends)))
+            self._refuse(requests, refusal)
             return
         verdict = self.policy.admit(requests[0], views)
+        if verdict.refused and not accepted:
+            why = Refusal(Reason.REFUSED_SATURATED, verdict.refused, drain_s(views))
+            self._refuse(requests, why)
+            return
         home = [*self.replicas][verdict.replica] if known is None else known
         arrival_s = now_s - submit.waited_s
         queue_s = self._queue_limit_s(submit.slo_class)
         for request in requests:
             table = self.replicas[home].table
             slot = table.add(request, arrival_s)
-            table.predicted_output[slot] = self.predictor.predict(
-                request.slo_class, request.max_tokens
-            )
+            estimate = self.predictor.predict(Traits.of(request))
+            table.predicted_output[slot] = estimate.tokens
+            table.predicted_range[slot] = estimate.direction * estimate.spread
             self._home[request.id] = home
+            if request.thought:
+                self._note_thinking(request)
             request.expires_s = arrival_s + queue_s
             request.predicted_ttft_s = verdict.predicted_ttft_s
             if not submit.prompt.generated:
@@ -198,7 +215,7 @@ class SchedulerCore:
                 cached, worker = request.cached_tokens, self._workers[index]
                 word = Admitted(choice.id, index, choice.predicted_ttft_s, cached, worker)
                 self.outbox.append((Role.FRONTEND, choice.frontend, word))
-        lost = [id for id in report.unpinned if self._waits(id)]
+        lost = [id for id in report.unpinned + report.unswapped if self._waits(id)]
         if lost:  # a block of each was needed elsewhere; the others are still in the cache
             self._lookup(index, [self._request(id) for id in lost])
         early = self._early.get(index)
@@ -218,6 +235,8 @@ class SchedulerCore:
         over: list[Outcome] = []
         for outcome in self.replicas[index].on_result(result, now_s):
             request = outcome.request
+            if outcome.ends_thinking:
+                self._note_thinking(request)
             sheaf = sheaves[request.frontend]
             if outcome.tokens:
                 sheaf.ids.append(request.id)
@@ -229,8 +248,9 @@ class SchedulerCore:
                 sheaf.ends.append(end)
                 over.append(outcome)
         for outcome in over:
-            self.predictor.observe(outcome.request.slo_class, len(outcome.request.generated))
-            self._forget(outcome.request, spoiled=outcome.reason is Reason.FAILED)
+            request = outcome.request
+            self.predictor.observe(Traits.of(request), len(request.generated))
+            self._forget(request, spoiled=outcome.reason is Reason.FAILED)
         for frontend, sheaf in sheaves.items():
             if sheaf.ids:
                 tokens = Tokens(result.step, sheaf.ids, sheaf.counts, sheaf.tokens)
@@ -303,6 +323,15 @@ class SchedulerCore:
                     self._lookup(index, [self._request(id) for id in plan.preempt])
 
     # --- inside --------------------------------------------------------------------------------------------------
+
+    def _note_thinking(self, request: Request) -> None:
+        """Its thinking is over. Nothing to do here: its columns say so."""
+
+    def _refuse(self, requests: list[Request], refusal: Refusal) -> None:
+        """Ends a request and its siblings before they are anywhere."""
+        self.refused += 1
+        ends = [_refused(request, refusal) for request in requests]
+        self.outbox.append((Role.FRONTEND, requests[0].frontend, Finished(ends)))
 
     def _lookup(self, home: int, requests: list[Request], adopt: bool = False) -> None:
         prompts = [

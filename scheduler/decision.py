@@ -37,6 +37,14 @@ class Entries:
             return Work.of(self.starts, self.counts, self.decode)
         return Work.of(self.starts, self.counts + drafts, self.decode & (drafts == 0))
 
+    def part(self, kept: list[int]) -> Entries:
+        """Those at the positions `kept`, ascending."""
+        if len(kept) == len(self.slots):
+            return self
+        at = np.array(kept, dtype=np.int64)
+        drafts = None if self.drafts is None else self.drafts[at]
+        return Entries(self.slots[at], self.counts[at], self.starts[at], self.decode[at], drafts)
+
 
 def check(decision: Decision, table: RequestTable, policy: str) -> Entries:
     """Raises BadDecision unless every entry can be processed and everyone preempted runs."""
@@ -57,6 +65,10 @@ def check(decision: Decision, table: RequestTable, policy: str) -> Entries:
         raise BadDecision(f"{policy}: preempts a request that does not run")
     if any(table.state[slot] != WAITING for slot in decision.requeue):
         raise BadDecision(f"{policy}: requeues a request that does not wait")
+    if decision.swap and not {*decision.swap} <= {*decision.preempt}:
+        raise BadDecision(f"{policy}: swaps a request that it does not preempt")
+    if decision.allocate or decision.embed:
+        _check_blocks(decision, table, policy)
     entries = Entries(slots, counts, table.computed[slots], is_decode(table, slots))
     if decision.drafts is not None:
         entries.drafts = drafts = np.array(decision.drafts, dtype=np.int64)
@@ -66,6 +78,21 @@ def check(decision: Decision, table: RequestTable, policy: str) -> Entries:
         if (drafts[~able] > 0).any():
             raise BadDecision(f"{policy}: drafts for a request that does not decode")
     return entries
+
+
+def _check_blocks(decision: Decision, table: RequestTable, policy: str) -> None:
+    """Blocks are given to, and lent by, requests that run, and none that is preempted."""
+    running = {*table.running.tolist()} - {*decision.preempt}
+    if not decision.allocate.keys() <= running | {*decision.slots}:
+        raise BadDecision(f"{policy}: allocates blocks for a request that does not run")
+    if min(decision.allocate.values(), default=0) < 0:
+        raise BadDecision(f"{policy}: allocates fewer than 0 blocks")
+    if not decision.embed.keys() <= running | {*decision.slots}:
+        raise BadDecision(f"{policy}: embeds a request that does not run")
+    if not running >= {*decision.embed.values()}:
+        raise BadDecision(f"{policy}: embeds a request in one that does not run")
+    if any(guest == host for guest, host in decision.embed.items()):
+        raise BadDecision(f"{policy}: embeds a request in itself")
 
 
 def clip(entries: Entries, block_size: int, limits: Limits, cost: CostModel) -> Work:

@@ -13,14 +13,14 @@ token. The likeliest go first.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from accelgen.scheduler.cost_model import Work
 from accelgen.scheduler.decision import Entries
-from accelgen.scheduler.policy import View
+from accelgen.scheduler.moves import Reach
+from accelgen.scheduler.policy import Decision, View
 from accelgen.scheduler.table import RUNNING, Floats, Ints, RequestTable
 
 LEAST_RATE = 0.2  # less likely drafts are never worth it: the drafter's own time is in no model
@@ -37,15 +37,30 @@ def bounded(drafts: Ints, entries: Entries, table: RequestTable, most: int) -> I
     return found
 
 
-def choose(view: View, entries: Entries, preempt: Sequence[int]) -> Ints:
-    """Drafts for each of the entries, [n], by the rule above. `preempt`: slots whose blocks come back before."""
-    speculation, table = view.speculation, view.table
+def drafts_of(view: View, decision: Decision, reach: Reach, stated: Ints | None, free: int) -> Ints:
+    """Drafts for each of the entries within reach, [n]: those that the policy has `stated`, or by the rule above, cut
+    to what there is. `free`: blocks that can be had at once, those of victims not counted."""
+    speculation, table, entries = view.speculation, view.table, reach.entries
     rates = speculation.rates(table, entries.slots)
-    wanted = np.full(len(entries.slots), speculation.most, dtype=np.int64)
-    if speculation.adaptive:
-        wanted = np.minimum(wanted, _worthwhile(view, entries, rates))
-    drafts = bounded(wanted, entries, table, speculation.most)
-    return _fitting(view, entries, drafts, rates, preempt)
+    if stated is None:
+        stated = np.full(len(entries.slots), speculation.most, dtype=np.int64)
+        if speculation.adaptive:
+            stated = np.minimum(stated, _worthwhile(view, entries, rates))
+    drafts = bounded(stated, entries, table, speculation.most)
+    if decision.embed:  # what a host does not use is another's by this plan
+        drafts[np.isin(entries.slots, [*decision.embed.values()])] = 0
+    room = free - view.pinned_blocks - _needed(decision, reach, table)
+    return _fitting(entries, table, drafts, rates, view.limits.max_num_batched_tokens, room)
+
+
+def _needed(decision: Decision, reach: Reach, table: RequestTable) -> int:
+    """Blocks that the plan takes without drafts, less those that it gives up, and one for each running request."""
+    entries, give = reach.entries, decision.allocate
+    back = np.array(reach.back, dtype=np.int64)
+    needed = int(table.block_demand(entries.slots, entries.counts).sum()) + len(table.running)
+    needed += int(table.block_demand(back, np.zeros_like(back)).sum())
+    needed += sum(max(0, blocks - int(table.blocks[slot])) for slot, blocks in give.items())
+    return needed - int(table.blocks[np.array(reach.drop, dtype=np.int64)].sum())
 
 
 def _worthwhile(view: View, entries: Entries, rates: Floats) -> Ints:
@@ -62,19 +77,17 @@ def _worthwhile(view: View, entries: Entries, rates: Floats) -> Ints:
 
 
 def _fitting(
-    view: View, entries: Entries, drafts: Ints, rates: Floats, preempt: Sequence[int]
+    entries: Entries, table: RequestTable, drafts: Ints, rates: Floats, tokens: int, room: int
 ) -> Ints:
-    """`drafts` cut to the tokens and blocks that are left, [n]."""
-    table, slots, counts = view.table, entries.slots, entries.counts
+    """`drafts` cut to the `tokens` of an iteration and to `room` blocks, [n]."""
+    slots, counts = entries.slots, entries.counts
     order = np.argsort(-rates, kind="stable")
-    left = view.limits.max_num_batched_tokens - int(counts.sum())
+    left = tokens - int(counts.sum())
     wanted = drafts[order]
     given = np.clip(left - (np.cumsum(wanted) - wanted), 0, wanted)
     drafts = np.empty_like(drafts)
     drafts[order] = given
     own = table.block_demand(slots, counts)
-    room = view.free_blocks - view.pinned_blocks - int(own.sum()) - len(table.running)
-    room += int(table.blocks[np.array(preempt, dtype=np.int64)].sum())
     further = (table.block_demand(slots, counts + drafts) - own)[order]
     drafts[order] = np.where((further == 0) | (np.cumsum(further) <= room), drafts[order], 0)
     return drafts

@@ -7,7 +7,7 @@ simulated.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Protocol
@@ -16,6 +16,7 @@ from msgspec import Struct
 
 from accelgen.proto.policies import POLICY_GROUP, unknown_policy
 from accelgen.scheduler.cost_model import CostModel, Work
+from accelgen.scheduler.memory.crossover import Copies
 from accelgen.scheduler.request import Request
 from accelgen.scheduler.speculation import Speculation
 from accelgen.scheduler.table import Bools, Ints, RequestTable
@@ -32,42 +33,61 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """One replica, projected past the iteration in flight. A policy reads it and changes nothing."""
+    """One replica, projected past the iteration in flight. A policy reads it and changes nothing.
+
+    `victims`: who gives way first if the memory policy has a say in it. `copies`: what copies of KV to the host and
+    back take, if that has been measured and there is room on the host."""
 
     table: RequestTable
-    free_blocks: int  # that an allocation can take, the cached and the pinned ones included
+    # that an allocation can take, the cached and the pinned ones included, and those that are leaving for the host
+    free_blocks: int
     pinned_blocks: (
         int  # held only by prefix hits of waiting requests, and taken from them if need be
     )
     total_blocks: int
     limits: Limits
     cost: CostModel
+    host_free: int = 0  # blocks of the host that KV can be swapped out to
+    victims: Victims | None = None
+    copies: Copies | None = None
     speculation: Speculation = field(default_factory=Speculation)  # no drafter
+
+
+Victims = Callable[[View], Ints]
+"""Running slots, who is preempted first in front. Asked only when blocks are short."""
 
 
 @dataclass(slots=True)
 class Decision:
-    """Which request (by slot) processes how many tokens; whose KV is dropped before. Slots are unique.
+    """Which request (by slot) processes how many tokens; whose KV is taken before. Slots are unique.
 
     `requeue`: waiting requests, none of the others, whose place in the waiting order has changed, and their new keys:
-    what `order_key` would say with the new state.
-
+    what `order_key` would say with the new state. `swap`: of which of `preempt` the KV goes to the host, if there is
+    room, instead of being dropped; None: of all or none, as the server is configured.
+    `allocate`: how many blocks requests that run shall hold, if need be more than they have use for. `embed`: by guest,
+    in whose unused blocks it is to live, as far as they go, with what it needs now.
     `drafts`: for each of `slots`, how many tokens are drafted and verified at most; only running requests that decode
-    may have any. They are cut to what server and request allow. None: the engine decides (draft_lengths.py)."""
+    may have any. They are cut to what server and request allow, and to the blocks that are left. None: the engine
+    decides (draft_lengths.py)."""
 
     slots: list[int]
     counts: list[int]
     preempt: list[int]
     requeue: dict[int, float] = field(default_factory=dict)
+    swap: list[int] | None = None
+    allocate: dict[int, int] = field(default_factory=dict)
+    embed: dict[int, int] = field(default_factory=dict)
     drafts: list[int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Answer to an arrival: the replica it goes to and the predicted time to first token in seconds."""
+    """Answer to an arrival: the replica it goes to and the predicted time to first token in seconds. `refused`: why it
+    goes nowhere ("": it is taken)."""
 
     replica: int
     predicted_ttft_s: float
+    refused: str = ""
 
 
 class StepStats(Struct, frozen=True):
@@ -94,7 +114,8 @@ class Policy(Protocol):
         """Place in the waiting order (ascending), asked on arrival and on preemption."""
 
     def admit(self, request: Request, views: Sequence[View]) -> Verdict:
-        """The replica for a request that arrives."""
+        """The replica for a request that arrives, or why it is refused. One that has been accepted before, by another
+        scheduler, is taken whatever the answer says."""
 
     def plan(self, view: View, state: Any, start_s: float) -> tuple[Decision, Any]:
         """The next iteration, predicted to start at `start_s`."""

@@ -7,6 +7,7 @@ order and when, so that the same inputs at the same times can be given to it aga
     calls        inputs, when many come between two plans
     plan begun   the inputs since the last one, the moment, and the situation before the policy is asked
     learnt       what is known now, once in a while: for a recording whose beginning is lost
+    thinking over  a request and after how many tokens: what these are is not in a dump
 
 A call is [what, index of the peer, moment, key]; the key tells which message it was.
 """
@@ -16,23 +17,29 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import msgspec
 from msgspec import structs
 
 from accelgen.proto.config import Config
 from accelgen.proto.messages import Abort, Inventory, KvReport, StepResult, Submit
 from accelgen.proto.recorder import fact, standing_fact
 from accelgen.scheduler.core import ReplicaSpec, SchedulerCore
+from accelgen.scheduler.memory.policy import MemoryPolicy
 from accelgen.scheduler.policy import Policy
-from accelgen.scheduler.predictor import ClassMedian
+from accelgen.scheduler.predictors.class_quantiles import ClassMedian
+from accelgen.scheduler.predictors.kinds import is_learner
 from accelgen.scheduler.replica import Replica
+from accelgen.scheduler.request import Request
 from accelgen.scheduler.snapshot import Experience
 
 CORE_MADE, CALLS, PLAN_BEGUN, LEARNT = "core made", "calls", "plan begun", "learnt"
+THINKING_OVER = "thinking over"
 MOST_CALLS = 200  # kept back for the next plan
 LEARNT_EVERY = 256  # plans
 RECORDED_CONFIG = (
     "policy", "policy_params", "pipeline_depth", "max_num_seqs", "max_num_batched_tokens",
-    "max_step_s", "slo_classes", "default_class", "drafter", "max_draft_tokens", "draft_tokens",
+    "max_step_s", "slo_classes", "default_class", "preemption", "memory", "memory_params",
+    "drafter", "max_draft_tokens", "draft_tokens",
 )  # fmt: skip
 
 Key = int | list[int]
@@ -84,8 +91,9 @@ class RecordedCore(SchedulerCore):
         config: Config,
         policy: Policy,
         replicas: Mapping[int, ReplicaSpec],
+        memory: MemoryPolicy | None = None,
     ) -> None:
-        super().__init__(config, policy, replicas)
+        super().__init__(config, policy, replicas, memory=memory)
         self._specs = replicas
         self._calls: list[tuple[str, int, float, Key]] = []
         self._inside = self._said = False
@@ -145,6 +153,9 @@ class RecordedCore(SchedulerCore):
             )
         super().plan_for(indices, now_s)
 
+    def _note_thinking(self, request: Request) -> None:
+        fact(THINKING_OVER, id=request.id, tokens=request.thought)
+
     def _call(self, what: str, index: int, now_s: float, key: Key = 0) -> None:
         if self._inside:
             return
@@ -167,12 +178,13 @@ class RecordedCore(SchedulerCore):
 
     def _say_made(self) -> None:
         config = {name: getattr(self.config, name) for name in RECORDED_CONFIG}
-        specs = {str(index): [spec.blocks, spec.block_size] for index, spec in self._specs.items()}
+        specs = {
+            str(index): [spec.blocks, spec.block_size, msgspec.to_builtins(spec.copies)]
+            for index, spec in self._specs.items()
+        }
         standing_fact(CORE_MADE, config=config, replicas=specs, snapshot=self._learnt())
 
     def _learnt(self) -> bytes:
-        known = Experience(
-            self.predictor if isinstance(self.predictor, ClassMedian) else ClassMedian()
-        )
+        known = Experience(self.predictor if is_learner(self.predictor) else ClassMedian())
         known.take_from(self)
         return known.packed(self.policy)

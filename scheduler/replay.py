@@ -31,15 +31,19 @@ from accelgen.proto.messages import (
 )
 from accelgen.proto.recorder import RECV
 from accelgen.proto.recording import Fact, Message, Recording, RecordingError
-from accelgen.scheduler.comparison import Asked, Comparison, Rerun
+from accelgen.scheduler.comparison import Asked, Comparison, Rerun, RerunMemory
 from accelgen.scheduler.core import ReplicaSpec, SchedulerCore
 from accelgen.scheduler.cost_model import Coefficients
+from accelgen.scheduler.memory.crossover import Copies
+from accelgen.scheduler.memory.on_demand import ON_DEMAND
+from accelgen.scheduler.memory.policy import MemoryPolicy, memory_of
 from accelgen.scheduler.policy import Policy
 from accelgen.scheduler.recording import (
     CALLS,
     CORE_MADE,
     LEARNT,
     PLAN_BEGUN,
+    THINKING_OVER,
     Key,
     abort_key,
     report_key,
@@ -51,7 +55,7 @@ from accelgen.scheduler.replica import Replica, ResultOutOfTurn
 from accelgen.scheduler.snapshot import unpacked
 from accelgen.scheduler.table import ARRIVING, WAITING, RequestTable
 
-STOP_TOKEN = 1
+STOP_TOKEN, THINK_TOKEN = 1, 2
 NO_CORE = "made by a scheduler whose beginning is not in the recording"
 NOT_LEARNT = "before what the scheduler had learnt was recorded"
 FOREIGN = "with requests from before the recording"
@@ -92,17 +96,19 @@ def recorded_policy(recording: Recording) -> tuple[str, dict[str, Any]]:
 
 
 def replay(recording: Recording, policy: Policy) -> Outcome:
-    """Compares `policy` with all that the policy at work last has decided. Raises RecordingError, PolicyFailed."""
+    """Compares `policy` with all that the policy at work last has decided. Beside it works the memory policy that was
+    recorded, or if that was the recorded policy's own, its own. Raises RecordingError, PolicyFailed, UnknownPolicy."""
     return _Replay(recording, policy).run()
 
 
 class _Ahead:
-    """What must be known of a recording before its time: in which place a request went, at which token it stopped, and
-    what was decided. A *part* of a recording is the life of one core."""
+    """What must be known of a recording before its time: in which place a request went, at which token it stopped,
+    after how many its thinking was over, and what was decided. A *part* of a recording is the life of one core."""
 
     def __init__(self, recording: Recording) -> None:
         self.homes: dict[tuple[int, int], int] = {}  # (part, request id) -> replica; accepted ones
         self.stops: dict[tuple[int, int, int], int] = {}  # (part, step, request id) -> tokens in it
+        self.thought: dict[tuple[int, int], int] = {}  # (part, request id) -> tokens
         self.plans: dict[int, dict[int, Plan]] = {}  # place of the fact -> by replica
         self.last = -1  # place of the last fact of a plan
         part = 0
@@ -115,6 +121,9 @@ class _Ahead:
                 elif event.name == PLAN_BEGUN:
                     current = self.plans[place] = {}
                     self.last = place
+                elif event.name == THINKING_OVER:
+                    values = event.values
+                    self.thought[part, values["id"]] = values["tokens"]
             elif event.direction != RECV:
                 self._note(event, part, current, newest)
 
@@ -153,6 +162,7 @@ class _Replay:
         self.swapped = False  # the core at work has another policy than the last one
         self.core: SchedulerCore | None = None
         self.rerun = Rerun(policy)
+        self.memory: MemoryPolicy = ON_DEMAND  # beside it, in the core at work
         self.learnt = False  # what the scheduler knew is known here
         self.early: dict[
             int, set[int]
@@ -186,12 +196,11 @@ class _Replay:
 
     def _make_core(self, made: Fact) -> None:
         config = _config_of(made, self.recording)
-        specs = {
-            int(index): ReplicaSpec(blocks, size)
-            for index, (blocks, size) in made.values["replicas"].items()
-        }
+        specs = {int(index): _spec_of(told) for index, told in made.values["replicas"].items()}
         self.part += 1
-        self.core = SchedulerCore(config, self.rerun, specs)
+        self.memory = memory_of(self.policy, config)
+        beside = RerunMemory(self.rerun, self.memory)
+        self.core = SchedulerCore(config, self.rerun, specs, memory=beside)
         for kind, waiting in self.pending.items():  # the rest was for the core before
             self.pending[kind] = [m for m in waiting if m.header.epoch == self.epoch]
         last = (self.outcome.recorded_policy, self.outcome.recorded_params)
@@ -204,7 +213,7 @@ class _Replay:
 
     def _give(self, snapshot: bytes) -> None:
         assert self.core is not None
-        unpacked(snapshot, self.policy).give_to(self.core)
+        unpacked(snapshot, self.policy, self.memory).give_to(self.core)
         self.learnt = True
         self.early = {i: set(one.table.slot_of) for i, one in self.core.replicas.items()}
 
@@ -250,8 +259,7 @@ class _Replay:
                 home = self.ahead.homes.get((self.part, body.prompt.id))
                 if home in core.replicas:  # else it was refused, or over
                     self.rerun.home = [*core.replicas].index(home)
-                    stop = structs.replace(body, stop_token_ids=[STOP_TOKEN])
-                    core.on_submit(stop, index, now_s)
+                    core.on_submit(self._with_ends(body), index, now_s)
             case Abort():
                 core.on_abort(body, now_s)
             case KvReport():
@@ -260,14 +268,35 @@ class _Replay:
                 if any(flight.step == body.step for flight in core.replicas[index].flights):
                     self._feed_result(core, body, index, now_s)
 
+    def _with_ends(self, submit: Submit) -> Submit:
+        """With tokens of our own for where it ends and where its thinking does: in the recording all are zero."""
+        objective, prompt = submit.objective, submit.prompt
+        if objective.thinking is not None and objective.thinking.end_ids:
+            thinking = structs.replace(objective.thinking, end_ids=[THINK_TOKEN])
+            objective = structs.replace(objective, thinking=thinking)
+            over = self.ahead.thought.get((self.part, prompt.id), 0)
+            if 0 < over <= prompt.generated:
+                tokens = list(prompt.tokens)
+                tokens[len(tokens) - prompt.generated + over - 1] = THINK_TOKEN
+                prompt = structs.replace(prompt, tokens=tokens)
+        return structs.replace(
+            submit, prompt=prompt, stop_token_ids=[STOP_TOKEN], objective=objective
+        )
+
     def _feed_result(
         self, core: SchedulerCore, result: StepResult, index: int, now_s: float
     ) -> None:
         tokens, at = [0] * len(result.tokens), 0
+        table = core.replicas[index].table
         for id, count in zip(result.ids, result.counts, strict=True):
             stop = self.ahead.stops.get((self.part, result.step, id), 0)
             if 0 < stop <= count:  # what was accepted behind it has not been sent
                 tokens[at + stop - 1] = STOP_TOKEN
+            over = self.ahead.thought.get((self.part, id), 0)
+            if over and id in table.slot_of:
+                place = over - 1 - len(table.request(table.slot_of[id]).generated)
+                if 0 <= place < count:
+                    tokens[at + place] = THINK_TOKEN
             at += count
         with suppress(ResultOutOfTurn):  # as it was then: another core follows
             core.on_result(structs.replace(result, tokens=tokens), index, now_s)
@@ -333,6 +362,14 @@ def _set_cost(replica: Replica, values: list[float]) -> None:
     cost = replica.cost
     cost.coefficients = Coefficients(*coefficients)
     cost.scale, cost.upper, cost.lower, cost.observed = scale, upper, lower, int(observed)
+
+
+def _spec_of(told: list[Any]) -> ReplicaSpec:
+    """Blocks, tokens per block and, in newer recordings, what copies of KV take."""
+    blocks, size, *copies = told
+    return ReplicaSpec(
+        blocks, size, copies=msgspec.convert(copies[0], Copies | None) if copies else None
+    )
 
 
 def _policy_of(config: Config) -> tuple[str, dict[str, Any]]:

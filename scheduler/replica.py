@@ -15,7 +15,7 @@ confirmed by plan k+2, at the KV manager. So at most one iteration with drafts i
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass, field
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -23,12 +23,18 @@ import numpy as np
 from accelgen.proto.messages import Fork, KvReport, Plan, Reason, StepResult
 from accelgen.scheduler.cost_model import CostModel, Work
 from accelgen.scheduler.decision import Entries, check, clip
-from accelgen.scheduler.draft_lengths import bounded, choose, expected_work
-from accelgen.scheduler.policy import Limits, Policy, StepStats, View
+from accelgen.scheduler.draft_lengths import drafts_of, expected_work
+from accelgen.scheduler.flight import Confirmed, Flight, Outcome
+from accelgen.scheduler.memory.crossover import Copies
+from accelgen.scheduler.memory.on_demand import ON_DEMAND
+from accelgen.scheduler.memory.policy import MemoryPolicy
+from accelgen.scheduler.moves import Moves, Reach
+from accelgen.scheduler.policy import Decision, Limits, Policy, StepStats, View
 from accelgen.scheduler.request import Request, end_reason, up_to_end
 from accelgen.scheduler.siblings import Siblings
 from accelgen.scheduler.speculation import Speculation
-from accelgen.scheduler.table import ARRIVING, RUNNING, WAITING, Bools, RequestTable
+from accelgen.scheduler.table import ARRIVING, FAR_S, MOVING, RUNNING, WAITING, RequestTable
+from accelgen.scheduler.verification import settle
 
 SAFETY_S = 0.001
 RETRY_S = 0.02
@@ -48,50 +54,6 @@ class ResultOutOfTurn(RuntimeError):
     """A StepResult is missing: no request may go on on a table with a gap."""
 
 
-@dataclass(slots=True)
-class Flight:
-    """An iteration that has been planned and has not come back."""
-
-    step: int
-    entries: Entries
-    ids: list[int]
-    sampled: Bools
-    started: set[int]  # slots that left the queue for it
-    work: Work
-    chunks: list[int]
-    preempted: int
-    planned_s: float
-    begun_s: float  # (predicted) start of the forward pass
-    predicted_s: float
-    bound_s: float
-    reported: bool = False
-    dropped: set[int] = field(default_factory=set)  # request ids
-
-    def drafts_of(self, i: int) -> int:
-        """Tokens drafted, at most, for entry i."""
-        drafts = self.entries.drafts
-        return 0 if drafts is None else int(drafts[i])
-
-
-@dataclass(slots=True)
-class Confirmed:
-    """Tokens that the KV manager has not heard of: `counts` of each request, one after the other."""
-
-    ids: list[int] = field(default_factory=list)
-    counts: list[int] = field(default_factory=list)
-    tokens: list[int] = field(default_factory=list)
-
-
-@dataclass(slots=True)
-class Outcome:
-    """What a StepResult brought for one request: its new tokens, and how it ended if it did."""
-
-    request: Request
-    tokens: list[int]
-    reason: Reason | None = None
-    detail: str = ""
-
-
 class Replica:
     """The scheduler's half of one KV manager and its workers."""
 
@@ -103,13 +65,20 @@ class Replica:
         blocks: int,
         block_size: int,
         depth: int,
+        swaps: bool = False,
+        memory: MemoryPolicy = ON_DEMAND,
+        copies: Copies | None = None,
         speculation: Speculation | None = None,
     ) -> None:
         self.policy, self.limits, self.cost = policy, limits, cost
         self.speculation = speculation or Speculation()
         self.total_blocks, self.free_blocks, self.pinned_blocks = blocks, blocks, 0
+        self.leaving_blocks = 0  # of the free ones: not before copies to the host are done
+        self.host_free = 0
+        self.moves = Moves(swaps)
         self.table = RequestTable(block_size)
         self.state: Any = policy.initial()
+        self.memory, self.memory_state, self.copies = memory, memory.initial(), copies
         self.depth = depth
         self.flights: deque[Flight] = deque()
         self.step = 0
@@ -134,6 +103,9 @@ class Replica:
             self.total_blocks,
             self.limits,
             self.cost,
+            self.host_free,
+            None,
+            self.copies,
             self.speculation,
         )
 
@@ -144,11 +116,17 @@ class Replica:
         self.table.enqueue(slot, self.policy.order_key(self.view(), slot, self.state))
 
     def take_up(self, slot: int, now_s: float) -> None:
-        """A looked-up request is queued; one that ran under the scheduler before goes on where it was."""
+        """A looked-up request is queued; one that ran under the scheduler before goes on where it was. When its tokens
+        came is not known here: one with an objective per token is taken to have kept it, without credit or debt."""
         request = self.table.request(slot)
         if request.generated:
-            request.started_s = self.table.first_s[slot] = self.table.last_s[slot] = now_s
-            if self.table.remaining(np.array([slot]))[0] == 1:
+            request.started_s = self.table.last_s[slot] = now_s
+            if request.thought:
+                self.table.respond(slot, request.thought, now_s)
+            pace_s = float(self.table.tpot_s[slot])
+            lived_s = (len(request.generated) - 1) * pace_s if pace_s < FAR_S else 0.0
+            self.table.first_s[slot] = now_s - lived_s
+            if self.table.remaining(np.array([slot]))[0] == 1 and not self.table.away[slot]:
                 self._stalled_s = None
                 self.table.start(slot)
                 return
@@ -190,26 +168,50 @@ class Replica:
         forks = self.siblings.take_forks(self.table)
         start_s = self.flights[-1].begun_s + self.flights[-1].predicted_s if self.flights else now_s
         start_s = max(start_s, now_s)
-        view = self.view()
-        decision, self.state = self.policy.plan(view, self.state, start_s)
-        entries = check(decision, self.table, self.policy.name)
-        if entries.drafts is not None:
-            entries.drafts = bounded(entries.drafts, entries, self.table, self.speculation.most)
-        work = clip(entries, self.table.block_size, self.limits, self.cost)
-        if decision.drafts is None and self.speculation.most and decision.slots:
-            entries.drafts = choose(view, entries, decision.preempt)
-            work = clip(entries, self.table.block_size, self.limits, self.cost)
+        decision = self._decide(start_s)
+        reach = self.reach(decision, check(decision, self.table, self.policy.name))
+        work = self._work(decision, reach)
         for slot, key in decision.requeue.items():
             self.table.move(slot, key)
-        self._note_starving(bool(decision.slots), now_s)
-        idle_words = forks or (self._release and not self.flights) or decision.preempt
-        if not decision.slots and not idle_words:
+        self._note_starving(bool(decision.slots) or self.moves.pending, now_s)
+        alone = (self._release or self.moves.pending) and not self.flights
+        grows = any(self.table.state[slot] == RUNNING for slot in decision.allocate)
+        idle_words = forks or alone or decision.preempt or reach.back or grows
+        if not len(reach.entries.slots) and not idle_words:
             self._stalled_s = now_s
             return None
-        for slot in decision.preempt:
+        for slot in reach.drop:
             self._preempt(slot)
-        preempt = self.table.ids[decision.preempt].tolist() if decision.preempt else []
-        return self._commit(entries, work, preempt, forks, now_s, start_s)
+        for slot in reach.out:
+            self._send_out(slot)
+        for slot in reach.back:
+            self._bring_back(slot, now_s)
+        return self._commit(reach, work, decision, forks, now_s, start_s)
+
+    def _decide(self, start_s: float) -> Decision:
+        """The policy's decision, under the terms of the memory policy and with what that adds."""
+        view, memory = self.view(), self.memory
+        frame, state = memory.before(view, self.memory_state, start_s)
+        decision, self.state = self.policy.plan(frame, self.state, start_s)
+        decision, self.memory_state = memory.after(view, decision, state, start_s)
+        self.table.clear_terms()
+        return decision
+
+    def _work(self, decision: Decision, reach: Reach) -> Work:
+        """Cuts what is within reach to the limits, and says what is drafted. Returns the features."""
+        entries, size = reach.entries, self.table.block_size
+        stated, entries.drafts = entries.drafts, None
+        work = clip(entries, size, self.limits, self.cost)
+        if self.speculation.most and len(entries.slots):
+            free = self.free_blocks - self.leaving_blocks + self.moves.freed
+            entries.drafts = drafts_of(self.view(), decision, reach, stated, free)
+            work = clip(entries, size, self.limits, self.cost)
+        return work
+
+    def reach(self, decision: Decision, entries: Entries) -> Reach:
+        """What of a decision can be done at once."""
+        free = self.free_blocks - self.leaving_blocks
+        return self.moves.reach(decision, entries, self.table, free, self.limits)
 
     def _note_starving(self, planned: bool, now_s: float) -> None:
         if planned or not (len(self.table.running) or self.table.waiting):
@@ -219,18 +221,20 @@ class Replica:
 
     def _has_work(self) -> bool:
         table = self.table
-        return bool(len(table.running) or table.waiting or self._release or self.siblings.ripe)
+        words = self._release or self.siblings.ripe or self.moves.pending
+        return bool(len(table.running) or table.waiting or words)
 
     def _commit(
         self,
-        entries: Entries,
+        reach: Reach,
         work: Work,
-        preempt: list[int],
+        decision: Decision,
         forks: list[Fork],
         now_s: float,
         start_s: float,
     ) -> Plan:
-        table, slots, counts = self.table, entries.slots, entries.counts
+        table, entries = self.table, reach.entries
+        slots, counts, held = entries.slots, entries.counts, table.blocks[entries.slots]
         started = set(slots[table.state[slots] == WAITING].tolist())
         for slot in started:
             table.start(slot)
@@ -240,10 +244,12 @@ class Replica:
         predicted_s = self.cost.predict(likely)
         longest_s = self.cost.predict(work) * self.cost.upper
         sampled = table.plan(slots, counts, start_s + predicted_s, entries.drafts)
+        allocate = self._allocate(decision)
+        embed = self._embed(decision, reach.back)
         flight = Flight(
-            self.step, entries, table.ids[slots].tolist(), sampled, started, work,
-            counts[~entries.decode].tolist(), len(preempt), now_s, start_s, predicted_s,
-            bound_s=max(BOUND_FLOOR_S, BOUND_FACTOR * longest_s),
+            self.step, entries, table.ids[slots].tolist(), held, sampled, started, work,
+            counts[~entries.decode].tolist(), len(decision.preempt), now_s, start_s, predicted_s,
+            max(BOUND_FLOOR_S, BOUND_FACTOR * longest_s), allocate,
         )  # fmt: skip
         self.flights.append(flight)
         self.step += 1
@@ -261,13 +267,81 @@ class Replica:
             confirmed_tokens=confirmed.tokens,
             forks=forks,
             release=release,
-            preempt=preempt,
+            preempt=self._ids(reach.drop),
             copied=[],
             predicted_s=predicted_s,
             bound_s=flight.bound_s,
             spoiled=spoiled,
+            swap_out=self._ids(reach.out),
+            swap_in=self._ids(reach.back),
+            moved=self.moves.take_done(),
+            allocate_ids=self._ids(allocate),
+            allocate_blocks=[*allocate.values()],
+            embed_guests=self._ids(embed),
+            embed_hosts=self._ids(embed.values()),
             drafts=[] if entries.drafts is None else entries.drafts.tolist(),
         )
+
+    def _ids(self, slots: Collection[int]) -> list[int]:
+        ids: list[int] = self.table.ids[[*slots]].tolist() if slots else []
+        return ids
+
+    def _allocate(self, decision: Decision) -> dict[int, int]:
+        """Notes the blocks that requests which run are to hold (never fewer than they use), and returns them."""
+        table = self.table
+        found = {s: n for s, n in decision.allocate.items() if table.state[s] == RUNNING}
+        for slot, blocks in found.items():
+            used = -(-int(table.computed[slot]) // table.block_size)
+            found[slot] = table.blocks[slot] = max(blocks, used)
+        return found
+
+    def _embed(self, decision: Decision, back: list[int]) -> dict[int, int]:
+        """Who lives inside whom, of those that run now or come back."""
+        state = self.table.state
+        pairs = decision.embed.items()
+        return {guest: host for guest, host in pairs if state[guest] == RUNNING or guest in back}
+
+    def _send_out(self, slot: int) -> None:
+        table = self.table
+        self.moves.out[int(table.ids[slot])] = int(table.blocks[slot])
+        table.go_out(slot)
+        table.request(slot).preemptions += 1
+        self.preemptions += 1
+
+    def _bring_back(self, slot: int, now_s: float) -> None:
+        table = self.table
+        self.moves.back.add(int(table.ids[slot]))
+        table.come_back(slot)
+        request = table.request(slot)
+        request.started_s = now_s if request.started_s is None else request.started_s
+
+    def _moved(self, id: int) -> None:
+        """The worker has copied the KV of a request, which may have ended meanwhile."""
+        outward, slot = self.moves.finish(id), self._moving(id)
+        if slot is None:
+            return
+        if outward:
+            self.table.went_out(slot, self._key(slot))
+        else:
+            self.table.came_back(slot)
+
+    def _not_moved(self, report: KvReport) -> None:
+        """Copies that the KV manager could not begin."""
+        for id in report.unswapped:
+            self.moves.unswapped += self.moves.out.pop(id, None) is not None
+            if (slot := self._moving(id)) is not None:
+                self.table.went_out(slot, self._key(slot), kept=False)
+        for id in report.stayed:
+            self.moves.back.discard(id)
+            if (slot := self._moving(id)) is not None:
+                self.table.stayed(slot, self._key(slot))
+
+    def _moving(self, id: int) -> int | None:
+        slot = self.table.slot_of.get(id)
+        return slot if slot is not None and self.table.state[slot] == MOVING else None
+
+    def _key(self, slot: int) -> float:
+        return self.policy.order_key(self.view(), slot, self.state)
 
     def _preempt(self, slot: int) -> None:
         table = self.table
@@ -281,8 +355,9 @@ class Replica:
     def on_report(self, report: KvReport, now_s: float) -> list[int]:
         """Takes in a KvReport; returns slots whose Lookup was answered (not yet queued)."""
         self._stalled_s = None
-        self.free_blocks = report.free + report.cached + report.pinned
-        self.pinned_blocks = report.pinned
+        self.free_blocks = report.free + report.cached + report.pinned + report.leaving
+        self.pinned_blocks, self.leaving_blocks = report.pinned, report.leaving
+        self.host_free = report.host_free
         table = self.table
         flight = next((f for f in self.flights if f.step == report.step), None)
         if flight is not None:
@@ -290,6 +365,11 @@ class Replica:
             self.overhead_s.append(now_s - flight.planned_s)
             if report.dropped:
                 self._drop(flight, set(report.dropped))
+        self._not_moved(report)
+        for id, blocks in zip(report.short_ids, report.short_blocks, strict=True):
+            slot = table.slot_of.get(id)
+            if slot is not None and table.state[slot] == RUNNING:
+                table.blocks[slot] = blocks
         for id in report.unpinned:
             slot = table.slot_of.get(id)
             if slot is not None and table.state[slot] == WAITING:
@@ -302,11 +382,11 @@ class Replica:
             if slot is None:
                 continue
             if table.state[slot] == ARRIVING:
-                table.hit(slot, tokens)
+                table.hit(slot, tokens, id in report.away_ids)
                 table.request(slot).cached_tokens = tokens
                 arrived.append(slot)
             elif table.state[slot] == WAITING:  # preempted or unpinned, and part was still there
-                table.hit(slot, tokens)
+                table.hit(slot, tokens, id in report.away_ids)
         return arrived
 
     def _drop(self, flight: Flight, dropped: set[int]) -> None:
@@ -318,8 +398,11 @@ class Replica:
             if id not in dropped or slot is None:
                 continue
             drafts = flight.drafts_of(i)
-            count, sampled = int(flight.entries.counts[i]), bool(flight.sampled[i])
-            self.table.roll_back(slot, count + drafts, sampled and 1 + drafts)
+            count, held = int(flight.entries.counts[i]), int(flight.held[i])
+            if slot not in flight.started:
+                held = flight.allocated.get(slot, held)
+            sampled = bool(flight.sampled[i]) and 1 + drafts
+            self.table.roll_back(slot, count + drafts, sampled, held)
             self.siblings.take_back(id)
             if slot in flight.started:
                 self.enqueue(slot)
@@ -351,7 +434,9 @@ class Replica:
         if self.flights:
             self.flights[0].begun_s = now_s
         self.steps += 1
-        self._settle(flight, result)
+        settle(flight, result, self.table, self.speculation, self.flights)
+        for id in result.moved:
+            self._moved(id)
         self.cost.observe(flight.work, result.run_s)
         outcomes = self._outcomes(result, now_s)
         finished = sum(outcome.reason is not None for outcome in outcomes)
@@ -359,33 +444,8 @@ class Replica:
         ids = [id for id in flight.ids if id not in gone] if gone else flight.ids
         stats = StepStats(result.run_s, flight.chunks, flight.preempted, finished, ids, flight.work)
         self.state = self.policy.observe(stats, self.state)
+        self.memory_state = self.memory.observe(stats, self.memory_state)
         return outcomes
-
-    def _settle(self, flight: Flight, result: StepResult) -> None:
-        """Takes back what was projected of drafts that were not accepted; the flight's work is what was really done."""
-        entries = flight.entries
-        if entries.drafts is None:
-            return
-        made = np.zeros_like(entries.drafts)
-        drafted = result.drafted or [0] * len(result.ids)
-        places = {id: i for i, id in enumerate(flight.ids)}
-        rejected: dict[int, int] = {}
-        for id, count, new in zip(result.ids, result.counts, drafted, strict=True):
-            slot, i = self.table.slot_of.get(id), places.get(id)
-            if i is None:
-                continue
-            made[i] = new
-            planned = flight.drafts_of(i)
-            if slot is None or not planned or not count:
-                continue
-            if count <= planned:
-                rejected[id] = planned + 1 - count
-                self.table.settle(slot, int(entries.starts[i]) + 1 + planned, rejected[id])
-            self.speculation.observe(self.table, slot, planned, new, count - 1)
-        flight.work = entries.work_with(made)
-        for later in self.flights if rejected else ():
-            less = [rejected.get(id, 0) for id in later.ids]
-            later.entries.starts -= np.array(less, dtype=np.int64)
 
     def _outcomes(self, result: StepResult, now_s: float) -> list[Outcome]:
         slot_of, table, confirmed = self.table.slot_of, self.table, self._confirmed
@@ -404,12 +464,15 @@ class Replica:
             if len(request.generated) == len(tokens):
                 table.first_s[slot] = now_s
             table.last_s[slot] = now_s
+            ends_thinking = request.ends_thinking(len(request.generated) - len(tokens))
+            if ends_thinking:
+                table.respond(slot, request.thought, now_s)
             reason = end_reason(request)
             if reason is None:
                 confirmed.ids.append(id)
                 confirmed.counts.append(count)
                 confirmed.tokens.extend(tokens)
-            outcomes.append(Outcome(request, tokens, reason))
+            outcomes.append(Outcome(request, tokens, reason, "", ends_thinking))
         for id, cause in zip(result.failed, result.causes, strict=True):
             slot = slot_of.get(id)
             if slot is not None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from msgspec import structs
 
 from accelgen.proto.messages import End, Objective, Reason, Sampling, Submit
+from accelgen.proto.stages import thought
 
 SEED_SPACE = 1 << 63
 
@@ -32,6 +33,15 @@ class Request:
     started_s: float | None = None  # first planned
     preemptions: int = 0
     cached_tokens: int = 0
+    thought: int = 0  # tokens of its thinking, once it is over
+
+    def ends_thinking(self, begin: int) -> bool:
+        """Whether it does so with one of the tokens generated from `begin` on."""
+        thinking = self.objective.thinking
+        if thinking is None or self.thought:
+            return False
+        self.thought = thought(thinking, self.generated, begin)
+        return self.thought > 0
 
 
 def requests_of(submit: Submit, frontend: int) -> list[Request]:
@@ -55,6 +65,7 @@ def requests_of(submit: Submit, frontend: int) -> list[Request]:
         for i, id in enumerate([prompt.id, *submit.siblings])
     )
     first.children = siblings
+    first.ends_thinking(0)  # if it has: what is generated came under the scheduler before
     return [first, *siblings]
 
 

@@ -28,18 +28,22 @@ from accelgen.proto.messages import (
     KvReport,
     Replayed,
     Role,
+    Sample,
     StepResult,
     Submit,
+    SwapSample,
     Yield,
 )
 from accelgen.proto.profiles import ProfileError, load_profile, profile_path
 from accelgen.proto.pulse import Metronome
 from accelgen.scheduler.core import ReplicaSpec, SchedulerCore
-from accelgen.scheduler.cost_model import Coefficients, fit
+from accelgen.scheduler.cost_model import fit
 from accelgen.scheduler.frontends import Frontends
 from accelgen.scheduler.gauges import Stopwatch, gauges_of
 from accelgen.scheduler.links import Links, Peer
 from accelgen.scheduler.members import Life, has_successor, lives_of
+from accelgen.scheduler.memory.crossover import fit_copies
+from accelgen.scheduler.memory.policy import MemoryPolicy
 from accelgen.scheduler.policy import Policy
 from accelgen.scheduler.recording import RecordedCore
 from accelgen.scheduler.replica import ResultOutOfTurn
@@ -63,6 +67,7 @@ class Office:
     child: Child
     policy: Policy
     experience: Experience
+    memory: MemoryPolicy
     counters: Counter[str] = field(default_factory=Counter)
     decisions: Stopwatch = field(default_factory=Stopwatch)
     failures: int = 0  # sessions in a row that did not get to serve, or not for long
@@ -170,7 +175,7 @@ class Session:
 
     def _make_core(self, inventories: dict[int, Inventory]) -> SchedulerCore:
         specs = {index: _spec_of(life, self.child) for index, life in self._lives.items()}
-        core = RecordedCore(self.child.config, self.office.policy, specs)
+        core = RecordedCore(self.child.config, self.office.policy, specs, self.office.memory)
         self.office.experience.give_to(core)
         for index, inventory in inventories.items():
             core.inherit(inventory, index)
@@ -285,18 +290,23 @@ def _dispatch(core: SchedulerCore, role: Role, index: int, body: Body, now: floa
 
 def _spec_of(life: Life, child: Child) -> ReplicaSpec:
     facts = life.facts
-    return ReplicaSpec(facts.num_blocks, facts.block_size, _fitted(child, facts), life.worker)
+    samples, swaps = _measured(child, facts)
+    coefficients = fit(samples) if len(samples) >= 3 else None
+    copies = fit_copies(swaps) if facts.host_blocks else None
+    return ReplicaSpec(facts.num_blocks, facts.block_size, coefficients, life.worker, copies)
 
 
-def _fitted(child: Child, facts: Facts) -> Coefficients | None:
-    """Coefficients from the configured profile, else the cached one, else the worker's rough samples."""
+def _measured(child: Child, facts: Facts) -> tuple[list[Sample], list[SwapSample]]:
+    """Timed iterations, and copies of KV: from the configured profile, else the cached one, else the worker's rough
+    samples. A profile without copies has been taken before there were any."""
     config: Config = child.config
     cached = profile_path(facts.model, facts.device, facts.dtype)
     path = Path(config.profile_file) if config.profile_file else cached
-    samples = facts.samples
+    samples, swaps = facts.samples, facts.swaps
     if config.profile_file or cached.exists():
         try:
-            samples = load_profile(path).samples
+            profile = load_profile(path)
         except ProfileError as error:
             child.fail(str(error))
-    return fit(samples) if len(samples) >= 3 else None
+        samples, swaps = profile.samples, profile.swaps or swaps
+    return samples, swaps

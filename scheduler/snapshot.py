@@ -15,8 +15,12 @@ from msgspec import Struct
 
 from accelgen.scheduler.core import SchedulerCore
 from accelgen.scheduler.cost_model import Coefficients, CostModel
+from accelgen.scheduler.memory.on_demand import ON_DEMAND
+from accelgen.scheduler.memory.policy import MemoryPolicy
 from accelgen.scheduler.policy import Policy
-from accelgen.scheduler.predictor import ClassMedian
+from accelgen.scheduler.predictors.class_quantiles import ClassMedian
+from accelgen.scheduler.predictors.kinds import make_predictor
+from accelgen.scheduler.predictors.learnt import Learner, Learnt, Regression
 from accelgen.scheduler.speculation import DraftState
 
 VERSION = 1
@@ -37,24 +41,34 @@ class CostState(Struct, frozen=True):
 
 
 class Snapshot(Struct, frozen=True):
-    """What travels: `outputs` are the output lengths seen last by class, the others are by replica."""
+    """What travels: `outputs` are the output lengths seen last by class, `costs`, `states` and `memory_states` (of the
+    policy, and of the memory policy) are by replica. The kind of length predictor, its parameters, and the regression
+    of one that fits any came later; without them it is the class median. So did the memory policy."""
 
     version: int
     policy: str
     outputs: dict[str, list[int]]
     costs: dict[int, CostState]
     states: dict[int, Any]
-    drafts: dict[int, DraftState] = {}  # msgspec copies it
+    predictor: str = ClassMedian.name
+    predictor_params: dict[str, Any] = {}  # msgspec copies it
+    regression: Regression | None = None
+    memory: str = ON_DEMAND.name
+    memory_states: dict[int, Any] = {}
+    drafts: dict[int, DraftState] = {}
 
 
 @dataclass
 class Experience:
-    """`patience`: how many times its bound an iteration may take; doubled when one did not come back."""
+    """`patience`: how many times its bound an iteration may take; doubled when one did not come back. `memory`: the
+    name of the memory policy whose `memory_states` they are."""
 
-    predictor: ClassMedian = field(default_factory=ClassMedian)
+    predictor: Learner = field(default_factory=ClassMedian)
     costs: dict[int, CostModel] = field(default_factory=dict)
     states: dict[int, Any] = field(default_factory=dict)
     patience: float = 1.0
+    memory: str = ON_DEMAND.name
+    memory_states: dict[int, Any] = field(default_factory=dict)
     drafts: dict[int, DraftState] = field(default_factory=dict)
 
     def give_to(self, core: SchedulerCore) -> None:
@@ -63,14 +77,19 @@ class Experience:
         for index, replica in core.replicas.items():
             replica.cost = self.costs.get(index, replica.cost)
             replica.state = self.states.get(index, replica.state)
+            if self.memory == core.memory.name:
+                replica.memory_state = self.memory_states.get(index, replica.memory_state)
             replica.patience = self.patience
             if index in self.drafts:
                 replica.speculation.go_on_from(self.drafts[index])
 
     def take_from(self, core: SchedulerCore) -> None:
         """Before a core is given up."""
+        if self.memory != core.memory.name:
+            self.memory, self.memory_states = core.memory.name, {}
         for index, replica in core.replicas.items():
             self.costs[index], self.states[index] = replica.cost, replica.state
+            self.memory_states[index] = replica.memory_state
             if replica.speculation.most:
                 self.drafts[index] = replica.speculation.state()
         came_back = any(replica.steps for replica in core.replicas.values())
@@ -82,11 +101,24 @@ class Experience:
             index: CostState(c.coefficients, c.scale, c.upper, c.lower, c.observed)
             for index, c in self.costs.items()
         }
-        outputs = self.predictor.outputs()
-        bare = Snapshot(VERSION, policy.name, outputs, costs, {}, self.drafts)
+        predictor, learnt = self.predictor, self.predictor.learnt()
+        bare = Snapshot(
+            VERSION,
+            policy.name,
+            learnt.outputs,
+            costs,
+            {},
+            predictor.name,
+            predictor.params,
+            learnt.regression,
+            self.memory,
+            drafts=self.drafts,
+        )
         try:
-            states = {index: msgspec.to_builtins(state) for index, state in self.states.items()}
-            whole = msgspec.msgpack.encode(msgspec.structs.replace(bare, states=states))
+            states, beside = _built_in(self.states), _built_in(self.memory_states)
+            whole = msgspec.msgpack.encode(
+                msgspec.structs.replace(bare, states=states, memory_states=beside)
+            )
             if len(whole) <= MOST_BYTES:
                 return whole
             cause = f"{len(whole)} bytes of {MOST_BYTES} allowed"
@@ -96,7 +128,12 @@ class Experience:
         return msgspec.msgpack.encode(bare)
 
 
-def unpacked(data: bytes, policy: Policy) -> Experience:
+def _built_in(states: dict[int, Any]) -> dict[int, Any]:
+    """States as plain values."""
+    return {index: msgspec.to_builtins(state) for index, state in states.items()}
+
+
+def unpacked(data: bytes, policy: Policy, memory: MemoryPolicy = ON_DEMAND) -> Experience:
     """What a forerunner has left; what of it cannot be used is left out, which is logged."""
     if not data:
         return Experience()
@@ -112,16 +149,32 @@ def unpacked(data: bytes, policy: Policy) -> Experience:
         costs[index] = cost = CostModel(state.coefficients)
         cost.scale, cost.upper, cost.lower = state.scale, state.upper, state.lower
         cost.observed = state.observed
-    states = _states(found, policy)
-    return Experience(ClassMedian(found.outputs), costs, states, drafts=found.drafts)
+    return Experience(
+        _predictor(found),
+        costs,
+        _states(found.states, found.policy, policy),
+        memory=memory.name,
+        memory_states=_states(found.memory_states, found.memory, memory),
+        drafts=found.drafts,
+    )
 
 
-def _states(found: Snapshot, policy: Policy) -> dict[int, Any]:
-    if found.policy != policy.name:
+def _predictor(found: Snapshot) -> Learner:
+    learnt = Learnt(found.outputs, found.regression)
+    try:
+        return make_predictor(found.predictor, found.predictor_params, learnt)
+    except ValueError as error:
+        log.warning("the length predictor cannot be used", cause=str(error))
+        return ClassMedian(learnt)
+
+
+def _states(states: dict[int, Any], owner: str, policy: Policy | MemoryPolicy) -> dict[int, Any]:
+    """The states of `owner` as those of `policy`; none if that is another one, or they are of another shape."""
+    if owner != policy.name:
         return {}
     kind = type(policy.initial())
     try:
-        return {index: msgspec.convert(state, kind) for index, state in found.states.items()}
+        return {index: msgspec.convert(state, kind) for index, state in states.items()}
     except (msgspec.MsgspecError, TypeError, ValueError) as error:
         log.warning("the policy's state cannot be used", policy=policy.name, cause=str(error))
         return {}

@@ -12,6 +12,8 @@ from msgspec.structs import replace
 from accelgen.proto.child import Child
 from accelgen.proto.messages import Assume, Prepare, Yield
 from accelgen.scheduler import policies
+from accelgen.scheduler.memory.on_demand import ON_DEMAND
+from accelgen.scheduler.memory.policy import MemoryPolicy, memory_of
 from accelgen.scheduler.policy import Policy, UnknownPolicy, find_policy, load_policy
 from accelgen.scheduler.session import IDLE_S, Office
 from accelgen.scheduler.snapshot import unpacked
@@ -33,6 +35,7 @@ class Standby:
     def __init__(self, child: Child) -> None:
         self._child = child
         self._policy: Policy | None = None
+        self._memory: MemoryPolicy = ON_DEMAND
         self._own = _packages()  # imported before any policy was asked for
 
     def wait(self) -> Office | None:
@@ -60,8 +63,14 @@ class Standby:
         try:
             self._check_fresh(order.policy)
             self._policy = load_policy(order.policy, order.params)
-            chosen = {"policy": order.policy, "policy_params": order.params}
-            self._child.config = replace(self._child.config, **chosen)  # goes into recordings
+            self._child.config = replace(  # goes into recordings
+                self._child.config,
+                policy=order.policy,
+                policy_params=order.params,
+                memory=order.memory,
+                memory_params=order.memory_params,
+            )
+            self._memory = memory_of(self._policy, self._child.config)
         except UnknownPolicy as error:
             self._child.fail(str(error))
         except Exception as error:  # foreign code: whatever it comes up with is the cause
@@ -79,7 +88,8 @@ class Standby:
         if self._policy is None:
             self._child.fail("told to take office, but not with which policy")
         self._child.epoch = order.term
-        return Office(self._child, self._policy, unpacked(order.snapshot, self._policy))
+        learnt = unpacked(order.snapshot, self._policy, self._memory)
+        return Office(self._child, self._policy, learnt, self._memory)
 
 
 def _packages() -> set[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import click
@@ -64,7 +65,10 @@ def command() -> None:
     help="Where lengths come from.",
 )
 @click.option(
-    "--num-prompts", type=COUNT, show_default="1000; of a trace: all", help="Requests to send."
+    "--num-prompts",
+    type=COUNT,
+    show_default="1000; of a trace or scenario: all",
+    help="Requests to send; of sessions, how many.",
 )
 @click.option("--random-input-len", type=COUNT, default=1024, help="Tokens in.")
 @click.option("--random-output-len", type=COUNT, default=128, help="Tokens out.")
@@ -95,16 +99,38 @@ def command() -> None:
     "--trace-length-scale", type=SCALE, default=1.0, help="Multiply the trace's lengths by this."
 )
 @click.option(
+    "--scenario",
+    metavar="NAME",
+    help="The requests of a scenario of `accelgen sim list`, its objectives, stages and sessions included.",
+)
+@click.option(
+    "--scenarios",
+    type=click.Path(dir_okay=False, path_type=Path),
+    show_default="the project's",
+    help="TOML file of scenarios.",
+)
+@click.option(
+    "--scale", type=SCALE, default=1.0, help="Multiply the scenario's lengths, for small machines."
+)
+@click.option("--slo-scale", type=SCALE, default=1.0, help="Multiply the scenario's objectives.")
+@click.option("--synthetic", is_flag=True, help="Stand-ins in place of the scenario's traces.")
+@click.option(
+    "--profile-file",
+    type=click.Path(dir_okay=False),
+    show_default="the scenario's device",
+    help="Of `accelgen profile`: TTFT objectives that are multiples of a prompt's time alone.",
+)
+@click.option(
     "--max-model-len",
     type=COUNT,
     show_default="what the server says",
-    help="Pass over longer rows of a trace.",
+    help="Pass over longer rows of a trace; cut a scenario's.",
 )
 @click.option(
     "--request-rate",
     type=RateParam(),
     default=None,
-    show_default="inf; of a trace: its own times",
+    show_default="inf; of a trace: its own times; of a scenario: its middle one",
     help="Requests per second, or inf: all at once.",
 )
 @click.option(

@@ -73,6 +73,7 @@ def as_json(report: Report, detailed: bool) -> dict[str, Any]:
         result["slo_attainment_by_label"] = {
             label: _attainment_keys(part) for label, part in summary.by_label.items()
         }
+    result |= _stage_keys(report)
     judgements = verdicts(report.run.outcomes)
     if judgements:
         result["slo_attainment_by_server"] = sum(judgements) / summary.attainment.sent
@@ -88,6 +89,29 @@ def _spread_keys(name: str, values: Spread) -> dict[str, float]:
     for percentile, value_s in values.percentiles_s.items():
         keys[f"p{percentile:g}_{name}_ms"] = 1000 * value_s
     return keys
+
+
+def _stage_keys(report: Report) -> dict[str, Any]:
+    """Only where requests have stages."""
+    stages = report.stages
+    found: dict[str, Any] = {}
+    if stages.parts:
+        found["stages"] = {
+            name: {
+                "requests": part.requests,
+                "tokens": part.tokens,
+                **_spread_keys("tpot", part.tpot),
+                "tpot_kept": part.kept.fraction,
+            }
+            for name, part in stages.parts.items()
+        }
+    if stages.calls:
+        calls = {name: _attainment_keys(kept) for name, kept in stages.calls.items()}
+        found["slo_attainment_by_stage"] = calls
+        found["session_attainment"] = {
+            rule: share.fraction for rule, share in stages.sessions.items()
+        }
+    return found
 
 
 def _attainment_keys(kept: Attainment) -> dict[str, Any]:
@@ -117,6 +141,9 @@ def _details(outcomes: Sequence[Outcome]) -> dict[str, Any]:
         "limits_s": [
             [timing.limits.ttft_s, timing.limits.tpot_s, timing.limits.e2e_s] for timing in timings
         ],
+        "thinking_limits_s": [timing.limits.thinking_s for timing in timings],
+        "thinking_tokens": [timing.thinking for timing in timings],
+        "request_stages": [timing.stage for timing in timings],
         "generated_texts": [outcome.text for outcome in outcomes],
         "finish_reasons": [outcome.finish_reason for outcome in outcomes],
         "verdicts": [outcome.verdict for outcome in outcomes],

@@ -10,13 +10,14 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import msgspec
 from msgspec import Struct
 
 from accelgen.proto.clocks import now_s
+from accelgen.proto.stages import THINKING
 from accelgen.scripts.bench_http import HttpClient, HttpError
 from accelgen.scripts.bench_metrics import Limits, Timing
 from accelgen.scripts.bench_workload import Prompts, Request
@@ -158,12 +159,12 @@ async def run_load(
     prompts: Prompts,
     on_outcome: Callable[[Outcome], None],
 ) -> Run:
-    """Sends `warmups` at once and waits for them, then `requests` at their times. Cancelling it (Ctrl-C) ends the
-    requests under way as failed and returns what there is."""
+    """Sends `warmups` at once and waits for them, then `requests` at their times, and what follows them. Cancelling it
+    (Ctrl-C) ends the requests under way as failed and returns what there is."""
     gate = asyncio.Semaphore(target.max_concurrency) if target.max_concurrency else None
     client = HttpClient(target.url, target.headers)
     sender = _Sender(client, target, prompts, gate, on_outcome)
-    tasks: list[asyncio.Task[Outcome]] = []
+    tasks: list[asyncio.Task[list[Outcome]]] = []
     cpu_s = time.process_time()
     try:
         await sender.warm_up(warmups)
@@ -172,7 +173,7 @@ async def run_load(
             delay_s = sender.started_s + request.arrival_s - now_s()
             if delay_s > 0:
                 await asyncio.sleep(delay_s)
-            tasks.append(asyncio.create_task(sender.send(request)))
+            tasks.append(asyncio.create_task(sender.send_session(request)))
         await asyncio.gather(*tasks)
     except asyncio.CancelledError:
         for task in tasks:
@@ -180,8 +181,9 @@ async def run_load(
         await asyncio.gather(*tasks, return_exceptions=True)
     finally:
         client.close()
-    outcomes = [task.result() for task in tasks if not task.cancelled()]
-    return Run(outcomes, len(requests) - len(outcomes), time.process_time() - cpu_s)
+    sent = [task.result() for task in tasks if not task.cancelled()]
+    outcomes = [outcome for session in sent for outcome in session]
+    return Run(outcomes, len(requests) - len(sent), time.process_time() - cpu_s)
 
 
 class _Sender:
@@ -204,6 +206,23 @@ class _Sender:
         for outcome in await asyncio.gather(*(self._exchange(request, 0.0) for request in warmups)):
             if outcome.error:
                 raise HttpError(f"a warm-up request failed: {outcome.error}")
+
+    async def send_session(self, request: Request) -> list[Outcome]:
+        """The request, and those that follow it, each after the answer to the one before; none after a failure."""
+        outcomes = [await self.send(request)]
+        while request.follow_up is not None and not outcomes[-1].error:
+            prompt, think_s = self._prompts.of(request), request.think_s
+            try:
+                await asyncio.sleep(think_s)
+            except asyncio.CancelledError:
+                break
+            request = replace(
+                request.follow_up,
+                arrival_s=now_s() - self.started_s,
+                before=prompt[: request.follow_up.shared],
+            )
+            outcomes.append(await self.send(request))
+        return outcomes
 
     async def send(self, request: Request) -> Outcome:
         lag_s = now_s() - self.started_s - request.arrival_s
@@ -238,6 +257,8 @@ class _Sender:
             limits=limits_of(request),
             label=request.shape.label,
             failed=bool(tally.error),
+            thinking=_thinking(request, tally.verdict),
+            stage=request.objective.stage or "",
         )
         return Outcome(
             request,
@@ -254,7 +275,7 @@ class _Sender:
         target = self._target
         fields: dict[str, Any] = {
             "model": target.model,
-            "prompt": self._prompts.make(request.index, request.shape.prompt),
+            "prompt": self._prompts.of(request),
             "max_tokens": request.shape.output,
             "temperature": target.temperature,
             "stream": True,
@@ -275,6 +296,16 @@ def limits_of(request: Request) -> Limits:
     asked = request.objective
     limits = [
         one / 1000 if one is not None else None
-        for one in (asked.ttft_ms, asked.tpot_ms, asked.e2e_ms)
+        for one in (asked.ttft_ms, asked.tpot_ms, asked.e2e_ms, asked.thinking_ms)
     ]
     return Limits(*limits)
+
+
+def _thinking(request: Request, verdict: dict[str, Any]) -> int:
+    """How many tokens were thinking: the server knows, or else what was drawn; 0 where nothing asks for it."""
+    if request.objective.thinking_ms is None:
+        return 0
+    parts = verdict.get("stages")
+    part = parts.get(THINKING) if isinstance(parts, dict) else None
+    tokens = part.get("tokens") if isinstance(part, dict) else None
+    return tokens if isinstance(tokens, int) else request.shape.thinking

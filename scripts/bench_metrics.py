@@ -5,7 +5,8 @@ Symbols (seconds of one clock; request i of N, its tokens k = 1..n)
     a            when a request was sent
     t_1 .. t_n   when its tokens arrived; tokens that came in one chunk arrived together
     g_k          t_k - t_(k-1), the gap before token k, for k = 2..n
-    F, G, D      its objectives: first token, time per output token, last token; each may be unstated (then met)
+    F, G, D      its objectives: first token, time per output token, last token; each may be unstated (then met). A
+                 model that thinks first may have another G for that: the gap before a thinking token is judged by it
     T            from the first request sent to the last answer ended
 
 Names
@@ -21,6 +22,8 @@ Names
       request mean         TPOT <= G (DistServe)
                  Every gap implies the other two, and exactly so here: each rule is judged by its slack G - g_k.
     goodput      requests that attained, divided by T
+With two G the cumulative deadline of a token is the sum of those of the gaps before it (from the end of the thinking on
+where that has none), and the mean is judged for each part by itself.
 Boundaries count as met. A request of one token meets every G. Of several tokens that came at once (in a single chunk,
 or from a proxy that holds the answer back) nobody can say here how long each took: where the request states a G, no
 rule judges it, it is counted apart, and attainment leaves it out of numerator and denominator, unless F or D was
@@ -33,7 +36,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from itertools import accumulate, pairwise, repeat
+from itertools import accumulate, pairwise
 
 import numpy as np
 
@@ -53,15 +56,22 @@ class Limits:
     ttft_s: float | None = None
     tpot_s: float | None = None
     e2e_s: float | None = None
+    thinking_s: float | None = None
 
     @property
     def stated(self) -> bool:
-        return (self.ttft_s, self.tpot_s, self.e2e_s) != (None, None, None)
+        return self.paced or (self.ttft_s, self.e2e_s) != (None, None)
+
+    @property
+    def paced(self) -> bool:
+        """Whether a time per token is stated, be it of thinking alone."""
+        return (self.tpot_s, self.thinking_s) != (None, None)
 
 
 @dataclass(frozen=True)
 class Timing:
-    """One request as the client saw it. Chunk j arrived at chunk_s[j] and carried chunk_tokens[j] >= 1 tokens."""
+    """One request as the client saw it. Chunk j arrived at chunk_s[j] and carried chunk_tokens[j] >= 1 tokens. The
+    first `thinking` tokens are thinking. `stage`: which call of a session it is; "" for none."""
 
     sent_s: float
     ended_s: float
@@ -71,6 +81,8 @@ class Timing:
     limits: Limits = field(default=Limits())
     label: str = ""
     failed: bool = False
+    thinking: int = 0
+    stage: str = ""
 
     def __post_init__(self) -> None:
         assert len(self.chunk_s) == len(self.chunk_tokens)
@@ -132,27 +144,44 @@ def meets_tpot(request: Timing, rule: Rule) -> bool | None:
     one before."""
     if not request.succeeded:
         return False
-    if request.limits.tpot_s is None:
+    if not request.limits.paced:
         return True
     if request.in_one_clump:
         return None
-    slacks_s = list(_slacks(request, request.limits.tpot_s))
+    slacks_s = list(_slacks(request))
+    thinking_s, response_s = _in_parts(request, slacks_s)
     match rule:
         case Rule.EVERY_GAP:
             return all(slack_s >= 0 for slack_s in slacks_s)
         case Rule.CUMULATIVE:
             first_s = request.limits.ttft_s
             ahead_s = 0.0 if first_s is None else max(0.0, first_s - request.ttft_s)
+            if request.thinking and request.limits.thinking_s is None:
+                return min(accumulate(response_s, initial=0.0)) >= 0
             return min(accumulate(slacks_s, initial=ahead_s)) >= 0
         case Rule.MEAN:
-            return math.fsum(slacks_s) >= 0
+            return math.fsum(thinking_s) >= 0 and math.fsum(response_s) >= 0
 
 
-def _slacks(request: Timing, limit_s: float) -> Iterable[float]:
-    for number, count in enumerate(request.chunk_tokens):
-        if number > 0:
-            yield limit_s - (request.chunk_s[number] - request.chunk_s[number - 1])
-        yield from repeat(limit_s, count - 1)
+def _slacks(request: Timing) -> Iterable[float]:
+    """Of each gap, infinite where no limit is stated."""
+    limits, number = request.limits, 0
+    response_s = math.inf if limits.tpot_s is None else limits.tpot_s
+    thinking_s = math.inf if limits.thinking_s is None else limits.thinking_s
+    for chunk, count in enumerate(request.chunk_tokens):
+        for place in range(count):
+            number += 1
+            if number == 1:
+                continue
+            limit_s = thinking_s if number <= request.thinking else response_s
+            gap_s = request.chunk_s[chunk] - request.chunk_s[chunk - 1] if place == 0 else 0.0
+            yield limit_s - gap_s
+
+
+def _in_parts(request: Timing, gaps: Sequence[float]) -> tuple[Sequence[float], Sequence[float]]:
+    """What belongs to the gaps of thinking, and of the response."""
+    border = max(0, request.thinking - 1)
+    return gaps[:border], gaps[border:]
 
 
 def attains(request: Timing, rule: Rule) -> bool | None:
@@ -194,10 +223,10 @@ class Attainment:
 def attainment(requests: Sequence[Timing]) -> Attainment:
     """Of `requests`, all that were sent."""
     limits = [request.limits for request in requests]
-    ttft, tpot, e2e = (
-        sum(getattr(one, name) is not None for one in limits)
-        for name in ("ttft_s", "tpot_s", "e2e_s")
+    ttft, e2e = (
+        sum(getattr(one, name) is not None for one in limits) for name in ("ttft_s", "e2e_s")
     )
+    tpot = sum(one.paced for one in limits)
     any_stated = sum(one.stated for one in limits)
     return Attainment(
         sent=len(requests),

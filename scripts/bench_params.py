@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import click
@@ -141,5 +142,5 @@ def parse_objectives(
 def _over(before: Objective, stated: Objective, is_class: bool) -> Objective:
     """`stated` takes the place of `before`; a class stands beside numbers."""
     if is_class:
-        return Objective(stated.slo_class, before.ttft_ms, before.tpot_ms, before.e2e_ms)
+        return replace(before, slo_class=stated.slo_class)
     return stated

@@ -11,6 +11,7 @@ import numpy as np
 
 from accelgen.scripts.bench_load import Outcome, Run
 from accelgen.scripts.bench_metrics import Limits, Rule, Summary, Timing, summarise
+from accelgen.scripts.bench_stages import Stages, stages_of
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class Setting:
     model: str
     dataset: str
     num_prompts: int
-    arrivals: str  # trace, poisson, gamma, at once
+    arrivals: str  # trace, scenario, poisson, gamma, at once
     request_rate: float
     burstiness: float
     max_concurrency: int | None
@@ -45,6 +46,7 @@ class Report:
     goodput: dict[Rule, float]  # requests per second
     judged: bool  # whether any objective is known to us
     goodput_by_rule: bool  # whether the rules can differ in it
+    stages: Stages
 
 
 def make_report(setting: Setting, run: Run) -> Report:
@@ -62,6 +64,7 @@ def make_report(setting: Setting, run: Run) -> Report:
         {rule: good.goodput(rule) for rule in Rule},
         any(timing.limits.stated for timing in timings),
         good.attainment.by_rule,
+        stages_of(run.outcomes, timings, setting.percentiles),
     )
 
 

@@ -8,8 +8,8 @@ import re
 import resource
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from accelgen.scripts.bench_load import Outcome, Run, Target, run_load
 from accelgen.scripts.bench_metrics import Limits
 from accelgen.scripts.bench_params import parse_objectives
 from accelgen.scripts.bench_report import Report, Setting, make_report
+from accelgen.scripts.bench_scenario import Draw, draw_requests, rate_of
 from accelgen.scripts.bench_table import TITLES, table
 from accelgen.scripts.bench_workload import (
     DEFAULT_VOCAB_SIZE,
@@ -42,6 +43,7 @@ from accelgen.scripts.bench_workload import (
     trace_arrivals,
 )
 from accelgen.scripts.chat_client import Client, Server, ServerError, find_url, make_server
+from accelgen.scripts.chat_objective import Objective
 from accelgen.scripts.chat_options import as_click
 from accelgen.scripts.chat_stats import counted
 
@@ -70,6 +72,12 @@ class Options:
     trace: str | None
     trace_scale: float
     trace_length_scale: float
+    scenario: str | None
+    scenarios: Path | None
+    scale: float
+    slo_scale: float
+    synthetic: bool
+    profile_file: str | None
     max_model_len: int | None
     request_rate: float | None
     burstiness: float
@@ -140,6 +148,11 @@ def make_requests(options: Options, model: dict[str, Any]) -> list[Request]:
         raise WorkloadError("--trace: belongs to --dataset-name trace")
     if options.dataset_name == "trace" and options.trace is None:
         raise WorkloadError("--trace: name the file of the trace")
+    if options.scenario is not None:
+        return _scenario_requests(options, model)
+    for name, neutral in (("scale", 1.0), ("slo_scale", 1.0), ("synthetic", False)):
+        if getattr(options, name) != neutral:
+            raise WorkloadError(f"--{name.replace('_', '-')}: belongs to --scenario")
     shapes = _trace_shapes(options, model) if options.trace else _random_shapes(options)
     if _arrivals(options, shapes) == "trace":
         arrivals = trace_arrivals(shapes, options.trace_scale)
@@ -154,8 +167,67 @@ def make_requests(options: Options, model: dict[str, Any]) -> list[Request]:
     ]
 
 
+def _scenario_requests(options: Options, model: dict[str, Any]) -> list[Request]:
+    """Raises WorkloadError."""
+    foreign = {
+        "--trace": options.trace,
+        "--mix": options.mix,
+        "--slo": options.slos,
+        "--dataset-name": options.dataset_name,
+    }
+    for name, given in foreign.items():
+        if given:
+            raise WorkloadError(f"{name}: a scenario has its own")
+    if options.request_rate is not None and math.isinf(options.request_rate):
+        raise WorkloadError("--request-rate: inf: a scenario's requests come at their times")
+    requests, rate = draw_requests(_draw(options, model))
+    calls = sum(request.calls for request in requests)
+    click.echo(
+        f"scenario {options.scenario}: {counted(calls, 'request')} at {rate:g}/s"
+        + (f" in {counted(len(requests), 'session')}" if calls > len(requests) else ""),
+        err=True,
+    )
+    classes = parse_objectives((), options.classes, sorted({r.shape.label for r in requests}))
+    return [_of_class(request, classes) for request in requests]
+
+
+def _of_class(request: Request, classes: Mapping[str, Objective]) -> Request:
+    """The request, and those that follow it, with the class that --slo-class gives its label."""
+    named = classes[request.shape.label].slo_class
+    later = request.follow_up
+    return replace(
+        request,
+        objective=replace(request.objective, slo_class=named),
+        follow_up=None if later is None else _of_class(later, classes),
+    )
+
+
+def _draw(options: Options, model: dict[str, Any]) -> Draw:
+    assert options.scenario is not None
+    return Draw(
+        options.scenario,
+        options.scenarios,
+        options.scale,
+        options.slo_scale,
+        options.request_rate,
+        options.num_prompts,
+        options.seed,
+        options.synthetic,
+        options.profile_file or "",
+        _max_len(options, model),
+    )
+
+
+def _max_len(options: Options, model: dict[str, Any]) -> int | None:
+    """Most tokens of prompt and answer; None if nobody says."""
+    said = model.get("max_model_len")
+    return options.max_model_len or (said if isinstance(said, int) else None)
+
+
 def _arrivals(options: Options, shapes: Sequence[Shape]) -> str:
     """Where the times come from: a rate wins over the times of a trace."""
+    if options.scenario is not None:
+        return "scenario"
     if options.request_rate is None and all(shape.arrived_s is not None for shape in shapes):
         return "trace"
     if options.request_rate is None or math.isinf(options.request_rate):
@@ -174,8 +246,7 @@ def _trace_shapes(options: Options, model: dict[str, Any]) -> list[Shape]:
     if options.mix:
         raise WorkloadError("--mix: a trace has lengths of its own")
     path = find_trace(options.trace)
-    said = model.get("max_model_len")
-    max_len = options.max_model_len or (said if isinstance(said, int) else None)
+    max_len = _max_len(options, model)
     rows = read_trace(path, options.trace_length_scale)
     shapes, too_long = select(rows, options.num_prompts, max_len)
     if too_long:
@@ -218,7 +289,8 @@ def _run(options: Options, server: Server, model: dict[str, Any], requests: list
         disable=options.quiet or not sys.stderr.isatty(),
     )
     with progress:
-        bar = progress.add_task("requests", total=len(requests))
+        total = sum(request.calls for request in requests)
+        bar = progress.add_task("requests", total=total)
 
         def on_outcome(outcome: Outcome) -> None:
             progress.advance(bar)
@@ -257,13 +329,15 @@ def _setting(
     sections: tuple[str, ...],
 ) -> Setting:
     rate = options.request_rate
+    if options.scenario is not None:
+        rate = rate_of(options.scenario, options.scenarios, rate)
     return Setting(
         date=datetime.now().strftime("%Y%m%d-%H%M%S"),
         label=options.label,
         url=server.url,
         model=model,
-        dataset=options.trace or ("mix" if options.mix else "random"),
-        num_prompts=len(requests),
+        dataset=options.scenario or options.trace or ("mix" if options.mix else "random"),
+        num_prompts=sum(request.calls for request in requests),
         arrivals=_arrivals(options, [request.shape for request in requests]),
         request_rate=math.inf if rate is None else rate,
         burstiness=options.burstiness,

@@ -112,6 +112,7 @@ def _slo_section(report: Report) -> list[str]:
     if report.judged:
         rows += _stated_rows(report)
     judgements = verdicts(report.run.outcomes)
+    rows += _stage_rows(report)
     if judgements:
         kept_share = sum(judgements) / report.summary.attainment.sent
         rows.append(_row("By the server's own verdict (%)", 100 * kept_share))
@@ -138,6 +139,25 @@ def _stated_rows(report: Report) -> list[str]:
         for label, part in report.summary.by_label.items():
             rows.append(_row(f"{label}: requests sent", part.sent))
             rows += _attained(label, part)
+    return rows
+
+
+def _stage_rows(report: Report) -> list[str]:
+    """Parts of answers, calls of sessions, sessions; nothing without stages."""
+    rows = []
+    for name, part in report.stages.parts.items():
+        rows.append(_row(f"{name}: answers", part.requests))
+        rows.append(_row(f"{name}: tokens", part.tokens))
+        rows.append(_row(f"{name}: mean TPOT (ms)", 1000 * part.tpot.mean_s))
+        for percentile, value_s in part.tpot.percentiles_s.items():
+            rows.append(_row(f"{name}: P{percentile:g} TPOT (ms)", 1000 * value_s))
+        if part.kept.stated:
+            rows.append(_row(f"{name}: TPOT kept (%)", _percent(part.kept)))
+    for name, kept in report.stages.calls.items():
+        rows.append(_row(f"stage {name}: requests sent", kept.sent))
+        rows += _attained(f"stage {name}", kept)
+    for rule, share in report.stages.sessions.items():
+        rows.append(_row(f"Sessions, {RULES[rule]} (%)", _percent(share)))
     return rows
 
 

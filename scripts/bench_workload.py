@@ -43,22 +43,39 @@ class Part:
 
 @dataclass(frozen=True)
 class Shape:
-    """How long a request is: tokens in, tokens out; `arrived_s` where a trace says so."""
+    """How long a request is: tokens in, tokens out; `arrived_s` where a trace says so. The first `thinking` tokens out
+    count as thinking if the request asks for a pace of it."""
 
     prompt: int
     output: int
     label: str = ""
     arrived_s: float | None = None
+    thinking: int = 0
 
 
 @dataclass(frozen=True)
 class Request:
-    """One request to send `arrival_s` after the start."""
+    """One request to send `arrival_s` after the start. `follow_up` is sent `think_s` after its answer, and its prompt
+    begins with `shared` tokens of this one's (`before`, once it is known). `session` is the index of the request with
+    which the session began, -1 for that one itself."""
 
     index: int
     arrival_s: float
     shape: Shape
     objective: Objective = Objective()
+    follow_up: Request | None = None
+    think_s: float = 0.0
+    shared: int = 0
+    before: Sequence[int] = ()
+    session: int = -1
+
+    @property
+    def calls(self) -> int:
+        """Requests of the session from here on."""
+        count, call = 1, self.follow_up
+        while call is not None:
+            count, call = count + 1, call.follow_up
+        return count
 
 
 def parse_mix(text: str) -> tuple[Part, ...]:
@@ -195,6 +212,12 @@ class Prompts:
         stream = 2 * index if index >= 0 else -2 * index - 1
         own = self._draw([self._seed, _PROMPTS, stream], max(0, length - len(self._prefix)))
         return self._prefix[:length] + own
+
+    def of(self, request: Request) -> list[int]:
+        """The prompt of `request`, which may go on from one before."""
+        tokens = self.make(request.index, request.shape.prompt)
+        shared = min(len(request.before), len(tokens))
+        return [*request.before[:shared], *tokens[shared:]]
 
     def _draw(self, seed: list[int], count: int) -> list[int]:
         ids: list[int] = np.random.default_rng(seed).integers(*self._range, size=count).tolist()

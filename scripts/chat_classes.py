@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from accelgen.proto.config import SloClass
 from accelgen.scripts.chat_clean import clean_line
-from accelgen.scripts.chat_objective import OBJECTIVES, Objective, ObjectiveError
+from accelgen.scripts.chat_objective import NAMES, Objective, ObjectiveError
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Classes:
             known = ", ".join(sorted(self.named))
             raise ObjectiveError(f"{clean_line(name, 60)} is no class of this server ({known})")
         low_ms, high_ms = self.named[name].bounds_ms
-        for one in OBJECTIVES:
+        for one in NAMES:
             limit_ms = getattr(objective, f"{one}_ms")
             if limit_ms is not None and not low_ms <= limit_ms <= high_ms:
                 bounds = f"{low_ms:.10g} to {high_ms:.10g} ms"

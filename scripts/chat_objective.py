@@ -6,11 +6,13 @@ import math
 import re
 from dataclasses import dataclass, replace
 
+from accelgen.proto.stages import THINKING
 from accelgen.scripts.chat_clean import clean_line
 
 MAX_MS = 86_400_000  # a day, the bound of accelgen.proto.config.Milliseconds
 OBJECTIVES = ("ttft", "tpot", "e2e")
-_UNFINISHED = re.compile(r"(ttft|tpot|e2e)(_ms)?($|[:<>\d])")  # no name of a class
+NAMES = (*OBJECTIVES, "thinking")
+_UNFINISHED = re.compile(r"(ttft|tpot|e2e|thinking)(_ms)?($|[:<>\d])")  # no name of a class
 _NUMBER = re.compile(r"[-+.\d]+(ms|s)?$")
 
 
@@ -20,12 +22,17 @@ class ObjectiveError(ValueError):
 
 @dataclass(frozen=True)
 class Objective:
-    """What a request asks for, in milliseconds; None is not stated. `slo_class` names a class of the server."""
+    """What a request asks for, in milliseconds; None is not stated. `slo_class` names a class of the server.
+    `thinking_ms` is the time per token while the model thinks, at most `thinking_tokens` of them (0: as long as it
+    does); `tpot_ms` is then of its response. `stage`: which call of a session the request is."""
 
     slo_class: str | None = None
     ttft_ms: float | None = None
     tpot_ms: float | None = None
     e2e_ms: float | None = None
+    thinking_ms: float | None = None
+    thinking_tokens: int = 0
+    stage: str | None = None
 
     def body(self) -> dict[str, object] | None:
         """The `accelgen` object of a request, None when nothing is asked for."""
@@ -36,11 +43,16 @@ class Objective:
             asked["slo_class"] = self.slo_class
         if slo:
             asked["slo"] = slo
+        if self.stage is not None:
+            asked["stage"] = self.stage
+        if self.thinking_ms is not None:
+            most = {"max_tokens": self.thinking_tokens} if self.thinking_tokens else {}
+            asked["stages"] = {THINKING: {"tpot_ms": self.thinking_ms, **most}}
         return asked or None
 
     def limits(self) -> str:
         """The numbers, as text; empty if it states none."""
-        limits = ((name, getattr(self, f"{name}_ms")) for name in OBJECTIVES)
+        limits = ((name, getattr(self, f"{name}_ms")) for name in NAMES)
         return ", ".join(
             f"{name} <= {limit:.10g} ms" for name, limit in limits if limit is not None
         )
@@ -78,8 +90,8 @@ def parse_objective(text: str) -> Objective:
 
 def parse_milliseconds(name: str, value: str) -> float:
     """The limit of objective `name`: more than 0 and at most a day. Raises ObjectiveError."""
-    if name.removesuffix("_ms") not in OBJECTIVES:
-        raise ObjectiveError(f"{clean_line(name)}: not one of {', '.join(OBJECTIVES)}")
+    if name.removesuffix("_ms") not in NAMES:
+        raise ObjectiveError(f"{clean_line(name)}: not one of {', '.join(NAMES)}")
     try:
         limit = float(value.removesuffix("ms"))
     except ValueError:

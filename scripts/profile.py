@@ -23,11 +23,13 @@ from accelgen.supervisor.children import environment
 from accelgen.supervisor.errors import StartError
 
 if TYPE_CHECKING:
-    from accelgen.proto.messages import Facts, Sample
+    from accelgen.proto.messages import Facts, Sample, SwapSample
     from accelgen.scheduler.cost_model import Coefficients
 
 _DEFAULT_BUDGET_S = 60.0
 _COSTLY_TOKENS = 512
+_SWAPS_SHARE = 0.1  # of the budget, for copies to the host and back
+_SWAPS_BYTES = 1 << 29  # the most that is copied at a time
 
 
 @click.command(name="profile", context_settings={"show_default": True})
@@ -68,16 +70,18 @@ def command(budget_s: float, output: Path | None, **given: str | int) -> int:
         raise kind(str(error)) from error
     # The thread settings of a served worker, before torch reads them.
     os.environ.update(environment(Role.WORKER, replicas=1, listen_fd=-1))
-    facts, samples = _measure(config, budget_s)
+    facts, samples, swaps = _measure(config, budget_s)
     if len(samples) < 3:
         raise click.ClickException(
             f"only {len(samples)} shapes could be measured in {budget_s:g} s; give more with --budget-s"
         )
     path = output or profile_path(facts.model, facts.device, facts.dtype)
     taken = datetime.date.today().isoformat()
-    save_profile(Profile(facts.model, facts.device, facts.dtype, taken, samples), path)
+    save_profile(Profile(facts.model, facts.device, facts.dtype, taken, samples, swaps), path)
     click.echo(report(samples))
-    click.echo(f"\nWrote {len(samples)} samples to {path}")
+    if swaps:
+        click.echo("\n" + report_swaps(swaps))
+    click.echo(f"\nWrote {len(samples)} samples and {len(swaps)} of swapping to {path}")
     click.echo(
         "The next `accelgen up` with this model, device and dtype uses it."
         if output is None
@@ -86,10 +90,13 @@ def command(budget_s: float, output: Path | None, **given: str | int) -> int:
     return 0
 
 
-def _measure(config: Config, budget_s: float) -> tuple[Facts, list[Sample]]:
-    """What the model is, and its timed iterations. Raises ClickException when it cannot be loaded."""
+def _measure(config: Config, budget_s: float) -> tuple[Facts, list[Sample], list[SwapSample]]:
+    """What the model is, its timed iterations, and copies of its KV to the host and back. Raises ClickException when it
+    cannot be loaded."""
     from accelgen.worker.engine import start_engine
     from accelgen.worker.faults import LoadError
+    from accelgen.worker.hostcache import HostCache
+    from accelgen.worker.swap_timing import measure_swaps
     from accelgen.worker.timing import full_grid, measure
 
     # A profile file named means: no rough fit at start.
@@ -111,8 +118,29 @@ def _measure(config: Config, budget_s: float) -> tuple[Facts, list[Sample]]:
             done = min(100, int(100 * (now_s() - start_s) / budget_s))
             bar.update(max(0, done - bar.pos))
 
-        samples = measure(engine.core.runner, budget_s, facts.max_model_len, grid, beat=beat)
-    return facts, samples
+        cache = engine.core.runner.cache
+        swaps_s = _SWAPS_SHARE * budget_s
+        block_bytes = cache.total_bytes // cache.num_blocks
+        blocks = min(cache.num_blocks, max(1, _SWAPS_BYTES // block_bytes))
+        swaps = measure_swaps(HostCache(cache, blocks), swaps_s, beat=beat)
+        left_s = budget_s - swaps_s
+        samples = measure(engine.core.runner, left_s, facts.max_model_len, grid, beat=beat)
+    return facts, samples, swaps
+
+
+def report_swaps(swaps: list[SwapSample]) -> str:
+    """Both curves at their ends: what one block takes, and at what rate the most blocks go."""
+    lines = ["Swapping KV, to the host's memory and back:"]
+    for out, name in ((True, "out"), (False, "in")):
+        curve = sorted((s for s in swaps if s.out is out), key=lambda sample: sample.blocks)
+        if curve:
+            few, many = curve[0], curve[-1]
+            rate = many.bytes / max(many.run_s, 1e-9) / 1e9
+            lines.append(
+                f"  {name:3} {1e6 * few.run_s:10.1f} us for {few.blocks} block,"
+                f" {1e3 * many.run_s:8.2f} ms for {many.blocks} ({rate:.1f} GB/s)"
+            )
+    return "\n".join(lines)
 
 
 def report(samples: list[Sample]) -> str:

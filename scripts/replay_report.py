@@ -171,7 +171,14 @@ def _choice(choice: Choice) -> str:
         f" ({choice.prefill_tokens} of prompts, {_plural(choice.decodes, 'decode')}),"
         f" {1e3 * choice.predicted_s:.1f} ms predicted"
     )
-    return words + (f", {len(choice.preempt)} preempted" if choice.preempt else "")
+    for count, what in (
+        (len(choice.preempt), "preempted"),
+        (len(choice.swap), "of them swapped out"),
+        (len(choice.blocks), "given or cut blocks"),
+        (len(choice.hosts), "lent blocks"),
+    ):
+        words += f", {count} {what}" if count else ""
+    return words
 
 
 def _requests(one: Comparison, names: tuple[str, str]) -> list[str]:

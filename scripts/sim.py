@@ -30,9 +30,9 @@ from accelgen.scripts.sim_search import search_options
 from accelgen.simulator.crew import FAULTS, Crew, CrewError
 from accelgen.simulator.experiment import Result, Setting, Store
 from accelgen.simulator.groups import groups_of
-from accelgen.simulator.metrics import Rule
 from accelgen.simulator.scenarios import Scenario
 from accelgen.simulator.settings import Policy, middle_rate, setting_of
+from accelgen.simulator.times import Rule
 from accelgen.simulator.traces import MissingTrace
 
 
@@ -73,7 +73,7 @@ command.add_command(report)
 )
 def list_names(file: Path | None) -> None:
     """Scenarios, policies, devices and stand-ins for traces, by name."""
-    from accelgen.proto.policies import known_policies
+    from accelgen.proto.policies import known_memories, known_policies
     from accelgen.simulator.device import known_devices
     from accelgen.simulator.scenarios import SYNTHETIC, load_scenarios
     from accelgen.simulator.synthetic import STAND_INS
@@ -86,6 +86,7 @@ def list_names(file: Path | None) -> None:
         )
     click.echo(f"Policies (--policy): {', '.join(known_policies())}")
     click.echo("  distserve: with --replicas 2 or more, not among the installed ones")
+    click.echo(f"Memory policies (--memory): {', '.join(known_memories())}")
     devices = ", ".join(f"{model} on {hardware}" for model, hardware in known_devices())
     click.echo(f"Devices (--model, --hardware): {devices}")
     click.echo(f"Stand-ins (--trace {SYNTHETIC}NAME): {', '.join(STAND_INS)}")

@@ -18,9 +18,9 @@ from accelgen.scripts.sim_table import say_written, wide_console
 from accelgen.simulator.capacity import Capacity, find_capacity
 from accelgen.simulator.crew import Crew
 from accelgen.simulator.experiment import Result
-from accelgen.simulator.metrics import Rule
 from accelgen.simulator.scenarios import Scenario
 from accelgen.simulator.settings import Policy, enough_for, middle_rate, most_rate, setting_of
+from accelgen.simulator.times import Rule
 
 Found = dict[str, tuple[Capacity, list[Result]]]
 

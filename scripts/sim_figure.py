@@ -8,7 +8,7 @@ from typing import Any
 
 from accelgen.simulator.capacity import Capacity
 from accelgen.simulator.groups import Group, Read, figure_of
-from accelgen.simulator.metrics import Rule
+from accelgen.simulator.times import Rule
 
 NO_MATPLOTLIB = "no figure: it needs matplotlib (pip install 'accelgen[plots]')"
 _MARKERS = "osD^vP*X<>hp"

@@ -10,7 +10,13 @@ import click
 import msgspec
 
 from accelgen.proto.policies import known_policies
-from accelgen.scripts.sim_params import ListParam, PolicyParam, SloParam
+from accelgen.scripts.sim_params import (
+    ListParam,
+    MemoryParam,
+    PolicyParam,
+    SloParam,
+    memory_params,
+)
 from accelgen.simulator.groups import words_of
 from accelgen.simulator.mix import own_rate
 from accelgen.simulator.scenarios import (
@@ -30,7 +36,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 _OVERRIDES = (
     "model", "hardware", "kv_gb", "kv_blocks", "block_size", "host_ms", "profile_file", "replicas", "tensor_parallel",
-    "max_num_seqs", "max_num_batched_tokens", "pipeline_depth", "preemption", "swap_gb_s",
+    "max_num_seqs", "max_num_batched_tokens", "pipeline_depth", "preemption", "swap_gb_s", "memory",
     "arrivals", "cv", "max_tokens", "cut_tokens", "rule",
 )  # fmt: skip
 RATE = click.FloatRange(0, 1e6, min_open=True)
@@ -59,6 +65,10 @@ _WORKLOAD = (
     click.option("--pipeline-depth", type=click.IntRange(0, 1), help="Plans made ahead."),
     click.option("--preemption", type=click.Choice(["recompute", "swap"]), help="What becomes of a victim's KV."),
     click.option("--swap-gb-s", type=RATE, help="To the host and back."),
+    click.option("--memory", type=MemoryParam(), metavar="NAME", show_default="the policy's own",
+                 help="Memory policy beside every policy."),
+    click.option("--memory-param", "memory_params", multiple=True, metavar="K=V",
+                 help="Parameter of the memory policy of --memory."),
     click.option("--arrivals", type=click.Choice(["poisson", "gamma", "trace", "thinned"]),
                  help="Arrival process; trace: the times of the trace, scaled."),
     click.option("--cv", type=RATE, help="Of the gaps, with --arrivals gamma."),
@@ -126,12 +136,18 @@ def pick_scenario(given: dict[str, Any]) -> tuple[str, Scenario]:
             raise click.UsageError("either --trace or --scenario")
         name, scenario = _of_trace(trace, slo)
     changed = {key: given[key] for key in _OVERRIDES if given[key] is not None}
+    if given["memory_params"]:
+        changed["memory_params"] = memory_params(given["memory"] or "", given["memory_params"])
+    elif given["memory"] is not None:
+        changed["memory_params"] = {}  # those of the scenario are of another one
     if given["half"] is not None:
         changed["part_of_trace"] = given["half"]
     if given["requests"] is not None:
         changed["requests"] = given["requests"]
     if given["seeds"] is not None:
         changed["seeds"] = given["seeds"]
+    if changed.get("arrivals") in ("poisson", "gamma"):  # nobody's times are used
+        changed |= {"arrivals_of": "", "slice_s": None}
     if changed:
         fields = {**msgspec.structs.asdict(scenario), **changed}
         scenario = make_scenario(msgspec.to_builtins(fields))
@@ -176,4 +192,7 @@ def title_of(name: str, scenario: Scenario) -> str:
     spread = f"{scenario.tensor_parallel} x " if scenario.tensor_parallel > 1 else ""
     where = scenario.profile_file or f"{scenario.model} on {spread}{scenario.hardware}"
     size = f"{scenario.replicas} x " if scenario.replicas > 1 else ""
-    return f"{name}: {scenario.about}; {size}{where}, {scenario.requests} requests"
+    beside = (
+        f", memory {words_of(scenario.memory, scenario.memory_params)}" if scenario.memory else ""
+    )
+    return f"{name}: {scenario.about}; {size}{where}, {scenario.requests} requests{beside}"

@@ -24,7 +24,6 @@ from accelgen.simulator.crew import Crew
 from accelgen.simulator.distserve import NAME as DISTSERVE
 from accelgen.simulator.experiment import ORACLE, Result, Setting
 from accelgen.simulator.groups import SEARCHED, Group
-from accelgen.simulator.metrics import Rule
 from accelgen.simulator.oracle import (
     EXHAUSTIVE,
     VARIANTS,
@@ -35,6 +34,7 @@ from accelgen.simulator.oracle import (
 )
 from accelgen.simulator.scenarios import Scenario
 from accelgen.simulator.settings import Policy, setting_of
+from accelgen.simulator.times import Rule
 
 RELAXED = "bound (relaxation)"
 

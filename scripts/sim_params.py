@@ -8,7 +8,13 @@ from typing import Any
 
 import click
 
-from accelgen.proto.policies import POLICY_GROUP, fault_in, unknown_policy
+from accelgen.proto.policies import (
+    MEMORY_GROUP,
+    POLICY_GROUP,
+    fault_in,
+    unknown_memory,
+    unknown_policy,
+)
 from accelgen.scripts.chat_objective import ObjectiveError, parse_objective
 from accelgen.simulator.distserve import NAME as DISTSERVE
 from accelgen.simulator.experiment import PolicyAt
@@ -43,6 +49,36 @@ class PolicyParam(click.ParamType):
         if fault := fault_in(name, kind, params):
             self.fail(fault, param, ctx)
         return name, params
+
+
+class MemoryParam(click.ParamType):
+    """An installed memory policy."""
+
+    name = "memory"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        if fault := unknown_memory(value):
+            self.fail(fault, param, ctx)
+        return str(value)
+
+
+def memory_params(memory: str, words: tuple[str, ...]) -> dict[str, Any]:
+    """`key=value` words as parameters of a memory policy. Raises BadParameter."""
+    params: dict[str, Any] = {}
+    for word in words:
+        key, equals, text = word.partition("=")
+        if not (key and equals):
+            raise _bad_memory_param(f"{word!r} is not of the form key=value")
+        params[key] = _value(text)
+    if params and not memory:
+        raise _bad_memory_param("of which memory policy? Say --memory, too")
+    if params and (fault := fault_in(memory, _installed(memory, MEMORY_GROUP), params)):
+        raise _bad_memory_param(fault)
+    return params
+
+
+def _bad_memory_param(fault: str) -> click.BadParameter:
+    return click.BadParameter(fault, param_hint="--memory-param")
 
 
 class ListParam(click.ParamType):
@@ -98,9 +134,9 @@ class SloParam(click.ParamType):
         return {name: Goal(base_s=ms / 1000) for name, ms in limits.items() if ms is not None}
 
 
-def _installed(name: str) -> Callable[..., Any]:
+def _installed(name: str, group: str = POLICY_GROUP) -> Callable[..., Any]:
     """What makes the policy."""
-    [point] = entry_points(group=POLICY_GROUP, name=name)
+    [point] = entry_points(group=group, name=name)
     kind: Callable[..., Any] = point.load()
     return kind
 

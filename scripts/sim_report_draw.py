@@ -37,6 +37,7 @@ STYLES = {
     "srpf": Style("#94d82d", "<", "◀"),
     "qoserve": Style("#f08c00", "p", "⬟"),
     "slidingserve": Style("#a0763a", ">", "▶"),
+    "slos-serve": Style("#7048e8", "h", "⬢"),
     "distserve": Style("#212529", "*", "★"),
     "here": Style("#b3001b", "o", "●"),
     "paper": Style("#adb5bd", "s", "■"),

@@ -18,8 +18,8 @@ from rich.table import Table
 from accelgen.scripts.sim_options import label
 from accelgen.simulator.experiment import Result
 from accelgen.simulator.groups import Group, Read, figure_of
-from accelgen.simulator.metrics import Rule, Times
 from accelgen.simulator.run import Fate
+from accelgen.simulator.times import Rule, Times
 
 RULES = {Rule.EVERY_GAP: "gap", Rule.CUMULATIVE: "cumul.", Rule.MEAN: "mean"}
 NO_DATA = "-"
@@ -41,11 +41,13 @@ class Column:
         return f"{self.name} {self.unit}".rstrip()
 
 
-def columns(rule: Rule) -> list[Column]:
-    """The figures in which policies are compared."""
+def columns(rule: Rule, results: Sequence[Result] = ()) -> list[Column]:
+    """The figures in which policies are compared; of sessions where there are any in `results`."""
+    sessions = Column(f"sessions ({RULES[rule]})", "%", _sessions(rule), "{:.1f}")
     return [
         goodput_column(rule),
         *map(attained_column, RULES),
+        *([sessions] if any(sessions.read(one) is not None for one in results) else []),
         Column("throughput", "req/s", figure_of("request_throughput")),
         Column("output", "tok/s", figure_of("token_throughput"), "{:.0f}"),
         Column("TTFT mean", "s", figure_of("latency.ttft_s.mean")),
@@ -68,6 +70,18 @@ def goodput_column(rule: Rule) -> Column:
 def attained_column(rule: Rule) -> Column:
     read = _times(100, f"judged.attainment.{rule}")
     return Column(f"attained ({RULES[rule]})", "%", read, "{:.1f}")
+
+
+def _sessions(rule: Rule) -> Read:
+    """Share of sessions that attained; nothing where every request is one by itself, as the other column says it."""
+
+    def read(result: Result) -> float | None:
+        summary = result.summary
+        if summary is None or not summary.by_stage:
+            return None
+        return 100 * summary.sessions[rule]
+
+    return read
 
 
 def _times(factor: float, path: str) -> Read:
@@ -96,7 +110,7 @@ def print_groups(
                 *(cells.get(column.head, NO_DATA) for cells in (more or {}).values()),
             ],
         )
-        for column in columns(rule)
+        for column in columns(rule, [result for group in groups for result in group.results])
     ]
     console.print(title, markup=False, highlight=False, soft_wrap=True)
     heads = ["policy", "rate"][: 1 + with_rate]
@@ -175,7 +189,7 @@ def print_summary(result: Result) -> None:
     assert result.summary is not None
     shown = [
         (column.name, _cell(column.read(result), column), column.unit)
-        for column in columns(Rule(result.setting.scenario.rule))
+        for column in columns(Rule(result.setting.scenario.rule), [result])
     ]
     shown = [
         ("requests sent", str(result.summary.sent), ""),

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
 from accelgen.proto.messages import Swap
-from accelgen.proto.policies import params_fault, unknown_policy
+from accelgen.proto.policies import MEMORY_GROUP, params_fault, unknown_memory, unknown_policy
 from accelgen.scripts.up import parse_params
 from accelgen.supervisor.client import ask_to_swap
 from accelgen.supervisor.errors import StartError
@@ -16,10 +18,22 @@ from accelgen.supervisor.swap import ASSUME_S, PREPARE_S, YIELD_S
 @click.command(name="swap")
 @click.argument("policy")
 @click.option("--param", "params", multiple=True, metavar="K=V", help="Parameter of the policy.")
+@click.option("--memory", default="", metavar="NAME",
+              help="Memory policy beside it.  [default: as it was chosen]")  # fmt: skip
+@click.option("--memory-param", "memory_params", multiple=True, metavar="K=V",
+              help="Parameter of the memory policy of --memory.")  # fmt: skip
 @click.option("--dry-run", is_flag=True, help="Only see whether it could take over.")
 @click.option("--run-dir", default="", help="Run directory, where several servers run.")
-def command(policy: str, params: tuple[str, ...], dry_run: bool, run_dir: str) -> int:
-    """Replace the scheduler of a running server by one with POLICY. Requests go on; no token is lost or repeated.
+def command(
+    policy: str,
+    params: tuple[str, ...],
+    memory: str,
+    memory_params: tuple[str, ...],
+    dry_run: bool,
+    run_dir: str,
+) -> int:
+    """Replace the scheduler of a running server by one with POLICY. Requests go on; no token is lost or repeated. The
+    memory policy stays unless another one is named.
 
     If the new one fails within its probation, the policy before comes back. Exit status 1 if the swap was refused."""
     if fault := unknown_policy(policy):
@@ -27,10 +41,9 @@ def command(policy: str, params: tuple[str, ...], dry_run: bool, run_dir: str) -
     given = parse_params(params)
     if fault := params_fault(policy, given):
         raise click.BadParameter(fault, param_hint="--param")
+    swap = Swap(policy, given, dry_run, 0, memory, _memory_params(memory, memory_params))
     try:
-        answer = ask_to_swap(
-            find_live(run_dir), Swap(policy, given, dry_run), PREPARE_S + YIELD_S + ASSUME_S + 5.0
-        )
+        answer = ask_to_swap(find_live(run_dir), swap, PREPARE_S + YIELD_S + ASSUME_S + 5.0)
     except StartError as error:
         kind = click.UsageError if error.status == 2 else click.ClickException
         raise kind(str(error)) from error
@@ -38,3 +51,17 @@ def command(policy: str, params: tuple[str, ...], dry_run: bool, run_dir: str) -
         raise click.ClickException(f"not swapped: {answer.line}")
     click.echo(answer.line)
     return 0
+
+
+def _memory_params(memory: str, params: tuple[str, ...]) -> dict[str, Any]:
+    """Parameters of the memory policy; both are checked."""
+    given = parse_params(params, "--memory-param")
+    if memory and (fault := unknown_memory(memory)):
+        raise click.BadParameter(fault, param_hint="--memory")
+    if given and not memory:
+        raise click.BadParameter(
+            "of which memory policy? Say --memory, too", param_hint="--memory-param"
+        )
+    if memory and (fault := params_fault(memory, given, MEMORY_GROUP)):
+        raise click.BadParameter(fault, param_hint="--memory-param")
+    return given

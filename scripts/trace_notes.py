@@ -113,7 +113,7 @@ class Notes:
 def _mark_resumed(happenings: Iterable[Happening]) -> None:
     away = False
     for one in happenings:
-        if one.what == "preempted":
+        if one.what in ("preempted", "swapped out"):
             away = True
         elif isinstance(one, Step) and away and not one.dropped:
             one.resumed, away = True, False
@@ -150,6 +150,8 @@ def _take_report(notes: Notes, message: Message, replica: int) -> None:
         notes.step(message).dropped = True
     if notes.id in message.field("unpinned"):
         notes.add(message, "unpinned", message.header.seq, replica=replica)
+    if notes.id in message.field("unswapped", []):
+        notes.add(message, "not swapped out", message.header.seq, replica=replica)
     for id, tokens in zip(message.field("hit_ids"), message.field("hit_tokens"), strict=True):
         if id == notes.id:
             notes.add(message, "cached", message.header.seq, tokens=tokens, replica=replica)
@@ -169,6 +171,9 @@ def _take_admitted(notes: Notes, message: Message, _: int) -> None:
 def _take_plan(notes: Notes, message: Message, replica: int) -> None:
     if notes.id in message.field("preempt"):
         notes.add(message, "preempted", message.field("step"), step=message.field("step"))
+    for name, what in (("swap_out", "swapped out"), ("swap_in", "swapped in")):
+        if notes.id in message.field(name, []):
+            notes.add(message, what, message.field("step"), step=message.field("step"))
     for child, parent, computed in message.field("forks"):
         if child == notes.id:
             notes.add(message, "forked", parent=str(parent), computed=computed)

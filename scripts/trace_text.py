@@ -21,9 +21,10 @@ LEAST_PAUSE_S = 0.1
 LEAST_RUN = 3  # decodes shown as one line
 _WIDTH = 21  # of what happened
 _COLORS = {
-    "preempted": "yellow", "did not fit": "yellow", "unpinned": "yellow", "exit": "red", "kill": "red", "epoch": "cyan",
-    "resync": "cyan", "submitted": "", "first token": "green", "aborted": "yellow", "client gone": "yellow",
-    "call failed": "red", "not sent": "yellow", "pause": "yellow", "start": "cyan",
+    "preempted": "yellow", "swapped out": "yellow", "not swapped out": "yellow", "did not fit": "yellow",
+    "unpinned": "yellow", "exit": "red", "kill": "red", "epoch": "cyan", "resync": "cyan", "submitted": "",
+    "first token": "green", "aborted": "yellow", "client gone": "yellow", "call failed": "red", "not sent": "yellow",
+    "pause": "yellow", "start": "cyan",
 }  # fmt: skip
 
 Line = tuple[float, str, str, str]  # moment, what, details, colour
@@ -215,6 +216,11 @@ def _line(happening: Happening, one: History) -> Line:
             details = f"from {values['parent']}, with {values['computed']:,} tokens"
         case "preempted":
             details = f"before step {values['step']}"
+        case "swapped out" | "swapped in":
+            way = "to the host" if what == "swapped out" else "from the host"
+            details = f"its KV is copied {way} beside step {values['step']}"
+        case "not swapped out":
+            details = "no room on the host: its KV was dropped"
         case "aborted":
             details = "the frontend wants no more of it"
         case "ended":

@@ -10,7 +10,7 @@ import click
 import msgspec
 
 from accelgen.proto.config import Config, ConfigError, make_config
-from accelgen.proto.policies import known_policies
+from accelgen.proto.policies import known_memories, known_policies
 from accelgen.supervisor.errors import StartError
 from accelgen.supervisor.launch import serve
 
@@ -21,11 +21,14 @@ HELP = {
     "device": "auto, cpu or cuda.",
     "max_model_len": "Longest prompt + answer in tokens; 0: what the model allows.",
     "seed": "Seed of requests that state none.",
+    "think_tokens": "Tokens that end a reasoning model's thinking, by commas; </think> and the like if not given.",
     "kv_blocks": "Blocks of the KV cache; 0: from free memory.",
     "block_size": "Tokens of a KV block.",
     "gpu_memory_utilization": "Part of the device's memory that may be used.",
     "kv_memory_bytes": "Upper bound of the KV cache; 0: automatic.",
     "prefix_caching": "Reuse the KV of common prompt beginnings.",
+    "preemption": "What becomes of a victim's KV: recompute (dropped) or swap (kept in the host's memory).",
+    "swap_gb": "Host memory of each replica for swapped KV in GB, with --preemption swap.",
     "drafter": "Speculative decoding: folder or hub name of a smaller model with the same vocabulary, or ngram.",
     "max_draft_tokens": "Most tokens drafted for a request in one iteration.",
     "draft_tokens": "How many are drafted: adaptive (by acceptance and load) or fixed (always the most).",
@@ -38,6 +41,7 @@ HELP = {
     "max_body_bytes": "Largest accepted request body.",
     "max_choices": "Largest accepted `n`.",
     "policy": "Scheduling policy: {policies}.",
+    "memory": "Memory policy beside it: {memories}; the policy's own if not given.",
     "replicas": "Number of copies of the model, each with KV manager and worker.",
     "pipeline_depth": "Plans made ahead of the worker: 0 or 1.",
     "max_num_seqs": "Most requests in one iteration.",
@@ -54,7 +58,8 @@ HELP = {
     "recorder_events": "Last events that each process remembers for `accelgen trace`; 0: none.",
     "recorder_bytes": "Most memory of a process for them; 0: none.",
 }
-"""Every field of Config but `policy_params` (--policy-param) and `slo_classes` (file only)."""
+"""Every field of Config but `policy_params` (--policy-param), `memory_params` (--memory-param) and `slo_classes` (file
+only)."""
 
 _TYPES: dict[type, Any] = {int: int, float: float, bool: bool, str: str}
 
@@ -62,10 +67,10 @@ _TYPES: dict[type, Any] = {int: int, float: float, bool: bool, str: str}
 def options(function: Callable[..., Any]) -> Callable[..., Any]:
     """Gives a command one option per field of Config that has a line in HELP."""
     defaults = Config()
-    policies = ", ".join(known_policies())
+    policies, memories = ", ".join(known_policies()), ", ".join(known_memories())
     for name in reversed(HELP):
         default = getattr(defaults, name)
-        words = HELP[name].format(policies=policies)
+        words = HELP[name].format(policies=policies, memories=memories)
         option = "--" + name.replace("_", "-")
         names = [name, f"{option}/--no-{option[2:]}" if isinstance(default, bool) else option]
         if name.endswith("_s"):
@@ -82,15 +87,13 @@ def _shown(default: Any) -> str:
     )
 
 
-def parse_params(given: tuple[str, ...]) -> dict[str, Any]:
+def parse_params(given: tuple[str, ...], option: str = "--policy-param") -> dict[str, Any]:
     """`k=v` options as a table; a value is a number or true/false where it looks like one, else text."""
     params: dict[str, Any] = {}
     for text in given:
         name, equals, value = text.partition("=")
         if not (name and equals):
-            raise click.BadParameter(
-                f"{text!r} is not of the form name=value", param_hint="--policy-param"
-            )
+            raise click.BadParameter(f"{text!r} is not of the form name=value", param_hint=option)
         try:
             params[name] = msgspec.json.decode(value, type=float | int | bool | str)
         except msgspec.DecodeError:
@@ -107,19 +110,33 @@ def parse_params(given: tuple[str, ...]) -> dict[str, Any]:
     help="Parameter of the policy; repeatable. A wrong name lists those there are.",
 )
 @click.option(
+    "--memory-param",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="Parameter of the memory policy of --memory; repeatable.",
+)
+@click.option(
     "--config",
     "file",
     type=click.Path(path_type=Path),
     help="TOML file with these settings, and [slo_classes.NAME].",
 )
 @click.option("--detach", is_flag=True, help="Return when the server is ready; it goes on.")
-def command(policy_param: tuple[str, ...], file: Path | None, detach: bool, **given: Any) -> int:
+def command(
+    policy_param: tuple[str, ...],
+    memory_param: tuple[str, ...],
+    file: Path | None,
+    detach: bool,
+    **given: Any,
+) -> int:
     """Start a server: all its processes, and the model.
 
     What an option says goes before what the file of --config says."""
     overrides = {name: value for name, value in given.items() if value is not None}
     if policy_param:
         overrides["policy_params"] = parse_params(policy_param)
+    if memory_param:
+        overrides["memory_params"] = parse_params(memory_param, "--memory-param")
     try:
         return serve(make_config(file, overrides), detach)
     except ConfigError as error:

@@ -36,17 +36,16 @@ from dataclasses import dataclass
 
 import numpy as np
 from msgspec import Struct, structs
-from numpy.typing import NDArray
 
 from accelgen.proto.config import Config
+from accelgen.scheduler.table import Floats
 from accelgen.simulator.device import Device
-from accelgen.simulator.metrics import Rule
 from accelgen.simulator.needs import DAY_S, Model, Needs, needs_of
 from accelgen.simulator.packing import most_that_fit
 from accelgen.simulator.scenarios import ScenarioError
+from accelgen.simulator.times import Rule
 from accelgen.simulator.workload import Workload
 
-Floats = NDArray[np.float64]
 CELLS = 6_000_000  # intervals * requests
 MIXES = (0.0, 0.1, 0.25, 0.5)  # mu
 CLOSE_S = 1e-6  # that intervals are longer, and T shorter, for the sake of rounding

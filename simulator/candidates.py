@@ -14,11 +14,12 @@ from accelgen.scheduler.decision import BadDecision
 from accelgen.simulator.bound import check_known, least_time_s
 from accelgen.simulator.device import Device
 from accelgen.simulator.foresight import Facts
-from accelgen.simulator.metrics import Rule, Times, hopeless
+from accelgen.simulator.metrics import hopeless
 from accelgen.simulator.needs import Model, needs_of
 from accelgen.simulator.ordered import Knobs, Ordered
 from accelgen.simulator.precedence import Order
 from accelgen.simulator.run import Run, Simulation, Stuck
+from accelgen.simulator.times import Rule, Times
 from accelgen.simulator.workload import Workload
 
 Metric = Literal["goodput", "attainment"]

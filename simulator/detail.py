@@ -10,8 +10,9 @@ import numpy as np
 from msgspec import Struct, field
 
 from accelgen.proto.messages import Batch, StepResult
-from accelgen.simulator.metrics import Floats, Rule, Times
+from accelgen.scheduler.table import Floats
 from accelgen.simulator.run import Fate
+from accelgen.simulator.times import Rule, Times
 
 BIN, BINS = 0.02, 100  # of a gap as a share of its objective: 0 to 2, and all that is longer
 
@@ -74,7 +75,7 @@ class Log:
             arrival = self._fates[id - 1].arrival
             if count == 1 and start >= arrival.prompt_tokens:
                 decodes += 1
-                goal_s = arrival.objective.tpot_s
+                goal_s = arrival.pace_s(start + 2 - arrival.prompt_tokens)
                 tightest_s = tightest_s if goal_s is None else min(tightest_s, goal_s)
         columns.begin_s.append(done_s - result.run_s)
         columns.run_s.append(result.run_s)
@@ -86,8 +87,8 @@ class Log:
         """When the run is over."""
         times = Times.of(self._fates)
         gaps_s, owner = times.gaps_s()
-        share = gaps_s / times.tpot_due_s[owner]  # 0 where no objective is stated
-        stated = np.isfinite(times.tpot_due_s)
+        share = gaps_s / times.gap_due_s  # 0 where no objective is stated
+        stated = times.paced
         worst = np.full(len(self._fates), np.nan)
         np.fmax.at(worst, owner, share)
         worst[~stated] = np.nan
@@ -112,7 +113,8 @@ def _behind(times: Times) -> Floats:
     """In TPOT objectives, [n]; NaN where none is stated or no second token came."""
     behind_s, owner = times.behind_s()
     behind = np.full(len(times.tokens), np.nan)
-    np.fmax.at(behind, owner, behind_s / times.tpot_due_s[owner])
+    pace_s = np.where(np.isfinite(times.tpot_due_s), times.tpot_due_s, times.thinking_due_s)
+    np.fmax.at(behind, owner, behind_s / pace_s[owner])
     return behind
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from difflib import get_close_matches
 
 from accelgen.scheduler.cost_model import Coefficients, Work, evaluate
+from accelgen.scheduler.memory.crossover import Copies, Line
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +60,11 @@ class Device:
         tokens = work.prefill_tokens + work.decode_seqs
         attention = k.d * work.decode_context + k.e * work.prefill_work
         return (k.b + k.b2) * tokens + k.c * work.decode_seqs + attention
+
+    def copies(self, block_size: int) -> Copies:
+        """What moving blocks of `block_size` tokens to the host and back takes."""
+        line = Line(0.0, 1.0 / self.swap_bytes_s)
+        return Copies(line, line, self.kv_token_bytes * block_size)
 
     def blocks(self, block_size: int) -> int:
         """KV blocks of `block_size` tokens that its memory holds."""

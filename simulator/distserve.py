@@ -52,6 +52,9 @@ class DistServe:
         self.fates: list[Fate] = []
         self.run = Run(workload.name, NAME, self.fates, 0.0, workers)
         self.ended = 0
+        self._begun: dict[
+            int, int
+        ] = {}  # by identity: the numbers of requests that begin a session
         self._order = count()
         self._events: list[tuple[float, int, Callable[[float], None]]] = []  # a heap
         self._seen_s = 0.0
@@ -80,11 +83,13 @@ class DistServe:
     def _at(self, at_s: float, act: Callable[[float], None]) -> None:
         heapq.heappush(self._events, (at_s, next(self._order), act))
 
-    def _arrive_at(self, at_s: float, arrival: Arrival) -> None:
-        self._at(at_s, lambda now_s: self._arrive(replace(arrival, at_s=now_s), now_s))
+    def _arrive_at(self, at_s: float, arrival: Arrival, session: int = -1) -> None:
+        self._at(at_s, lambda now_s: self._arrive(replace(arrival, at_s=now_s), session, now_s))
 
-    def _arrive(self, arrival: Arrival, now_s: float) -> None:
-        fate = Fate(arrival)
+    def _arrive(self, arrival: Arrival, session: int, now_s: float) -> None:
+        fate = Fate(arrival, session=session)
+        if session < 0 and arrival.follow_up is not None:
+            self._begun[id(fate)] = len(self.fates)
         self.fates.append(fate)
         tokens = arrival.prompt_tokens + arrival.limit_tokens
         if tokens > self.decodes[0].blocks * self.block_size:
@@ -172,7 +177,8 @@ class DistServe:
         self.ended += 1
         follow_up = fate.arrival.follow_up
         if follow_up is not None and reason in (Reason.STOP, Reason.LENGTH):
-            self._arrive_at(now_s + fate.arrival.think_s, follow_up)
+            begun = self._begun.pop(id(fate), fate.session)
+            self._arrive_at(now_s + fate.arrival.think_s, follow_up, begun)
 
     def _note_use(self, now_s: float) -> None:
         blocks = self.decodes[0].blocks

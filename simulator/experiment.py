@@ -19,7 +19,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct, field
 
-from accelgen.proto.policies import POLICY_GROUP
+from accelgen.proto.policies import MEMORY_GROUP, POLICY_GROUP
 from accelgen.scheduler.decision import BadDecision
 from accelgen.scheduler.policy import UnknownPolicy, load_policy
 from accelgen.simulator.detail import Detail, Log
@@ -27,11 +27,12 @@ from accelgen.simulator.device import Device
 from accelgen.simulator.distserve import NAME as DISTSERVE
 from accelgen.simulator.distserve import DistServe
 from accelgen.simulator.lengths import KnownLengths
-from accelgen.simulator.metrics import Rule, Summary, hopeless, summarise
+from accelgen.simulator.metrics import Summary, hopeless, summarise
 from accelgen.simulator.mix import Asked, Half, load_sources, make_workload, stand_in_of
 from accelgen.simulator.run import Run, Simulation, Stuck, Successor
 from accelgen.simulator.scenarios import Scenario, ScenarioError
 from accelgen.simulator.stages import Rules
+from accelgen.simulator.times import Rule
 from accelgen.simulator.traces import find_trace
 from accelgen.simulator.workload import Workload
 
@@ -157,9 +158,10 @@ def _make_simulation(
     name, config = setting.policy, setting.scenario.config(setting.policy)
     params = {**setting.scenario.policies.get(name, {}), **setting.params}
     swap, sigma = setting.scenario.preemption == "swap", setting.length_error
-    if setting.swaps and (swap or name == DISTSERVE):
-        detail = "preemption: swap" if swap else f"policy: {name}"
-        raise ScenarioError(f"{detail} cannot be replaced under way; live neither exists")
+    if setting.scenario.memory and name == DISTSERVE:
+        raise ScenarioError(f"memory: {name} has rules of its own for memory, and takes no others")
+    if setting.swaps and name == DISTSERVE:
+        raise ScenarioError(f"policy: {name} cannot be replaced under way; live it does not exist")
     if setting.swaps and sigma is not None:
         raise ScenarioError("length_error: lengths are told at arrival, not to a successor")
     if name != DISTSERVE:
@@ -190,13 +192,13 @@ def key_of(setting: Setting) -> str:
     """The name of its result: a hash of the setting, of the files it reads, and of the code that runs. Raises
     TraceError."""
     digest = sha256(msgspec.json.encode(setting, order="sorted"))
-    for source in sorted({part.source for part in setting.scenario.parts}):
+    for source in sorted(setting.scenario.sources):
         if stand_in_of(source, setting.stand_ins) is None:
             digest.update(_file_digest(find_trace(source)))
     if setting.scenario.profile_file:
         digest.update(_file_digest(Path(setting.scenario.profile_file)))
     for policy in [setting.policy, *(one.policy for one in setting.swaps)]:
-        digest.update(_code_digest(policy))
+        digest.update(_code_digest(policy, setting.scenario.memory))
     return digest.hexdigest()[:24]
 
 
@@ -206,15 +208,16 @@ def _file_digest(path: Path) -> bytes:
 
 
 @cache
-def _code_digest(policy: str) -> bytes:
+def _code_digest(policy: str, memory: str) -> bytes:
     digest = sha256()
-    for path in modules_read(policy):
+    for path in modules_read(policy, memory):
         digest.update(sha256(path.read_bytes()).digest())
     return digest.digest()
 
 
-def modules_read(policy: str) -> list[Path]:
-    """The file of every module of the package that this one and the policy import, directly or not, sorted."""
+def modules_read(policy: str, memory: str = "") -> list[Path]:
+    """The file of every module of the package that this one, the policy and the memory policy import, directly or not,
+    sorted. A policy imports its own memory policy."""
     names = [__name__]
     searched = [ORACLE_MODULE] if policy == ORACLE else []
     names += [
@@ -223,6 +226,7 @@ def modules_read(policy: str) -> list[Path]:
         if entry.name == policy or (searched and entry.module.startswith("accelgen."))
     ]
     names += searched
+    names += [entry.module for entry in entry_points(group=MEMORY_GROUP) if entry.name == memory]
     found: dict[str, Path] = {}
     while names:
         name = names.pop()

@@ -11,8 +11,8 @@ import numpy as np
 from accelgen.scheduler.cost_model import Work
 from accelgen.scheduler.table import FAR_S, Floats, Ints, RequestTable
 from accelgen.simulator.device import Device, Iteration
-from accelgen.simulator.metrics import Rule
 from accelgen.simulator.needs import Needs
+from accelgen.simulator.times import Rule
 from accelgen.simulator.workload import Workload
 
 NEAR_S = FAR_S / 2  # a deadline nearer than this is a real one
@@ -66,7 +66,7 @@ class Facts:
             else:
                 first_s = table.first_due_s[slots]
                 due_s = np.where(first_s < NEAR_S, np.maximum(first_s, came_s), came_s)
-                due_s = due_s + given * gap_s
+                due_s = due_s + given * gap_s + table.shift_s[slots]
         found: Floats = np.minimum(due_s, table.end_due_s[slots] - (left - 1) * self.least_s)
         return found
 

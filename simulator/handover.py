@@ -1,9 +1,10 @@
 """Another policy takes over a simulated server, as `accelgen swap` does it live.
 
 Whoever is in office yields: nothing more is planned until its iterations have come back. Then its successor inherits
-the KV managers' inventories and what has been learnt (length predictor, cost models, the state of a policy of the same
-name), and hears of every live request again: prompt, tokens so far, and for how long it has waited. Requests that ran
-go on where they were; whoever had ended is given back. It takes no time of its own (live: an iteration and 50 ms).
+the KV managers' inventories and what has been learnt (length predictor, cost models, the states of a policy and of a
+memory policy of the same names), and hears of every live request again: prompt, tokens so far, and for how long it has
+waited. Requests that ran go on where they were; whoever had ended is given back. It takes no time of its own (live: an
+iteration and 50 ms).
 """
 
 from __future__ import annotations
@@ -35,6 +36,9 @@ def successor(
         after.cost = before.cost
         if policy.name == old.policy.name:
             after.state = before.state
+        if core.memory.name == old.memory.name:
+            after.memory_state = before.memory_state
+        kv.on_copies_done()  # as if the worker had been asked
         core.inherit(kv.on_activate(), index)
     for request, arrival_s in live(old):
         core.on_submit(_again(request, now_s - arrival_s), request.frontend, now_s)

@@ -31,12 +31,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from accelgen.proto.config import Config
+from accelgen.scheduler.table import Floats
 from accelgen.simulator.device import Device
-from accelgen.simulator.metrics import CLOSE_S, Rule
-from accelgen.simulator.worker import STOP, TOKEN
+from accelgen.simulator.times import CLOSE_S, Rule
+from accelgen.simulator.worker import STOP, THINK_END, TOKEN
 from accelgen.simulator.workload import OWN, Arrival, Workload
 
-Floats = NDArray[np.float64]
 DAY_S = 86_400.0
 
 
@@ -155,11 +155,12 @@ def _needs(arrival: Arrival, shared: int, model: Model, rule: Rule) -> Needs:
     full = np.maximum(tokens // model.block_size - shared, 0)
     ends_s = arrival.at_s + np.cumsum(alone_s)
     latest_s = _latest_s(arrival, alone_s, rule)
-    goal_s, gaps_s = arrival.objective.tpot_s, alone_s[1:]
+    paces_s, gaps_s = _paces_s(arrival), alone_s[1:]
     attainable = bool((ends_s <= latest_s + CLOSE_S).all())
-    if goal_s is not None and output > 1 and rule is not Rule.CUMULATIVE:
-        least_s = gaps_s.max() if rule is Rule.EVERY_GAP else gaps_s.mean()
-        attainable &= bool(least_s <= goal_s + CLOSE_S)
+    if rule is Rule.EVERY_GAP:
+        attainable &= bool((gaps_s <= paces_s + CLOSE_S).all())
+    elif rule is Rule.MEAN:
+        attainable &= _keeps_means(arrival, gaps_s)
     return Needs(
         sent_s=arrival.at_s,
         release_s=np.concatenate([[arrival.at_s], ends_s[:-1]]),
@@ -168,7 +169,7 @@ def _needs(arrival: Arrival, shared: int, model: Model, rule: Rule) -> Needs:
         work_s=work_s,
         share=held / model.blocks,
         kept=full / model.blocks,
-        gap_s=goal_s if goal_s is not None and rule is Rule.EVERY_GAP else np.inf,
+        gap_s=float(paces_s.max()) if rule is Rule.EVERY_GAP and output > 1 else np.inf,
         attainable=attainable,
     )
 
@@ -178,9 +179,12 @@ def _latest_s(arrival: Arrival, alone_s: Floats, rule: Rule) -> Floats:
     and arrival + D, by two of them token k at arrival + F + (k - 1) G; and each so early that the rest can follow."""
     goal, number = arrival.objective, np.arange(len(alone_s))
     first_s = np.inf if goal.ttft_s is None else arrival.at_s + goal.ttft_s
-    gap_s = np.inf if goal.tpot_s is None else goal.tpot_s
-    with np.errstate(invalid="ignore"):
-        paced_s = first_s + np.where(number > 0, number * gap_s, 0.0)
+    if goal.thinking is None:
+        gap_s = np.inf if goal.tpot_s is None else goal.tpot_s
+        with np.errstate(invalid="ignore"):
+            paced_s = first_s + np.where(number > 0, number * gap_s, 0.0)
+    else:  # without an objective of its own thinking may take any time
+        paced_s = first_s + np.concatenate([[0.0], np.cumsum(_paces_s(arrival))])
     end_s = float(paced_s[-1])
     if goal.e2e_s is not None:
         end_s = min(end_s, arrival.at_s + goal.e2e_s)
@@ -190,6 +194,24 @@ def _latest_s(arrival: Arrival, alone_s: Floats, rule: Rule) -> Floats:
         latest_s = np.minimum(latest_s, paced_s)
     latest_s[0] = min(latest_s[0], first_s)
     return latest_s + CLOSE_S * (number + 2)
+
+
+def _paces_s(arrival: Arrival) -> Floats:
+    """The objective of each gap, [output - 1]; infinite where none is stated."""
+    goal, numbers = arrival.objective, np.arange(2, arrival.output_tokens + 1)
+    response_s = np.inf if goal.tpot_s is None else goal.tpot_s
+    if goal.thinking is None:
+        return np.full(len(numbers), response_s)
+    thinking_s = np.inf if goal.thinking.tpot_s is None else goal.thinking.tpot_s
+    return np.where(numbers <= arrival.thought, thinking_s, response_s)
+
+
+def _keeps_means(arrival: Arrival, gaps_s: Floats) -> bool:
+    """Whether the mean of the shortest gaps of each part of the answer keeps its objective."""
+    thinking = max(arrival.thought - 1, 0)
+    paces_s = _paces_s(arrival)
+    parts = [part for part in (slice(0, thinking), slice(thinking, None)) if len(gaps_s[part])]
+    return all(bool(gaps_s[part].mean() <= paces_s[part][0] + CLOSE_S) for part in parts)
 
 
 def _shared_tokens(arrivals: Sequence[Arrival]) -> list[int]:
@@ -204,7 +226,8 @@ def _shared_tokens(arrivals: Sequence[Arrival]) -> list[int]:
         names = 0
         while names < len(arrival.prefix) and (
             seen[arrival.prefix[: names + 1]] > 1
-            or arrival.prefix[names] % OWN in (TOKEN, STOP)  # as what others have generated
+            or arrival.prefix[names] % OWN
+            in (TOKEN, STOP, THINK_END)  # as what others have generated
             or len(sizes) > 1  # names of blocks of another size: nobody looks how far they agree
         ):
             names += 1

@@ -28,10 +28,11 @@ from accelgen.simulator.candidates import GRID, Judge, Metric, Outcome
 from accelgen.simulator.climb import Chain
 from accelgen.simulator.device import Device
 from accelgen.simulator.experiment import ORACLE, Progress, Result, Setting, key_of, simulate
-from accelgen.simulator.metrics import Rule, summarise
+from accelgen.simulator.metrics import summarise
 from accelgen.simulator.mix import Asked, load_sources, make_workload
 from accelgen.simulator.ordered import Knobs
 from accelgen.simulator.precedence import Script, done_share, next_choices
+from accelgen.simulator.times import Rule
 from accelgen.simulator.workload import Workload
 
 EXHAUSTIVE = 7  # requests

@@ -10,9 +10,9 @@ prices: all x begin at 1, which is best at the prices 0, and the constraint that
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
+from accelgen.scheduler.table import Floats
+
 CLOSE = 1e-9
 PIVOTS = 2000
 

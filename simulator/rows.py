@@ -5,10 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
+from accelgen.scheduler.table import Floats, Ints
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +24,7 @@ class Stage:
 class Rows:
     """The requests of a trace, columns [n]. `at_s` starts at 0 and ascends; None for a set of lengths without times.
     `prefixes` names each prompt's leading blocks of `prefix_block` tokens. `later` has the stages that follow each
-    request in its session."""
+    request in its session. `thinking`: how many of its output tokens are thinking, less than all."""
 
     name: str
     digest: str
@@ -36,6 +34,7 @@ class Rows:
     prefixes: list[tuple[int, ...]] | None = None
     prefix_block: int = 0
     later: list[tuple[Stage, ...]] | None = None
+    thinking: Ints | None = None
 
     def __len__(self) -> int:
         return len(self.prompt)
@@ -52,7 +51,14 @@ class Rows:
             None if self.prefixes is None else [self.prefixes[i] for i in which],
             self.prefix_block,
             None if self.later is None else [self.later[i] for i in which],
+            None if self.thinking is None else self.thinking[which],
         )
+
+    def between(self, begin_s: float, length_s: float) -> Rows:
+        """The requests that come from `begin_s` on, for `length_s`; there must be times."""
+        assert self.at_s is not None
+        inside = (self.at_s >= begin_s) & (self.at_s < begin_s + length_s)
+        return self.take(np.flatnonzero(inside))
 
     def half(self, part: str) -> Rows:
         """`tune` and `report`: the first and the second half of the requests, of a set without times every other one;

@@ -14,12 +14,13 @@ from dataclasses import dataclass, field, replace
 from math import inf
 from time import thread_time
 
+from msgspec import structs
+
 from accelgen.kvmanager.core import KvCore
 from accelgen.proto.config import Config
 from accelgen.proto.messages import (
     Batch,
     Finished,
-    KvReport,
     Lookup,
     Plan,
     Prompt,
@@ -31,15 +32,15 @@ from accelgen.proto.messages import (
 )
 from accelgen.scheduler.core import ReplicaSpec, SchedulerCore
 from accelgen.scheduler.policy import Policy
-from accelgen.scheduler.predictor import LengthPredictor
+from accelgen.scheduler.predictors.estimate import LengthPredictor
 from accelgen.simulator.device import Device
 from accelgen.simulator.handover import live, successor
 from accelgen.simulator.lengths import KnownLengths
-from accelgen.simulator.swapping import SwappingKv
-from accelgen.simulator.worker import STOP, TOKEN, SimulatedWorker
+from accelgen.simulator.worker import STOP, THINK_END, TOKEN, SimulatedWorker
 from accelgen.simulator.workload import Arrival, Workload
 
 STARVED_S = 60.0  # with nothing in flight and nothing planned for so long, nothing ever will be
+ENDLESS = 2**31 - 1  # blocks of the host
 WATCH_STEPS = 256  # iterations between two looks of a watcher
 
 
@@ -51,7 +52,8 @@ class Stuck(RuntimeError):
 class Fate:
     """What became of a request that was sent: the time of each token, and how it ended (None if the run was cut off).
 
-    `arrival.at_s` is when it was sent, of a follow-up, too."""
+    `arrival.at_s` is when it was sent, of a follow-up, too. `session`: the number of the request that a follow-up's
+    session began with, in the order of sending; -1 for that one itself."""
 
     arrival: Arrival
     token_s: array[float] = field(default_factory=lambda: array("d"))
@@ -59,6 +61,7 @@ class Fate:
     preemptions: int = 0
     cached_tokens: int = 0
     taken_over: bool = False  # its policy was replaced while it lived
+    session: int = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,26 +113,33 @@ class Simulation:
         successors: Sequence[Successor] = (),
         acceptance: float = 0.6,
     ) -> None:
-        """`swap`: KV of who is preempted goes to the host, instead of being computed again. `successors` take over, in
-        the order of time. With a drafter in `config`, drafts are accepted with probability `acceptance`."""
-        assert not (swap and successors), "live, nothing can be on the host"
+        """`swap`: KV of who is preempted goes to the host, where there is room for all of it, instead of being computed
+        again. `successors` take over, in the order of time. With a drafter in `config`, drafts are accepted with
+        probability `acceptance`."""
+        config = structs.replace(config, preemption="swap") if swap else config
         self.workload, self.config = workload, config
         self.observer: Observer | None = None
         self._known = predictor if isinstance(predictor, KnownLengths) else None
         blocks = config.kv_blocks or device.blocks(config.block_size)
-        spec = ReplicaSpec(blocks, config.block_size, device.coefficients)
+        spec = ReplicaSpec(
+            blocks, config.block_size, device.coefficients, copies=device.copies(config.block_size)
+        )
         self._specs = specs = dict.fromkeys(range(config.replicas), spec)
         self._successors = deque(sorted(successors, key=lambda one: one.at_s))
         self.core = SchedulerCore(config, policy, specs, predictor)
-        kind = SwappingKv if swap else KvCore
-        self.kvs = [kind(blocks, config.block_size, config.prefix_caching) for _ in specs]
-        self._block_s = config.block_size * device.kv_token_bytes / device.swap_bytes_s
+        size, host_blocks = config.block_size, ENDLESS if swap else 0
+        self.kvs = [KvCore(blocks, size, config.prefix_caching, host_blocks) for _ in specs]
+        block_s = size * device.kv_token_bytes / device.swap_bytes_s
         self._stops: dict[int, int] = {}  # request id -> tokens at its end
-        self.workers = [SimulatedWorker(device, self._stops, acceptance) for _ in specs]
+        self._thoughts: dict[int, int] = {}  # request id -> tokens when its thinking is over
+        self.workers = [
+            SimulatedWorker(device, self._stops, self._thoughts, block_s, acceptance) for _ in specs
+        ]
         self.fates: list[Fate] = []
         self.run = Run(workload.name, policy.name, self.fates, 0.0, self.workers)
         self._results: list[tuple[float, int, int, StepResult]] = []  # a heap: due, order, replica
-        self._follow_ups: list[tuple[float, int, Arrival, list[int]]] = []  # a heap: due, order
+        # A heap: due, order, and what is sent; what was said before it, and where its session began.
+        self._follow_ups: list[tuple[float, int, Arrival, list[int], int]] = []
         self._said: dict[int, list[int]] = {}  # prompts that a follow-up will go on from
         self._order = 0
         self._next = 0  # arrival
@@ -204,6 +214,8 @@ class Simulation:
                 fate.taken_over, fate.cached_tokens = True, request.cached_tokens
         self.run.dropped += sum(replica.dropped for replica in old.replicas.values())
         self.run.takeovers_s.append(now_s)
+        for worker in self.workers:
+            worker.forget_copies()
         self.core = successor(old, policy, self.config, self._specs, self.kvs, now_s)
         self._flush(now_s)
 
@@ -216,13 +228,14 @@ class Simulation:
 
     def _arrive(self, now_s: float) -> None:
         earlier: Sequence[int] = ()
+        session = -1
         if self._follow_ups and self._follow_ups[0][0] <= now_s:
-            _, _, arrival, earlier = heapq.heappop(self._follow_ups)
+            _, _, arrival, earlier, session = heapq.heappop(self._follow_ups)
             arrival = replace(arrival, at_s=now_s)
         else:
             arrival = self.workload.arrivals[self._next]
             self._next += 1
-        self.fates.append(Fate(arrival))
+        self.fates.append(Fate(arrival, session=session))
         id = len(self.fates)
         if self._known is not None:
             self._known.expect(arrival)
@@ -231,6 +244,8 @@ class Simulation:
             self._said[id] = tokens
         if arrival.limit_tokens > arrival.output_tokens:
             self._stops[id] = arrival.prompt_tokens + arrival.output_tokens
+        if arrival.thinking_tokens:
+            self._thoughts[id] = arrival.prompt_tokens + arrival.thinking_tokens
         submit = Submit(
             Prompt(id, tokens),
             arrival.limit_tokens,
@@ -250,9 +265,12 @@ class Simulation:
             return
         last = STOP if fate.end is Reason.STOP else TOKEN
         earlier = said + [TOKEN] * (arrival.output_tokens - 1) + [last]
+        if arrival.thinking_tokens:
+            earlier[len(said) + arrival.thinking_tokens - 1] = THINK_END
+        session = id - 1 if fate.session < 0 else fate.session
         self._order += 1
         due_s = now_s + arrival.think_s
-        heapq.heappush(self._follow_ups, (due_s, self._order, follow_up, earlier))
+        heapq.heappush(self._follow_ups, (due_s, self._order, follow_up, earlier, session))
 
     # --- what the scheduler says ---------------------------------------------------------------------------------
 
@@ -265,7 +283,7 @@ class Simulation:
                 if role is Role.FRONTEND:
                     self._receive(body, now_s)
                 elif isinstance(body, Lookup):
-                    self._report(self.kvs[index].on_lookup(body), index, now_s)
+                    core.on_report(self.kvs[index].on_lookup(body), index, now_s)
                 else:
                     assert isinstance(body, Plan)
                     self._execute(body, index, now_s)
@@ -275,21 +293,14 @@ class Simulation:
         kv = self.kvs[index]
         batch, report = kv.on_plan(plan)
         kv.settle()
-        copies_s = kv.moved * self._block_s if isinstance(kv, SwappingKv) else 0.0
-        done_s, result = self.workers[index].run(batch, now_s, copies_s)
+        done_s, result = self.workers[index].run(batch, now_s)
         self.run.steps += bool(batch.ids)
         self.run.entries += len(batch.ids)
         if self.observer is not None:
             self.observer(batch, index, done_s, result)
         self._order += 1
         heapq.heappush(self._results, (done_s, self._order, index, result))
-        self._report(report, index, now_s)
-
-    def _report(self, report: KvReport, index: int, now_s: float) -> None:
         self.core.on_report(report, index, now_s)
-        kv = self.kvs[index]
-        if isinstance(kv, SwappingKv):
-            kv.hide(self.core.replicas[index].table)
 
     def _note_use(self, index: int, now_s: float) -> None:
         """Blocks change hands with a Plan only: what was in use since the last one was so all the time."""
@@ -314,5 +325,6 @@ class Simulation:
                     if not fate.taken_over:  # the policy that saw it arrive knows
                         fate.cached_tokens = end.cached_tokens
                     self._stops.pop(end.id, None)
+                    self._thoughts.pop(end.id, None)
                     if end.id in self._said:
                         self._send_follow_up(end.id, fate, now_s)

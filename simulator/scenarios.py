@@ -17,11 +17,12 @@ import msgspec
 from msgspec import Meta, Struct, field, structs
 
 from accelgen.proto.config import Config, SloClass
+from accelgen.proto.stages import PARTS, STAGES
 from accelgen.simulator.device import Device, UnknownDevice, find_device
 from accelgen.simulator.local_device import profiled_device
-from accelgen.simulator.metrics import Rule
 from accelgen.simulator.synthetic import STAND_INS
 from accelgen.simulator.tensor_parallel import NoNetwork, split
+from accelgen.simulator.times import Rule
 
 T = TypeVar("T")
 Count = Annotated[int, Meta(ge=1, le=1_000_000_000)]
@@ -51,9 +52,44 @@ class Goal(Struct, frozen=True, forbid_unknown_fields=True):
             raise ValueError(f"spread: {self.spread[0]:g} is above {self.spread[1]:g}")
 
 
+class StageGoal(Struct, frozen=True, forbid_unknown_fields=True):
+    """Objectives of one stage, in place of those of the part."""
+
+    ttft: Goal | None = None
+    tpot: Goal | None = None
+
+
+class StageGoals(Struct, frozen=True, forbid_unknown_fields=True):
+    """Of the parts of an answer (`thinking`, `response`), and of the calls of a session: those of a `tool` loop, and
+    the last one, the `answer`."""
+
+    thinking: StageGoal | None = None
+    response: StageGoal | None = None
+    tool: StageGoal | None = None
+    answer: StageGoal | None = None
+
+    def __post_init__(self) -> None:
+        for name in PARTS:
+            goal = getattr(self, name)
+            if goal is not None and goal.ttft is not None:
+                raise ValueError(f"{name}: ttft: an answer has one first token, the part's ttft")
+        for name in STAGES:
+            goal = getattr(self, name)
+            if goal is not None and goal.tpot is not None and goal.tpot.slowdown is not None:
+                raise ValueError(
+                    f"{name}: tpot: slowdown is of the prompt, so it is for ttft alone"
+                )
+
+    @property
+    def of_answer(self) -> bool:
+        """Whether thinking and response are told apart."""
+        return self.thinking is not None or self.response is not None
+
+
 class Part(Struct, frozen=True, forbid_unknown_fields=True):
     """Some of the requests: `share` of them, with lengths from `source` (a trace or length set by name, or
-    `synthetic:NAME`), multiplied by `length_scale`. Its name is the class that the requests state."""
+    `synthetic:NAME`), multiplied by `length_scale`. Its name is the class that the requests state. `stages` have
+    objectives of their own; what of the output is thinking the source says, or `thinking_share`."""
 
     name: Annotated[str, Meta(min_length=1, max_length=64)]
     source: Annotated[str, Meta(min_length=1)]
@@ -62,6 +98,8 @@ class Part(Struct, frozen=True, forbid_unknown_fields=True):
     ttft: Goal | None = None
     tpot: Goal | None = None
     e2e: Goal | None = None
+    stages: StageGoals = StageGoals()
+    thinking_share: Annotated[float, Meta(gt=0, lt=1)] | None = None
 
     def __post_init__(self) -> None:
         for name in ("tpot", "e2e"):
@@ -73,6 +111,8 @@ class Part(Struct, frozen=True, forbid_unknown_fields=True):
 class Scenario(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """A workload on a device. `arrivals`: `poisson`; `gamma` with `cv`; `trace`: the times of the one source, scaled;
     `thinned`: the times of the source, requests left out at random (to go faster than the source, it is scaled).
+    `arrivals_of` takes these times from another trace than the lengths; `slice_s` (where it begins, how long it is) a
+    slice of that trace (a stand-in for it is the same at any time: it is not cut).
 
     Outputs are cut to `max_tokens`, which is also what clients ask for; prompts so that both have at most `cut_tokens`.
     Halves of a trace are for tuning and for reporting."""
@@ -86,6 +126,8 @@ class Scenario(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     requests: Count = 1000
     arrivals: Literal["poisson", "gamma", "trace", "thinned"] = "poisson"
     cv: Factor = 1.0
+    arrivals_of: str = ""  # "": the source of the parts
+    slice_s: tuple[Annotated[float, Meta(ge=0, le=1e9)], Factor] | None = None
     part_of_trace: Literal["tune", "report", "all"] = "all"
     max_tokens: Count = 2048
     cut_tokens: Annotated[int, Meta(ge=0)] = 0  # 0: what the KV cache holds
@@ -104,6 +146,8 @@ class Scenario(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     prefix_caching: bool = True
     preemption: Literal["recompute", "swap"] = "recompute"  # distserve always swaps
     swap_gb_s: Factor = 25.0  # per device, to the host and back
+    memory: str = ""  # memory policy; "" is the policy's own
+    memory_params: Params = field(default_factory=dict)
     rule: Rule = Rule.CUMULATIVE  # that figures of goodput and capacity are judged by
     policies: dict[str, Params] = field(default_factory=dict)  # parameters, by policy
 
@@ -114,10 +158,28 @@ class Scenario(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         if self.rates != sorted(self.rates):
             raise ValueError("rates: not ascending")
         sources = {part.source for part in self.parts}
-        if self.arrivals in ("trace", "thinned") and len(sources) > 1:
+        timed = self.arrivals in ("trace", "thinned")
+        if timed and len(sources) > 1 and not self.arrivals_of:
             raise ValueError(f"arrivals: the times of which of {', '.join(sorted(sources))}?")
+        if self.memory_params and not self.memory:
+            raise ValueError("memory_params: of which memory policy? State memory, too")
+        for name in ("arrivals_of", "slice_s"):
+            if getattr(self, name) and not timed:
+                raise ValueError(f"{name}: arrivals are {self.arrivals}, not trace or thinned")
         if self.cut_tokens and self.cut_tokens <= self.max_tokens:
             raise ValueError(f"cut_tokens: {self.cut_tokens} leaves no room beside max_tokens")
+
+    @property
+    def timed_by(self) -> str:
+        """The source whose times are used; "" for none."""
+        timed = self.arrivals in ("trace", "thinned")
+        return (self.arrivals_of or self.parts[0].source) if timed else ""
+
+    @property
+    def sources(self) -> list[str]:
+        """All sources by name, each once."""
+        found = dict.fromkeys(part.source for part in self.parts)
+        return [*found, *({self.timed_by} - {"", *found})]
 
     def device(self) -> Device:
         """The model on the hardware of one replica. Raises UnknownDevice or ProfileError."""
@@ -142,6 +204,8 @@ class Scenario(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
             kv_blocks=self.kv_blocks,
             block_size=self.block_size,
             prefix_caching=self.prefix_caching,
+            memory=self.memory,
+            memory_params=self.memory_params,
             replicas=self.replicas,
             pipeline_depth=self.pipeline_depth,
             max_num_seqs=self.max_num_seqs,
@@ -208,7 +272,8 @@ def make_scenario(fields: Any, at: str = "", policies: dict[str, Params] | None 
         field = "tensor_parallel" if isinstance(error, NoNetwork) else "model"
         raise ScenarioError(_at(at, field, error)) from error
     for part in scenario.parts:
-        _check_source(part, _at(at, f"parts.{part.name}.source"))
+        _check_source(part.source, _at(at, f"parts.{part.name}.source"))
+    _check_source(scenario.arrivals_of, _at(at, "arrivals_of"))
     room, needed = scenario.room(device), scenario.cut_tokens or scenario.max_tokens + 1
     if needed > room:
         field = "cut_tokens" if scenario.cut_tokens else "max_tokens"
@@ -230,13 +295,13 @@ def _at(*parts: object) -> str:
     return f"{where}: {words}" if where and " " in words else ".".join(filter(None, [where, words]))
 
 
-def _check_source(part: Part, at: str) -> None:
+def _check_source(source: str, at: str) -> None:
     """A trace may be missing here, a stand-in may not."""
-    name = part.source.removeprefix(SYNTHETIC)
-    if name != part.source and name not in STAND_INS:
+    name = source.removeprefix(SYNTHETIC)
+    if name != source and name not in STAND_INS:
         near = difflib.get_close_matches(name, STAND_INS) or sorted(STAND_INS)
         raise ScenarioError(
-            f"{at}: there is no {part.source!r}; did you mean"
+            f"{at}: there is no {source!r}; did you mean"
             f" {' or '.join(SYNTHETIC + one for one in near)}?"
         )
 
@@ -250,7 +315,7 @@ def convert(value: Any, kind: type[T], at: str) -> T:
         where = (at + where.rstrip("`")).strip(".")
         unknown = words.partition("unknown field ")[2].strip("`")
         if unknown:
-            known = _fields(kind) | _fields(Part) | _fields(Goal)
+            known = _fields(kind) | _fields(Part) | _fields(Goal) | _fields(StageGoals)
             near = difflib.get_close_matches(unknown, known, 1)
             words = f"unknown field {unknown}" + (f"; did you mean {near[0]}?" if near else "")
         raise ScenarioError(f"{where}: {words.replace('`', '')}" if where else words) from error

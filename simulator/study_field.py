@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from accelgen.simulator.distserve import NAME as DISTSERVE
-from accelgen.simulator.metrics import Rule
 from accelgen.simulator.published import (
     CODE_CAPACITY,
     CONV_CAPACITY,
@@ -12,6 +11,7 @@ from accelgen.simulator.published import (
 from accelgen.simulator.shown import NONE, Cell, Figure, Panel, Series, Table, number, text
 from accelgen.simulator.study import Arm, Ask, Found, Scale, Section, faults
 from accelgen.simulator.study_ratios import ARMS, WHOLE
+from accelgen.simulator.times import Rule
 
 WORKLOADS = (
     "azure2023_conv", "azure2023_code", "mooncake_conversation", "three_class", "three_class_conv"

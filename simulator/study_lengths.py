@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from accelgen.simulator.groups import figure_of
-from accelgen.simulator.metrics import Rule
 from accelgen.simulator.shown import Figure, Panel, Series, Table, number, text
 from accelgen.simulator.study import Arm, Ask, Found, Scale, Section, faults
 from accelgen.simulator.study_details import percent
 from accelgen.simulator.study_ratios import end_to_end
+from accelgen.simulator.times import Rule
 
 POLICIES = ("accelgen", "edf", "qoserve", "slidingserve")
 KNOWLEDGE: tuple[tuple[str, float | None], ...] = (

@@ -8,7 +8,6 @@ from math import inf
 
 from accelgen.simulator.experiment import Result
 from accelgen.simulator.groups import Read, figure_of
-from accelgen.simulator.metrics import Rule
 from accelgen.simulator.published import ABLATIONS, ACCELGEN
 from accelgen.simulator.shown import (
     NONE,
@@ -24,10 +23,11 @@ from accelgen.simulator.shown import (
     text,
 )
 from accelgen.simulator.study import Arm, Found
+from accelgen.simulator.times import Rule
 
 BASELINES = ("orca", "vllm", "fastgen", "sarathi", "fastserve")
 """Those that the paper compares with."""
-NEWER = ("edf", "srpf", "qoserve", "slidingserve")
+NEWER = ("edf", "srpf", "qoserve", "slidingserve", "slos-serve")
 OWN = ("accelgen", "accelgen-calibrated", "accelgen-adaptive")
 WITHOUT = ("accelgen-no-chunking", "accelgen-no-ordering", "accelgen-no-batching")
 WHOLE = tuple(map(Arm.of, (*BASELINES, *NEWER, *OWN)))

@@ -7,12 +7,12 @@ from msgspec import structs
 
 from accelgen.simulator.detail import BIN, BINS
 from accelgen.simulator.groups import figure_of
-from accelgen.simulator.metrics import Rule
 from accelgen.simulator.shown import Figure, Line, Panel, Series, Table, number, text
 from accelgen.simulator.study import Arm, Ask, Found, Scale, Section, faults, sweep
 from accelgen.simulator.study_budget import TRACE
 from accelgen.simulator.study_details import details, percent
 from accelgen.simulator.study_ratios import ATTAINED, GAP
+from accelgen.simulator.times import Rule
 
 ARMS = tuple(map(Arm.of, ("sarathi", "accelgen", "accelgen-calibrated", "qoserve", "slidingserve")))
 RATES = (3.0, 4.0, 5.0, 6.0)

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 from accelgen.simulator.detail import Requests
 from accelgen.simulator.groups import figure_of, words_of
-from accelgen.simulator.metrics import Rule
 from accelgen.simulator.published import STAIRCASE, STAIRCASE_CAPACITY, STAIRCASE_VIOLATIONS
 from accelgen.simulator.shown import Figure, Panel, Series, Table, number, text
 from accelgen.simulator.study import Arm, Ask, Found, Scale, Section, faults
 from accelgen.simulator.study_details import requests_of, share
 from accelgen.simulator.study_field import note_of
+from accelgen.simulator.times import Rule
 
 WANTED = 0.99
 STEPS = (

@@ -12,7 +12,8 @@ from typing import Protocol
 
 import numpy as np
 
-from accelgen.simulator.rows import Floats, Ints, Rows
+from accelgen.scheduler.table import Floats, Ints
+from accelgen.simulator.rows import Rows, Stage
 
 # --- arrivals ----------------------------------------------------------------------------------------------------
 
@@ -125,15 +126,29 @@ class LogUniform:
 # --- stand-ins ---------------------------------------------------------------------------------------------------
 
 
+_SHARES = (0, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 1)
+
+
+class Source(Protocol):
+    """Where requests come from that are in no file; `rate` is 0 if they have no times."""
+
+    @property
+    def rate(self) -> float: ...
+
+    def rows(self, name: str, count: int, seed: int) -> Rows:
+        """`count` requests, or sessions."""
+
+
 @dataclass(frozen=True, slots=True)
 class StandIn:
     """What is published of a trace. `rate` in requests per second, 0 for a set of lengths; without `bursts` arrivals
-    are a Poisson process."""
+    are a Poisson process. `thinking`: quantiles of the share of the output that is thinking."""
 
     prompt: Lengths
     output: Lengths
     rate: float = 0.0
     bursts: Bursts | None = None
+    thinking: tuple[float, ...] = ()
 
     def rows(self, name: str, count: int, seed: int) -> Rows:
         """`count` requests, with times if it has a rate."""
@@ -144,10 +159,57 @@ class StandIn:
             at_s = bursty(count, self.rate, self.bursts, draw)
         elif self.rate:
             at_s = poisson(count, self.rate, draw)
-        return Rows(f"synthetic:{name}", f"synthetic-1-{seed}", at_s, prompt, output)
+        thinking = self._thinking(output, draw) if self.thinking else None
+        name, digest = f"synthetic:{name}", f"synthetic-1-{seed}"
+        return Rows(name, digest, at_s, prompt, output, thinking=thinking)
+
+    def _thinking(self, output: Ints, draw: np.random.Generator) -> Ints:
+        shares = np.interp(draw.uniform(0, 1, size=len(output)), _SHARES, self.thinking)
+        found: Ints = np.minimum(np.rint(shares * output), output - 1).astype(np.int64)
+        return found
 
 
-STAND_INS: dict[str, StandIn] = {
+@dataclass(frozen=True, slots=True)
+class Loops:
+    """Sessions in which a model calls tools until it can answer: the number of calls is geometric with mean `calls`,
+    the answer included. Each prompt is all that was said, and the tool's `result`, there after an exponential time."""
+
+    prompt: Lengths
+    call: Lengths
+    result: Lengths
+    answer: Lengths
+    calls: float
+    tool_s: float
+    rate: float = 0.0
+
+    def rows(self, name: str, count: int, seed: int) -> Rows:
+        draw = np.random.default_rng([seed, 7])
+        numbers = draw.geometric(1 / self.calls, size=count)
+        total = int(numbers.sum())
+        prompts, results = self.prompt.draw(count, draw), self.result.draw(total, draw)
+        calls, answers = self.call.draw(total, draw), self.answer.draw(count, draw)
+        waits_s = draw.exponential(self.tool_s, size=total)
+        first: list[int] = []
+        later: list[tuple[Stage, ...]] = []
+        at = 0
+        for i, number in enumerate(numbers.tolist()):
+            outputs = [*calls[at : at + number - 1].tolist(), int(answers[i])]
+            said = int(prompts[i])
+            stages = []
+            for k in range(1, number):
+                said += outputs[k - 1]
+                prompt = said + int(results[at + k])
+                stages.append(Stage(prompt, outputs[k], float(waits_s[at + k]), said))
+                said = prompt
+            first.append(outputs[0])
+            later.append(tuple(stages))
+            at += number
+        output = np.array(first, dtype=np.int64)
+        digest = f"synthetic-1-{seed}"
+        return Rows(f"synthetic:{name}", digest, None, prompts, output, later=later)
+
+
+STAND_INS: dict[str, Source] = {
     "azure2023_conv": StandIn(
         Quantiles((2, 42, 191, 369, 397, 1024, 1234, 4076, 4086, 4123, 14050)),
         Quantiles((7, 16, 38, 49, 79, 115, 394, 423, 451, 601, 1000)),
@@ -186,8 +248,23 @@ STAND_INS: dict[str, StandIn] = {
         Quantiles((28, 109, 171, 231, 338, 484, 860, 1480, 2170, 10542, 30060)),
         14.08,
         Bursts(duty=0.5, quiet=0.72, mean_s=120),
+        (0.021, 0.243, 0.339, 0.409, 0.534, 0.697, 0.907, 0.956, 0.971, 0.989, 0.998),
     ),
     # Long prompts as in AccelGen's mixed trace (arXiv 2503.13737: 4,000 to 100,000 tokens, outputs up to 2,048), as far
     # as 12 GB of KV for OPT-13B hold them beside their output (14,648 tokens).
     "long_prompts": StandIn(LogUniform(4000, 12000), LogNormal(median=286, p90=681, high=2048)),
+    # HumanEval: the means that DistServe gives (OSDI'24, figure of its datasets: 171.3, 98.2); the spread is ours.
+    "humaneval": StandIn(
+        LogNormal(median=151, p90=287, low=20, high=1024),
+        LogNormal(median=77, p90=189, low=5, high=1024),
+    ),
+    # ToolBench: 4.0 steps on average, as published (arXiv 2307.16789, table 1); lengths and times of tools are ours.
+    "toolbench": Loops(
+        prompt=LogNormal(median=1200, p90=2400, low=200, high=4000),
+        call=LogNormal(median=60, p90=120, low=10, high=512),
+        result=LogNormal(median=200, p90=800, low=20, high=2000),
+        answer=LogNormal(median=150, p90=350, low=10, high=1024),
+        calls=4.0,
+        tool_s=1.0,
+    ),
 }

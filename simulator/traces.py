@@ -2,7 +2,7 @@
 
 | format | columns |
 |---|---|
-| compact CSV, length sets | `prompt_tokens`, `output_tokens`, perhaps `arrived_at` (s), `hash_ids` |
+| compact CSV, length sets | `prompt_tokens`, `output_tokens`, perhaps `arrived_at` (s), `hash_ids`, `reason_tokens` |
 | sessions CSV (agents) | `session_id`, both lengths, `think_time` (s), `prefix_tokens_shared_with_prev` |
 | Azure CSV, 2023 and 2024 | `TIMESTAMP`, `ContextTokens`, `GeneratedTokens` |
 | BurstGPT CSV | `Timestamp` (s), `Request tokens`, `Response tokens` |
@@ -29,7 +29,8 @@ from typing import Any, TextIO
 
 import numpy as np
 
-from accelgen.simulator.rows import Floats, Rows, Stage
+from accelgen.scheduler.table import Floats
+from accelgen.simulator.rows import Rows, Stage
 
 VARIABLE = "ACCELGEN_TRACES"
 SUFFIXES = ("", ".csv", ".csv.gz", ".jsonl", ".jsonl.gz")
@@ -160,16 +161,20 @@ def _json_rows(lines: TextIO, path: Path) -> Iterator[_Row]:
 def _compact(rows: Iterator[_Row], path: Path, digest: str, seed: int) -> Rows:
     at_s, prompt, output = [], [], []
     prefixes: list[tuple[int, ...]] = []
+    thinking: list[int] = []
     timed = hashed = False
     for row in rows:
         timed, hashed = "arrived_at" in row.cells, "hash_ids" in row.cells
+        if "reason_tokens" in row.cells:
+            thinking.append(min(row.tokens("reason_tokens", 0), row.tokens("output_tokens") - 1))
         prompt.append(row.tokens("prompt_tokens"))
         output.append(row.tokens("output_tokens"))
         if timed:
             at_s.append(row.seconds("arrived_at"))
         if hashed:
             prefixes.append(_names(row, row.text("hash_ids").split()))
-    return _rows(path, digest, seed, at_s if timed else None, prompt, output, prefixes or None)
+    times = at_s if timed else None
+    return _rows(path, digest, seed, times, prompt, output, prefixes or None, thinking or None)
 
 
 def _azure(rows: Iterator[_Row], path: Path, digest: str, seed: int) -> Rows:
@@ -259,18 +264,20 @@ def _rows(
     prompt: list[int],
     output: list[int],
     prefixes: list[tuple[int, ...]] | None = None,
+    thinking: list[int] | None = None,
 ) -> Rows:
     """Columns from lists, in the order of time, times from 0 on."""
     block = MOONCAKE_BLOCK if prefixes is not None else 0
     name = _stem(path.name)
     lengths = np.array(prompt, dtype=np.int64), np.array(output, dtype=np.int64)
+    thoughts = None if thinking is None else np.array(thinking, dtype=np.int64)
     if at_s is None:
-        return Rows(name, digest, None, *lengths, prefixes, block)
+        return Rows(name, digest, None, *lengths, prefixes, block, thinking=thoughts)
     times_s = np.array(at_s, dtype=float)
     if prefixes is not None:
         times_s = _spread(times_s, seed)
     order = np.argsort(times_s, kind="stable")
-    rows = Rows(name, digest, times_s, *lengths, prefixes, block)
+    rows = Rows(name, digest, times_s, *lengths, prefixes, block, thinking=thoughts)
     return rows.take(order)
 
 

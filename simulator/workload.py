@@ -18,7 +18,11 @@ class Arrival:
     content of its leading blocks of `prefix_block` tokens, for traces that tell which prompts share them; without it
     a prompt shares nothing. `follow_up` is sent `think_s` after the answer to this one has ended: the next stage of
     the same session. The first `shared_tokens` of a follow-up's prompt (None: as many as can be) are the leading ones
-    of what came before it, prompt and answer; its own `at_s` counts for nothing."""
+    of what came before it, prompt and answer; its own `at_s` counts for nothing. `stage` says which call of a session
+    it is (tool, answer; "" for none).
+
+    The first `thinking_tokens` of its output are thinking, the last of them the mark that ends it. They count as such
+    where the objective has a thinking."""
 
     at_s: float
     prompt_tokens: int
@@ -31,8 +35,11 @@ class Arrival:
     follow_up: Arrival | None = None
     think_s: float = 0.0
     shared_tokens: int | None = None
+    thinking_tokens: int = 0
+    stage: str = ""
 
     def __post_init__(self) -> None:
+        assert 0 <= self.thinking_tokens < self.output_tokens
         assert self.at_s >= 0 and self.prompt_tokens >= 1 and self.output_tokens >= 1
         assert self.think_s >= 0 and (not self.max_tokens or self.max_tokens >= self.output_tokens)
 
@@ -40,6 +47,23 @@ class Arrival:
     def limit_tokens(self) -> int:
         """The most it may generate."""
         return self.max_tokens or self.output_tokens
+
+    @property
+    def thought(self) -> int:
+        """Tokens of a thinking that has a pace of its own; 0 without."""
+        thinking = self.objective.thinking
+        if thinking is None:
+            return 0
+        most = thinking.max_tokens
+        marked = self.thinking_tokens or self.output_tokens
+        return min(marked, most) if most else marked
+
+    def pace_s(self, number: int) -> float | None:
+        """The time per token that holds for output token `number` (from 1 on)."""
+        thinking = self.objective.thinking
+        if thinking is not None and number <= self.thought:
+            return thinking.tpot_s
+        return self.objective.tpot_s
 
     @property
     def stages(self) -> int:

@@ -75,7 +75,9 @@ def _supervise(
         configure_logs("supervisor", config.log_level, stream)
         start_recorder(config.recorder_events, config.recorder_bytes)
         core = SupervisorCore(
-            assignment=Assignment(config.policy, config.policy_params),
+            assignment=Assignment(
+                config.policy, config.policy_params, config.memory, config.memory_params
+            ),
             seats=all_seats(config.frontends, config.replicas),
             pid=os.getpid(),
             started_s=started_s,
@@ -100,6 +102,8 @@ def _facts(config: Config, listener: socket.socket, context_tokens: int) -> dict
         "model": config.served_model_name,
         "policy": config.policy,
         "policy_params": config.policy_params,
+        "memory": config.memory,
+        "memory_params": config.memory_params,
         "run_dir": config.run_dir,
         "context_tokens": context_tokens,  # what the model allows; a worker's facts say what there is room for
         "shutdown_timeout_s": config.shutdown_timeout_s,

@@ -23,10 +23,12 @@ class Seat:
 
 @dataclass(frozen=True)
 class Assignment:
-    """What a scheduler is to run."""
+    """What a scheduler is to run. `memory` "": the policy's own memory policy."""
 
     policy: str
     params: dict[str, Any] = field(default_factory=dict)
+    memory: str = ""
+    memory_params: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass

@@ -182,7 +182,7 @@ class Office:
         self.exchange = Exchange(
             client,
             swap.ticket,
-            Assignment(swap.policy, swap.params),
+            self._aim(swap),
             swap.dry_run,
             old=self.holder,
             new=SEATS[1 - self.holder.index],
@@ -190,6 +190,14 @@ class Office:
         )
         self._announce()
         return []
+
+    def _aim(self, swap: Swap) -> Assignment:
+        """What a swap leads to: the memory policy stays unless it names another one."""
+        now = self.assignment
+        memory = (
+            (swap.memory, swap.memory_params) if swap.memory else (now.memory, now.memory_params)
+        )
+        return Assignment(swap.policy, swap.params, *memory)
 
     def keep(self, seat: Seat, snapshot: bytes) -> None:
         """What the scheduler of this seat hands over."""
@@ -250,6 +258,8 @@ class Office:
     def _assign(self, assignment: Assignment, now_s: float) -> None:
         self.assignment, self.since_s, self._changed = assignment, now_s, True
         self.facts["policy"], self.facts["policy_params"] = assignment.policy, assignment.params
+        self.facts["memory"] = assignment.memory
+        self.facts["memory_params"] = assignment.memory_params
 
     def _announce(self) -> None:
         """Which swap is under way, for the Directory."""

@@ -11,7 +11,10 @@ def prepare(one: Occupant, assignment: Assignment) -> Send:
     """To make this policy."""
     assert one.peer is not None
     one.assignment = assignment
-    return Send(one.peer, Prepare(assignment.policy, assignment.params), one.epoch)
+    order = Prepare(
+        assignment.policy, assignment.params, assignment.memory, assignment.memory_params
+    )
+    return Send(one.peer, order, one.epoch)
 
 
 def yield_to_another(one: Occupant) -> Send:

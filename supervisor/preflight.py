@@ -10,7 +10,7 @@ import msgspec
 
 from accelgen.proto.config import NGRAM, Config
 from accelgen.proto.key_file import KeyFileError, read_keys
-from accelgen.proto.policies import params_fault, unknown_policy
+from accelgen.proto.policies import MEMORY_GROUP, params_fault, unknown_memory, unknown_policy
 from accelgen.supervisor.checkpoint import BUNDLED, Checkpoint, locate, open_checkpoint
 from accelgen.supervisor.errors import StartError
 from accelgen.supervisor.linux import available_memory_bytes, has_cuda_driver
@@ -23,6 +23,7 @@ def check(config: Config) -> tuple[Config, Checkpoint]:
     StartError."""
     check_policy(config.policy)
     check_params(config.policy, config.policy_params)
+    check_memory_policy(config.memory, config.memory_params)
     _check_key_files(config)
     _check_profile(config.profile_file)
     _check_device(config.device, config.dtype)
@@ -31,6 +32,7 @@ def check(config: Config) -> tuple[Config, Checkpoint]:
     check_lengths(config, checkpoint)
     drafter = open_drafter(config.drafter, checkpoint)
     check_memory(config, checkpoint, drafter)
+    check_swap(config, checkpoint, drafter)
     hub_name = "" if folder.name == BUNDLED or Path(config.model).is_dir() else config.model
     name = config.served_model_name or Path(hub_name or folder).name
     known = {"model": str(folder), "served_model_name": name}
@@ -67,6 +69,15 @@ def open_drafter(name: str, model: Checkpoint) -> Checkpoint | None:
             status=2,
         )
     return drafter
+
+
+def check_memory_policy(name: str, params: dict[str, Any]) -> None:
+    """Raises StartError (status 2), with near matches if no installed package offers the memory policy `name`, or if it
+    does not take `params`. "" is the policy's own."""
+    if name and (fault := unknown_memory(name)):
+        raise StartError(f"--memory: {fault}", status=2)
+    if name and (fault := params_fault(name, params, MEMORY_GROUP)):
+        raise StartError(f"--memory-param: {fault}", status=2)
 
 
 def check_lengths(config: Config, checkpoint: Checkpoint) -> None:
@@ -131,6 +142,35 @@ def check_memory(config: Config, checkpoint: Checkpoint, drafter: Checkpoint | N
     raise StartError(
         f"not enough memory: {_mib(weights + cache)} needed ({parts}), {_mib(available)} available"
     )
+
+
+def check_swap(config: Config, checkpoint: Checkpoint, drafter: Checkpoint | None = None) -> None:
+    """Raises StartError (status 2) with the numbers if the host's memory does not have what `swap_gb` asks for, beside
+    weights and KV cache where these lie there, too, or if that is less than one block."""
+    if config.preemption != "swap":
+        return
+    block_bytes = config.block_size * checkpoint.kv_token_bytes(config.dtype)
+    if config.swap_gb * 1e9 < block_bytes:
+        raise StartError(
+            f"--swap-gb: {config.swap_gb:g} GB hold no block: one of {config.block_size} tokens has"
+            f" {block_bytes:,} bytes",
+            status=2,
+        )
+    swap = int(config.swap_gb * 1e9) * config.replicas
+    available = available_memory_bytes()
+    weights = 0
+    if config.device == "cpu" or (config.device == "auto" and not has_cuda_driver()):
+        models = [checkpoint] if drafter is None else [checkpoint, drafter]
+        weights = sum(one.weights_bytes(config.dtype) for one in models) * config.replicas
+    if weights + swap > available:
+        parts = f"{config.swap_gb:g} GB of swap space"
+        parts += f" in each of {config.replicas} replicas" if config.replicas > 1 else ""
+        parts += f" and {_mib(weights)} for weights" if weights else ""
+        raise StartError(
+            f"--swap-gb: {parts} need {_mib(weights + swap)} of the host's memory,"
+            f" {_mib(available)} are available",
+            status=2,
+        )
 
 
 def _mib(size: int) -> str:

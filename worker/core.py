@@ -20,6 +20,7 @@ from accelgen.proto.messages import Batch, Held, Inventory, StepResult
 from accelgen.worker.drafting.proposal import NOTHING, Drafter, Proposal
 from accelgen.worker.drafting.verify import Verdict, verify
 from accelgen.worker.faults import FatalError, one_line
+from accelgen.worker.hostcache import Copies, HostCache
 from accelgen.worker.packing import Span
 from accelgen.worker.request import Request, RequestFault
 from accelgen.worker.runner import Runner
@@ -52,15 +53,17 @@ class Work:
 
 
 class WorkerCore:
-    """State of all requests on one worker. `step` is the last one executed, -1 for none."""
+    """State of all requests on one worker. `step` is the last one executed, -1 for none. `host` None: nothing can be
+    swapped out."""
 
     def __init__(
         self,
         runner: Runner,
         clock: Callable[[], float] = now_s,
+        host: HostCache | None = None,
         drafter: Drafter | None = None,
     ) -> None:
-        self.runner, self.drafter, self.step = runner, drafter, -1
+        self.runner, self.step, self.host, self.drafter = runner, -1, host, drafter
         self.requests: dict[int, Request] = {}
         self.steps = self.tokens_processed = self.drafted = self.accepted = 0
         self.run_s = self.wait_s = 0.0
@@ -75,10 +78,17 @@ class WorkerCore:
         wait_s = begin_s - self._idle_since_s
         self._forget_and_meet(batch)
         failed: dict[int, str] = {}
+        moved: list[int] = []
+        if batch.out_ids or batch.in_ids:
+            moved = self._move(batch, failed)
+            moved_s = self._clock()  # copies that do not run beside the iteration are no part of it
+            begin_s, wait_s = moved_s, wait_s + moved_s - begin_s
         works = self._entries(batch, failed)
         if self.drafter is not None and batch.drafts:
             works = self._draft(works, self.drafter)
         sampled = self._compute(batch, works, failed)
+        if self.host is not None:  # without entries there is nothing else to do but wait
+            moved += self.host.take_done(wait=not works)
         self.step = batch.step
         end_s = self._clock()
         self._idle_since_s = end_s
@@ -99,12 +109,16 @@ class WorkerCore:
             copied=list(batch.copy_to),
             wait_s=wait_s,
             run_s=end_s - begin_s,
+            moved=moved,
             drafted=drafted,
             accepted=accepted,
         )
 
     def inventory(self) -> Inventory:
-        """Every request known here and what the cache holds of it, for a KV manager that asks."""
+        """Every request known here and what the cache holds of it, for a KV manager that asks. It can count on all
+        copies being done, and is not told of them again."""
+        if self.host is not None:
+            self.host.take_done(wait=True)
         size = self.runner.cache.block_size
         held: list[Held] = [request.held(size) for request in self.requests.values()]
         return Inventory(self.step, held)
@@ -123,13 +137,51 @@ class WorkerCore:
             if (
                 known is not None
             ):  # told again (new scheduler): its journal is the truth, our KV stays
-                request.table = known.table
+                request.table, request.host = known.table, known.host
                 request.computed = _common(known.tokens[: known.computed], request.tokens)
             self.requests[prompt.id] = request
 
     def _undraft(self, id: int) -> None:
         if self.drafter is not None:
             self.drafter.forget(id)
+
+    def _move(self, batch: Batch, failed: dict[int, str]) -> list[int]:
+        """Begins the copies to the host and back. Returns requests of which there is nothing that could be copied:
+        these fail."""
+        outs = (batch.out_ids, batch.out_counts, batch.out_from, batch.out_to)
+        backs = (batch.in_ids, batch.in_counts, batch.in_from, batch.in_to)
+        lost: list[int] = []
+        for out, (ids, counts, sources, targets) in ((True, outs), (False, backs)):
+            if not ids:
+                continue
+            fault = self._copy_fault(out, counts, sources, targets)
+            if fault or self.host is None:
+                failed.update(dict.fromkeys(ids, fault or "the worker has no room on the host"))
+                lost += ids
+                continue
+            at = 0
+            for id, count in zip(ids, counts, strict=False):
+                request = self.requests.get(id)
+                if request is not None:
+                    there = list(targets[at : at + count])
+                    request.table, request.host = ([], there) if out else (there, [])
+                at += count
+            self.host.copy(Copies(tuple(ids), sources, targets, out))
+        return lost
+
+    def _copy_fault(
+        self, out: bool, counts: list[int], sources: list[int], targets: list[int]
+    ) -> str:
+        """Why blocks cannot be copied so; "" if they can."""
+        there = self.host.num_blocks if self.host is not None else 0
+        here = self.runner.cache.num_blocks
+        limits = (here, there) if out else (there, here)
+        if not sum(counts) == len(sources) == len(targets):
+            return "the columns of a copy to or from the host do not fit together"
+        for blocks, limit in zip((sources, targets), limits, strict=True):
+            if blocks and max(blocks) >= limit:
+                return f"block {max(blocks)} of {limit} does not exist"
+        return ""
 
     def _entries(self, batch: Batch, failed: dict[int, str]) -> list[Work]:
         works: list[Work] = []

@@ -13,25 +13,24 @@ from typing import Any
 import psutil
 from msgspec import structs
 
-from accelgen.proto.config import NGRAM, Config
-from accelgen.proto.messages import Facts, Sample
+from accelgen.proto.config import Config
+from accelgen.proto.messages import Facts, Sample, SwapSample
 from accelgen.proto.profiles import profile_path
 from accelgen.worker.attention_torch import TorchPass, float32_is_faster
 from accelgen.worker.core import WorkerCore
-from accelgen.worker.drafting.drafter import ModelDrafter
-from accelgen.worker.drafting.ngram import NgramDrafter
-from accelgen.worker.drafting.proposal import Drafter
-from accelgen.worker.drafting.vocabulary import check_vocabulary
-from accelgen.worker.faults import LoadError
+from accelgen.worker.drafting.setup import load_drafter, make_drafter, short_drafter
+from accelgen.worker.hostcache import HostCache
 from accelgen.worker.kvcache import KvCache
 from accelgen.worker.linears import own_weights, pack_linears
-from accelgen.worker.memory import KvSize, keep_freed_memory, name_of, size_kv
+from accelgen.worker.memory import KvSize, keep_freed_memory, name_of, size_host, size_kv
 from accelgen.worker.model import Loaded, load_model
 from accelgen.worker.runner import MakePass, Runner
 from accelgen.worker.selfcheck import own_logits, self_check
+from accelgen.worker.swap_timing import measure_swaps
 from accelgen.worker.timing import measure
 
 ROUGH_FIT_S = 3.0
+ROUGH_SWAPS_S = 0.5
 OVERHEAD_BYTES = 600 << 20  # the budget: resident memory beyond weights and KV cache
 
 Announce = Callable[[str, float], None]  # phase name, seconds it may stay silent
@@ -64,7 +63,7 @@ def start_engine(
     """Raises LoadError with one clear line when the model cannot be served."""
     announce("loading weights", 600.0)
     loaded = load_model(config, progress)
-    helper = _load_drafter(config, loaded)
+    helper = load_drafter(config, loaded)
     announce("self-check", 120.0)
     ready = _make_ready(loaded, config.block_size)
     aide = None if helper is None else _make_ready(helper, config.block_size)
@@ -75,20 +74,25 @@ def start_engine(
         loaded.device,
     )
     runner = _make_runner(loaded, ready, kv, config)
+    host_blocks = size_host(config, loaded.block_bytes(config.block_size))
+    host = HostCache(runner.cache, host_blocks) if host_blocks else None
     second = None if helper is None or aide is None else _make_runner(helper, aide, kv, config)
-    drafter = _make_drafter(config, second)
+    drafter = make_drafter(config, second)
     keep_freed_memory()
     samples: list[Sample] = []
+    swaps: list[SwapSample] = []
     profile = profile_path(str(loaded.checkpoint.path), str(loaded.device), name_of(loaded.dtype))
     if not config.profile_file and not profile.exists():
         announce("timing", 60.0)
         samples = measure(runner, ROUGH_FIT_S, kv.max_model_len)
+        swaps = measure_swaps(host, ROUGH_SWAPS_S) if host is not None else []
     extra = ready.extra_bytes
     if helper is not None and aide is not None:
         extra += aide.extra_bytes + helper.weights_bytes
     facts = _facts(config, loaded, ready.backend.name, kv, extra, samples)
-    notes = (ready.backend.note, kv.note, _short_drafter(helper, kv))
-    core = WorkerCore(runner, drafter=drafter)
+    facts = structs.replace(facts, host_blocks=host_blocks, swaps=swaps)
+    notes = (ready.backend.note, kv.note, short_drafter(helper, kv))
+    core = WorkerCore(runner, host=host, drafter=drafter)
     return Engine(core, facts, ready.error, tuple(note for note in notes if note))
 
 
@@ -112,34 +116,6 @@ def _make_ready(loaded: Loaded, block_size: int) -> _Ready:
 def _make_runner(loaded: Loaded, ready: _Ready, kv: KvSize, config: Config) -> Runner:
     cache = KvCache(loaded.shapes, kv.num_blocks, config.block_size, loaded.dtype, loaded.device)
     return Runner(loaded, cache, ready.backend.make_pass)
-
-
-def _load_drafter(config: Config, loaded: Loaded) -> Loaded | None:
-    """The drafter model, if there is to be one. Raises LoadError when it cannot draft for the model."""
-    if config.drafter in ("", NGRAM):
-        return None
-    try:
-        helper = load_model(structs.replace(config, model=config.drafter))
-    except LoadError as error:
-        raise LoadError(f"drafter: {error}") from error
-    check_vocabulary(helper, loaded)
-    return helper
-
-
-def _make_drafter(config: Config, runner: Runner | None) -> Drafter | None:
-    if runner is not None:
-        return ModelDrafter(runner, config.draft_sampling == "coupled")
-    return NgramDrafter() if config.drafter == NGRAM else None
-
-
-def _short_drafter(helper: Loaded | None, kv: KvSize) -> str:
-    """What is to be said of a drafter that is exact for fewer positions than requests may have; "" if it is not."""
-    if helper is None or helper.checkpoint.max_positions >= kv.max_model_len:
-        return ""
-    return (
-        f"nothing is drafted beyond {helper.checkpoint.max_positions} tokens, where the drafter ends"
-        f" (max_model_len is {kv.max_model_len})"
-    )
 
 
 def _facts(
@@ -180,7 +156,13 @@ def choose_backend(loaded: Loaded, block_size: int) -> Backend:
     return Backend("torch", TorchPass, f"attention runs on torch, not xformers: {reason}")
 
 
-def overhead_bytes(facts: Facts) -> int:
-    """Resident memory beyond weights and KV cache (on a GPU both lie elsewhere)."""
-    resident = int(psutil.Process().memory_info().rss)
+def overhead_bytes(engine: Engine) -> int:
+    """Resident memory beyond weights, KV cache (on a GPU both lie elsewhere) and swap space."""
+    facts = engine.facts
+    resident = int(psutil.Process().memory_info().rss) - host_bytes(engine)
     return resident - (facts.weights_bytes + facts.kv_bytes if facts.device == "cpu" else 0)
+
+
+def host_bytes(engine: Engine) -> int:
+    """Of the host's memory, for KV that is swapped out."""
+    return engine.core.host.total_bytes if engine.core.host is not None else 0

@@ -100,6 +100,23 @@ def size_kv(config: Config, block_bytes: int, max_positions: int, device: torch.
     return _with_length(config, blocks, block_bytes, wanted_len)
 
 
+def size_host(config: Config, block_bytes: int) -> int:
+    """Number of KV blocks that are kept in the host's memory for who is swapped out. Raises LoadError when it does not
+    have them."""
+    if config.preemption != "swap":
+        return 0
+    wanted = int(config.swap_gb * 1e9)
+    blocks = wanted // block_bytes
+    if not blocks:
+        raise LoadError(f"swap_gb: {config.swap_gb:g} GB hold no block of {block_bytes:,} bytes")
+    free = available_bytes(torch.device("cpu"))
+    if wanted > free:
+        raise LoadError(
+            f"swap_gb: {config.swap_gb:g} GB are {mib(wanted)}, {mib(free)} free in the host's memory"
+        )
+    return blocks
+
+
 def _automatic_bytes(
     config: Config, block_bytes: int, max_len: int, free: int, device: torch.device
 ) -> int:

@@ -18,7 +18,13 @@ from accelgen.proto.messages import Activate, Batch, Body, Inventory, Pulse, Res
 from accelgen.proto.pulse import SILENCE_S, Metronome
 from accelgen.proto.sockets import Router
 from accelgen.worker.core import WorkerCore
-from accelgen.worker.engine import OVERHEAD_BYTES, Engine, overhead_bytes, start_engine
+from accelgen.worker.engine import (
+    OVERHEAD_BYTES,
+    Engine,
+    host_bytes,
+    overhead_bytes,
+    start_engine,
+)
 from accelgen.worker.faults import FatalError, LoadError, mib, one_line
 
 IDLE_BOUND_S = 5.0
@@ -50,7 +56,7 @@ def _progress(child: Child, share: float) -> None:
 
 def _report(engine: Engine) -> None:
     """Memory at start: weights, cache, and what the process takes beyond (budget: 600 MiB)."""
-    facts, overhead = engine.facts, overhead_bytes(engine.facts)
+    facts, overhead = engine.facts, overhead_bytes(engine)
     for note in engine.notes:
         log.warning(note)
     log.info(
@@ -58,6 +64,7 @@ def _report(engine: Engine) -> None:
         weights=mib(facts.weights_bytes),
         kv_cache=mib(facts.kv_bytes),
         kv_blocks=facts.num_blocks,
+        swap_space=mib(host_bytes(engine)),
         max_model_len=facts.max_model_len,
         overhead=mib(overhead),
     )

@@ -29,6 +29,7 @@ class Request:
         self.tokens = list(prompt.tokens)
         self.prompt_len = len(self.tokens) - prompt.generated
         self.table: list[int] = []
+        self.host: list[int] = []  # blocks of the host instead, when it has been swapped out
         self.computed = 0
         self._rejected = 0  # drafts of its last entry that were not accepted
         self.fault = _prompt_fault(prompt, vocab_size)
@@ -51,7 +52,10 @@ class Request:
     def cut(self, tokens: int, block_size: int) -> None:
         """Only the KV of the first `tokens` tokens is still ours."""
         self.computed = min(self.computed, tokens)
-        del self.table[-(-self.computed // block_size) :]
+        del (
+            self.table[-(-self.computed // block_size) :],
+            self.host[-(-self.computed // block_size) :],
+        )
         self._rejected = 0
 
     def span(self, start: int, count: int, block_size: int) -> Span:
@@ -99,7 +103,8 @@ class Request:
 
     def held(self, block_size: int) -> Held:
         """For an Inventory."""
-        return Held(self.id, self.computed, self.table[: -(-self.computed // block_size)])
+        used = -(-self.computed // block_size)
+        return Held(self.id, self.computed, self.table[:used], self.host[:used])
 
 
 def _prompt_fault(prompt: Prompt, vocab_size: int) -> str:

@@ -1,14 +1,14 @@
 """`accelgen`: AccelGen, literal to what is known of it (arXiv 2503.13737; docs/policies.md).
 
-1. Dynamic chunking (1.2): the token budget of a batch is S_b = S_pf * SLO_min / T_pf, from the pivot forward size, its
+1. Dynamic chunking: the token budget of a batch is S_b = S_pf * SLO_min / T_pf, from the pivot forward size, its
    iteration time, and the tightest iteration objective; a long prompt is cut where the budget ends, and finished before
    another long one begins (exclusive allocation).
-2. Ordering (1.3): by T_r, the time a request may still stay out of a batch (slack.py).
-3. Multi-resource batching (1.4): the urgent set first, preempting the largest T_r where there is no room; then, among
+2. Ordering: by T_r, the time a request may still stay out of a batch (slack.py).
+3. Multi-resource batching: the urgent set first, preempting the largest T_r where there is no room; then, among
    the requests whose T_r lies within gamma of the head's, again and again the one whose demand (tokens, blocks) is
    nearest to what is left of both.
 
-Reconstructed, where the sources are silent (1.5): while tokens and blocks are left, the next head opens another window,
+Reconstructed, where the sources are silent: while tokens and blocks are left, the next head opens another window,
 so that resources do not lie idle beside a queue; the distance is normalised by S_b and by the number of KV blocks;
 SLO_min is the tightest TPOT objective if any candidate decodes, else the tightest time per remaining chunk; S_b is at
 least the number of decodes, and one block; within the urgent set decodes come before prompts (they take one token

@@ -7,10 +7,9 @@ until the batch has `max_batch_size` of them or its prompts exceed `max_tokens_p
 more processing time than its level's quantum moves one level down, with its time reset, and all go to the *front* of
 their level. Every `starvation_period` iterations those idle for `starvation_s` go to the front of the highest level.
 
-Until the live KV manager can swap, what the code swaps out is dropped there and computed again; simulated with
-`--preemption swap` it is swapped. KV goes from the end of the lowest level upwards, then from the end of the batch.
-Nothing goes ahead of need. So the proactive part of the rule, and the deferral of new prompts when host memory is
-short, are missing.
+What the code swaps out is swapped out with `--preemption swap`, else dropped and computed again. KV goes from the end
+of the lowest level upwards, then from the end of the batch. Nothing goes ahead of need. So the proactive part of the
+rule, and the deferral of new prompts when host memory is short, are missing.
 
 Reconstructed: a prompt longer than the limit of tokens is cut, and goes on from the front of its level; where a
 running request needs a place among `max_num_seqs`, the end of the lowest level gives it up.

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from math import inf
 
 import numpy as np
 
 from accelgen.scheduler.cost_model import Work
-from accelgen.scheduler.policy import Decision, StepStats, Verdict, View
+from accelgen.scheduler.policy import Decision, StepStats, Verdict, Victims, View
 from accelgen.scheduler.request import Request
 from accelgen.scheduler.table import WAITING, Ints
 
@@ -46,16 +46,18 @@ class Batch:
         self.blocks = view.free_blocks
         self.promised = promised_blocks(view)
         # Pins give way to running requests, not to newcomers, unless only pins are in the way.
-        self.reserved = view.pinned_blocks if len(view.table.running) else 0
-        self.seats = view.limits.max_num_seqs - len(view.table.running)
+        self.reserved = view.pinned_blocks if view.table.seated else 0
+        self.seats = view.limits.max_num_seqs - view.table.seated
         self.slots: list[int] = []
         self.counts: list[int] = []
         self.preempted: list[int] = []
 
     def block_demand(self, slot: int, count: int) -> int:
-        """Further blocks that `count` more tokens of `slot` need."""
+        """Further blocks that `count` more tokens of `slot` need, by the terms of the memory policy."""
         table = self.view.table
         needed = -(-(int(table.computed[slot]) + count) // table.block_size)
+        if table.has_terms:
+            needed += int(table.padding[slot] - table.offered[slot])
         return max(0, needed - int(table.blocks[slot]))
 
     def pending(self, slot: int) -> int:
@@ -78,9 +80,10 @@ class Batch:
     def largest_chunk(self, slot: int, remaining: int) -> int:
         """The most tokens of `slot`, at most `remaining`, that the tokens and blocks left allow."""
         table = self.view.table
-        room = (int(table.blocks[slot]) + self.blocks) * table.block_size - int(
-            table.computed[slot]
-        )
+        blocks = int(table.blocks[slot]) + self.blocks
+        if table.has_terms:
+            blocks += int(table.offered[slot] - table.padding[slot])
+        room = blocks * table.block_size - int(table.computed[slot])
         return max(0, min(remaining, self.tokens, room))
 
     def take(self, slot: int, count: int) -> None:
@@ -116,20 +119,17 @@ class Batch:
         return Decision(self.slots, self.counts, self.preempted)
 
 
-Victims = Callable[[View], Ints]
-"""Running slots, who is preempted first in front. Asked only when blocks are short."""
-
-
 def take_decodes(batch: Batch, slots: Ints, victims: Victims) -> None:
-    """All decodes of `slots` that fit; while one lacks a block, the first of `victims` that is not yet in the batch is
-    preempted: with `latest_first` vLLM's rule, recompute the latest arrival."""
+    """All decodes of `slots` that fit; while one lacks a block, the first of `victims` (or of those that the memory
+    policy says) that is not yet in the batch is preempted: with `latest_first` vLLM's rule, recompute the latest
+    arrival."""
     table = batch.view.table
     ones = np.ones(len(slots), dtype=np.int64)
     demands = table.block_demand(slots, ones)
     if len(slots) <= batch.tokens and int(demands.sum()) <= batch.blocks:
         batch.take_all(slots, ones, demands)
         return
-    order = victims(batch.view).tolist()
+    order = (batch.view.victims or victims)(batch.view).tolist()
     gone: set[int] = set()
     taken = set(batch.slots)
     for slot in slots.tolist():
@@ -157,7 +157,7 @@ def take_begun(batch: Batch, slots: Ints) -> None:
 def make_room(batch: Batch, ready: Ints, victims: Victims) -> None:
     """Nothing of what is ready fitted, and nobody was preempted: the first victim makes room for the next iteration."""
     if not batch.slots and not batch.preempted and len(ready):
-        batch.preempt(int(victims(batch.view)[0]))
+        batch.preempt(int((batch.view.victims or victims)(batch.view)[0]))
 
 
 def at_least(name: str, value: float, least: float, unit: str = "") -> None:
@@ -167,9 +167,11 @@ def at_least(name: str, value: float, least: float, unit: str = "") -> None:
 
 
 def promised_blocks(view: View) -> int:
-    """Blocks that running requests still need for the tokens they have."""
+    """Blocks that running requests, and those that come back from the host, still need for the tokens they have."""
     table = view.table
     running = table.running
+    if table.seated > len(running):
+        running = np.concatenate([running, table.returning])
     return int(table.block_demand(running, table.length[running] - table.computed[running]).sum())
 
 

@@ -69,14 +69,15 @@ def first_token_due_s(table: RequestTable, slots: Ints, offline_tpot_s: float) -
 
 def next_token_due_s(table: RequestTable, slots: Ints, offline_tpot_s: float) -> Floats:
     """Deadline of the next token of decodes, [n], as in QoServe's code: cumulative, arrival + max(time the prompt took,
-    TTFT deadline) + (generated + 1) * TBT."""
+    TTFT deadline) + (generated + 1) * TBT. Where thinking had another pace than the response that is now, its tokens
+    count at that (`shift_s`)."""
     first_s = table.first_s[slots]
     came_s = np.where(first_s < FAR_S, first_s, table.last_s[slots])
     due_s = first_token_due_s(table, slots, offline_tpot_s)
     first_due_s = np.where(due_s < NEAR_S, np.maximum(due_s, came_s), came_s)
     generated = table.length[slots] - table.prompt_len[slots]
     due: Floats = first_due_s + (generated + 1) * tbt_s(table, slots, offline_tpot_s)
-    return due
+    return due + table.shift_s[slots]
 
 
 def tbt_s(table: RequestTable, slots: Ints, offline_tpot_s: float) -> Floats:

@@ -27,15 +27,26 @@ class Candidates(Struct, frozen=True):
 
 def take_urgent(batch: Batch, found: Candidates, longest_s: float) -> None:
     """Requests that miss their objective unless they are in this iteration, ascending T_r, decodes first. Where there
-    is no room, the running request with the largest T_r that is not urgent is preempted."""
+    is no room, the running request with the largest T_r that is not urgent is preempted, or whom the memory policy
+    names."""
     is_urgent = found.remaining_s < longest_s
     others = np.flatnonzero(found.running & ~is_urgent)
-    victims = found.slots[others[np.argsort(found.remaining_s[others], kind="stable")]].tolist()
+    victims = _last_in_front(batch, found.slots[others], found.remaining_s[others])
     for part in (is_urgent & found.decode, is_urgent & ~found.decode):
         which = np.flatnonzero(part)
         which = which[np.argsort(found.remaining_s[which], kind="stable")]
         if not take_together(batch, found, which):
             _take_singly(batch, found, which, victims)
+
+
+def _last_in_front(batch: Batch, others: Ints, remaining_s: Floats) -> list[int]:
+    """Who gives way, the first victim at the end: the largest T_r, unless the memory policy says who."""
+    chosen = batch.view.victims
+    if chosen is None:
+        last: list[int] = others[np.argsort(remaining_s, kind="stable")].tolist()
+        return last
+    may = set(others.tolist())
+    return [slot for slot in reversed(chosen(batch.view).tolist()) if slot in may]
 
 
 def take_together(batch: Batch, found: Candidates, which: Ints) -> bool:
@@ -69,8 +80,12 @@ def _take_singly(batch: Batch, found: Candidates, which: Ints, victims: list[int
 
 
 def make_room(batch: Batch, found: Candidates) -> None:
-    """Nothing fitted although somebody runs: the largest T_r makes room for the next iteration."""
+    """Nothing fitted although somebody runs: the largest T_r, or whom the memory policy names, makes room for the next
+    iteration."""
     if batch.slots or batch.preempted or not found.running.any():
         return
     running = np.flatnonzero(found.running)
-    batch.preempt(int(found.slots[running[found.remaining_s[running].argmax()]]))
+    if batch.view.victims is None:
+        batch.preempt(int(found.slots[running[found.remaining_s[running].argmax()]]))
+    else:
+        batch.preempt(int(batch.view.victims(batch.view)[0]))

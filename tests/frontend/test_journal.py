@@ -18,6 +18,7 @@ from accelgen.proto.messages import (
     Objective,
     Reason,
     Sampling,
+    Thinking,
     Tokens,
 )
 
@@ -94,6 +95,67 @@ def test_a_takeover_amid_the_answer_does_not_count_as_queue_or_cache() -> None:
     (end,) = journal.take(finished(id), 101.0).events  # which says that 2 were cached, after 0.5 s
     assert isinstance(end, Ended)
     assert (end.outcome.queue_s, end.outcome.cached_tokens) == (0.25, 1)
+
+
+THINKS = Objective(ttft_s=1.0, tpot_s=0.2, thinking=Thinking(0.1, [ids_of("!")[0]]))
+
+
+def test_the_times_of_thinking_and_response() -> None:
+    """Four tokens of thinking, the mark included, in 1.5 s after the first; then three in 1.5 s. What a takeover sends
+    again says the same, and the scheduler finds the mark among the tokens."""
+    journal = Journal(TOKENIZER, 5, 3)
+    submit = journal.open(1, demand(objective=THINKS), 100.0)[0]
+    id = submit.prompt.id
+    assert submit.objective == THINKS
+    for at_s, text in ((101.0, "a"), (101.5, "bc"), (102.5, "!"), (103.0, "d"), (104.0, "ef")):
+        journal.take(tokens(id, text), at_s)
+    (again,) = journal.replay(104.0)
+    assert again.objective == THINKS and again.prompt.generated == 7
+    (end,) = journal.take(finished(id), 105.0).events
+    assert isinstance(end, Ended)
+    thinking, response = end.outcome.parts
+    assert (thinking.stage, thinking.tokens, thinking.tpot_s, thinking.kept) == (
+        "thinking",
+        4,
+        0.5,
+        False,
+    )
+    assert (response.stage, response.tokens, response.tpot_s, response.kept) == (
+        "response",
+        3,
+        0.5,
+        False,
+    )
+    assert (thinking.aim_s, response.aim_s) == (0.1, 0.2)
+
+
+def test_a_mark_amid_a_portion_and_a_thinking_without_end() -> None:
+    journal = Journal(TOKENIZER, 5, 3)
+    one, other = (
+        journal.open(call, demand(objective=THINKS), 100.0)[0].prompt.id for call in (1, 2)
+    )
+    journal.take(tokens(one, "a!b"), 101.0)
+    journal.take(tokens(other, "ab"), 101.0)
+    journal.take(tokens(other, "cd"), 102.0)
+    (end,) = journal.take(finished(one), 103.0).events
+    assert isinstance(end, Ended)
+    assert [(part.tokens, part.tpot_s) for part in end.outcome.parts] == [(2, 0.0), (1, 0.0)]
+    (end,) = journal.take(finished(other), 103.0).events
+    assert isinstance(end, Ended)
+    assert [(part.tokens, part.tpot_s) for part in end.outcome.parts] == [(4, 1 / 3), (0, None)]
+
+
+def test_a_prompt_whose_thinking_is_over_has_none() -> None:
+    journal = Journal(TOKENIZER, 5, 3)
+    closed = [1, 2, 3, *ids_of("?!"), 4]
+    given = demand(prompts=[closed, [1, 2]], max_tokens=[10, 10], objective=THINKS)
+    first, second = journal.open(1, given, 100.0)
+    assert first.objective == Objective(ttft_s=1.0, tpot_s=0.2) and second.objective == THINKS
+    (again, _) = journal.replay(101.0)
+    assert again.objective == first.objective
+    journal.take(tokens(first.prompt.id, "ab"), 101.0)
+    (end,) = journal.take(finished(first.prompt.id), 102.0).events
+    assert isinstance(end, Ended) and end.outcome.parts == ()
 
 
 def test_stop_string_ends_the_choice_and_drops_the_rest() -> None:

@@ -22,10 +22,16 @@ def make_plan(
     forks: Sequence[tuple[int, int, int]] = (),
     release: Sequence[int] = (),
     preempt: Sequence[int] = (),
+    swap_out: Sequence[int] = (),
+    swap_in: Sequence[int] = (),
+    moved: Sequence[int] = (),
+    allocate: Sequence[tuple[int, int]] = (),
+    embed: Sequence[tuple[int, int]] = (),
+    spoiled: Sequence[int] = (),
     drafts: Sequence[int] = (),
 ) -> Plan:
-    """A plan from rows: entries (id, start, count), confirmed (id, tokens), forks (child, parent, computed); `drafts`
-    of each entry."""
+    """A plan from rows: entries (id, start, count), confirmed (id, tokens), forks (child, parent, computed), allocate
+    (id, blocks), embed (guest, host); `drafts` of each entry."""
     return Plan(
         step=step,
         ids=[id for id, _, _ in entries],
@@ -40,5 +46,13 @@ def make_plan(
         copied=[],
         predicted_s=0.01,
         bound_s=0.05,
+        spoiled=list(spoiled),
+        swap_out=list(swap_out),
+        swap_in=list(swap_in),
+        moved=list(moved),
+        allocate_ids=[id for id, _ in allocate],
+        allocate_blocks=[blocks for _, blocks in allocate],
+        embed_guests=[guest for guest, _ in embed],
+        embed_hosts=[host for _, host in embed],
         drafts=list(drafts),
     )

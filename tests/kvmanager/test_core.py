@@ -401,17 +401,25 @@ PLANS = st.builds(
     copied=st.lists(IDS),
     predicted_s=st.just(0.0),
     bound_s=st.just(0.0),
+    swap_out=st.lists(IDS),
+    swap_in=st.lists(IDS),
+    moved=st.lists(IDS),
+    allocate_ids=st.lists(IDS),
+    allocate_blocks=st.lists(NUMBERS),
+    embed_guests=st.lists(IDS),
+    embed_hosts=st.lists(IDS),
 )
 LOOKUPS = st.builds(
     Lookup,
     st.lists(st.builds(Prompt, IDS, st.lists(st.integers(0, 2**31 - 1), max_size=9), parent=IDS)),
+    st.booleans(),
 )
 
 
 @settings(max_examples=150, deadline=None, derandomize=True)
 @given(messages=st.lists(st.one_of(LOOKUPS, PLANS), max_size=12), num_blocks=st.integers(1, 9))
 def test_any_well_typed_message_is_answered(messages: list[Lookup | Plan], num_blocks: int) -> None:
-    core = KvCore(num_blocks, 2)
+    core = KvCore(num_blocks, 2, host_blocks=num_blocks // 2)
     for message in messages:
         if isinstance(message, Lookup):
             answers: tuple = (core.on_lookup(message),)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -28,3 +29,14 @@ def test_profile_of_the_bundled_model(tmp_path: Path) -> None:
     assert any(s.prefill_tokens for s in profile.samples)
     assert any(s.decode_seqs for s in profile.samples)
     assert all(s.run_s > 0 for s in profile.samples) and fit(profile.samples).a >= 0
+    for out in (True, False):  # both curves of swapping
+        curve = [s for s in profile.swaps if s.out is out]
+        assert [s.blocks for s in curve] == [2**i for i in range(len(curve))] and len(curve) >= 3
+        assert all(s.run_s > 0 for s in curve)
+        assert {s.bytes for s in curve} == {s.blocks * curve[0].bytes for s in curve}
+    assert "Swapping KV" in done.stdout
+    before = json.loads(path.read_text())
+    del before["swaps"]  # as files were before there was swapping
+    path.write_text(json.dumps(before))
+    older = load_profile(path)
+    assert older.swaps == [] and older.samples == profile.samples

@@ -6,6 +6,7 @@ import asyncio
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -100,4 +101,28 @@ def test_memory_pressure_preempts_and_nobody_notices(
     prompts = [[5 + i] * (10 + 7 * i) for i in range(8)]
     assert all(reference.agrees(p, t, 120) for p, t in zip(prompts, texts, strict=True))
     assert counted(server, "accelgen:num_preemptions_total", 1)
+    server.down()
+
+
+def test_what_is_preempted_can_go_to_the_host_and_come_back(
+    launch_server: Callable[..., Any], reference: Reference
+) -> None:
+    """The same, by real copies, through a change of schedulers once something has gone there."""
+    server = launch_server(
+        "--kv-blocks", "40", "--max-model-len", "512", "--policy", "sarathi",
+        "--preemption", "swap", "--swap-gb", "0.5",
+    )  # fmt: skip
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(ask_many, server, 8, 120)
+        counted(server, "accelgen:kv_swapped_out_total", 1)
+        assert server.call("swap", "vllm").returncode == 0
+        texts = asked.result()
+    prompts = [[5 + i] * (10 + 7 * i) for i in range(8)]
+    assert all(reference.agrees(p, t, 120) for p, t in zip(prompts, texts, strict=True))
+    assert counted(server, "accelgen:kv_swapped_in_total", 1)
+    until_s = time.monotonic() + 10
+    while server.gauge("kv_host_blocks_used") or server.gauge("kv_blocks_used"):
+        assert time.monotonic() < until_s
+        time.sleep(0.1)
+    assert server.gauge("kv_host_blocks") > 40 and server.gauge("kv_unswapped_total") == 0
     server.down()

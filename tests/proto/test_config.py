@@ -100,6 +100,13 @@ def test_classes_of_the_file_join_the_built_in_ones(tmp_path: Path) -> None:
             "default_class = 'gold'",
             "default_class: 'gold' is not in slo_classes batch, chat, standard",
         ),
+        ("preemption = 'swop'", "preemption: 'swop' is not one of recompute, swap"),
+        ("swap_gb = -1", "swap_gb: expected float >= 0.0, got -1"),
+        (
+            "preemption = 'swap'\nswap_gb = 0",
+            "swap_gb: 0 GB of host memory leave no room for what preemption 'swap' is to keep;"
+            " state more than 0, or preemption 'recompute'",
+        ),
     ],
 )
 def test_an_error_of_the_file_begins_with_file_and_field(

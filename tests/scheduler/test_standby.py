@@ -30,6 +30,7 @@ from accelgen.proto.messages import (
 )
 from accelgen.proto.sockets import Router
 from accelgen.scheduler.cost_model import Coefficients
+from accelgen.scheduler.memory.cacheopt import Remembered
 from accelgen.scheduler.snapshot import VERSION, CostState, Snapshot
 
 DEADLINE_S = 20.0
@@ -94,6 +95,9 @@ def process(tmp_path: Path) -> Iterator[Process]:
     shutil.rmtree(run_dir)
 
 
+OWED = msgspec.msgpack.decode(msgspec.msgpack.encode(Remembered(owed={5: 3})))
+
+
 def learnt(policy: str) -> Snapshot:
     coefficients = Coefficients(0.001, 0.002, 0.0, 0.0, 0.0, 0.0, 8.0)
     costs = {0: CostState(coefficients, 1.5, 2.5, 0.5, 77)}
@@ -109,6 +113,23 @@ def test_what_has_been_learnt_goes_through_a_term(process: Process) -> None:
     process.await_phase("yielded")
     process.await_phase("standby")
     assert msgspec.msgpack.decode(handoff.snapshot, type=Snapshot) == learnt("vllm")
+
+
+def test_what_a_memory_policy_has_learnt_goes_through_a_term(process: Process) -> None:
+    """With the policy's own one, and with one that is named; that of another one stays behind."""
+    for term, (policy, memory, own) in enumerate(
+        [("cacheopt", "", True), ("vllm", "cacheopt", True), ("vllm", "", False)], 1
+    ):
+        told = msgspec.structs.replace(learnt(policy), memory="cacheopt", memory_states={0: OWED})
+        process.heard.clear()
+        process.tell(Prepare(policy, {}, memory), Assume(term, msgspec.msgpack.encode(told)))
+        process.await_phase("waiting for workers")
+        process.tell(Yield())
+        handoff = process.hear(lambda body: isinstance(body, Handoff))
+        found = msgspec.msgpack.decode(handoff.snapshot, type=Snapshot)
+        assert found.memory == ("cacheopt" if own else "on-demand")
+        assert found.memory_states == ({0: OWED} if own else {})
+        process.await_phase("standby")
 
 
 def test_it_takes_office_again_and_again(process: Process) -> None:
@@ -131,6 +152,8 @@ def test_it_takes_office_again_and_again(process: Process) -> None:
     [
         (Prepare("nonsense"), "there is no policy 'nonsense'; known: "),
         (Prepare("sarathi", {"x": 1}), "policy_params: sarathi: "),
+        (Prepare("sarathi", {}, "cacheop"), "there is no memory policy 'cacheop'; did you mean"),
+        (Prepare("sarathi", {}, "cacheopt", {"x": 1}), "memory_params: cacheopt: "),
         (Assume(1), "told to take office, but not with which policy"),
     ],
 )

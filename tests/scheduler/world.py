@@ -3,8 +3,9 @@ letter.
 
 The worker keeps its own token lists and *content-checked* KV memory: every slot records which token prefix was written
 there, and every entry verifies that it reads exactly its own prefix. Its "model" is a hash of the prefix, so that a
-replay gives the same tokens whatever the batches were. Its drafts are now right, now wrong, and now missing; those that
-are wrong are written to the KV memory, too.
+replay gives the same tokens whatever the batches were. Copies to the host and back happen as late as they may, an
+iteration after they were asked for. Its drafts are now right, now wrong, and now missing; those that are wrong are
+written to the KV memory, too.
 """
 
 from __future__ import annotations
@@ -65,6 +66,10 @@ class FakeWorker:
     forgives: bool = False  # a new scheduler may introduce requests again
     fails: set[int] = field(default_factory=set)  # requests that it fails to compute
     computed: dict[int, int] = field(default_factory=dict)
+    hosts: dict[int, list[int]] = field(default_factory=dict)  # blocks of those that are away
+    host_memory: dict[tuple[int, int], tuple[int, ...]] = field(default_factory=dict)
+    copies: list[tuple[int, bool, list[int], list[int]]] = field(default_factory=list)
+    copied_out: int = 0  # blocks
     rejected: dict[int, int] = field(default_factory=dict)  # drafts of the last entry
     planned: int = 0
     drafted: int = 0
@@ -73,22 +78,52 @@ class FakeWorker:
     step: int = -1
 
     def inventory(self) -> Inventory:
+        self._finish(len(self.copies))
         held = []
         for id in self.tokens:
             computed = self.computed.get(id, 0)
-            held.append(Held(id, computed, self.tables[id][: -(-computed // self.block_size)]))
+            used = -(-computed // self.block_size)
+            held.append(Held(id, computed, self.tables[id][:used], self.hosts.get(id, [])[:used]))
         return Inventory(self.step, held)
+
+    def _begin(self, batch: Batch) -> None:
+        outs = (batch.out_ids, batch.out_counts, batch.out_from, batch.out_to)
+        backs = (batch.in_ids, batch.in_counts, batch.in_from, batch.in_to)
+        for out, (ids, counts, sources, targets) in ((True, outs), (False, backs)):
+            at = 0
+            for id, blocks in zip(ids, counts, strict=True):
+                here, there = sources[at : at + blocks], targets[at : at + blocks]
+                at += blocks
+                assert here == (self.tables[id] if out else self.hosts[id])[:blocks]
+                self.tables[id], self.hosts[id] = ([], there) if out else (there, [])
+                self.copies.append((id, out, list(here), list(there)))
+                self.copied_out += blocks * out
+
+    def _finish(self, count: int) -> list[int]:
+        done, self.copies = self.copies[:count], self.copies[count:]
+        for _, out, sources, targets in done:
+            memories = (self.memory, self.host_memory)
+            source, target = memories if out else memories[::-1]
+            for block, other in zip(sources, targets, strict=True):
+                for offset in range(self.block_size):
+                    target.pop((other, offset), None)
+                    if (block, offset) in source:
+                        target[other, offset] = source[block, offset]
+        return [id for id, *_ in done]
 
     def run(self, batch: Batch) -> StepResult:
         self.step = batch.step
+        older = len(self.copies)
         for id, tokens in zip(batch.cut_ids, batch.cut_to, strict=True):
             if id in self.tokens:
                 self.computed[id] = min(self.computed.get(id, 0), tokens)
-                del self.tables[id][-(-self.computed[id] // self.block_size) :]
+                used = -(-self.computed[id] // self.block_size)
+                del self.tables[id][used:], self.hosts.setdefault(id, [])[used:]
         for prompt in batch.new:
             assert prompt.id not in self.tokens or self.forgives
             self.tokens[prompt.id] = list(prompt.tokens)
             self.seeds[prompt.id] = prompt.sampling.seed
+        self._begin(batch)
         for source, target in zip(batch.copy_from, batch.copy_to, strict=True):
             for offset in range(self.block_size):
                 if (source, offset) in self.memory:
@@ -116,6 +151,7 @@ class FakeWorker:
             made.append(self.drafted - before)
         for id in batch.release:
             self.tokens.pop(id), self.tables.pop(id, None), self.computed.pop(id, None)
+            self.hosts.pop(id, None)
             self.rejected.pop(id, None)
         counts = [len(tokens) for tokens in sampled]
         flat = [token for tokens in sampled for token in tokens]
@@ -123,8 +159,9 @@ class FakeWorker:
         seconds = self.seconds(batch)
         right = [max(0, count - 1) for count in counts]
         assert sum(made) == self.drafted - drafted and sum(right) == self.accepted - accepted
+        moved = self._finish(older if batch.ids else len(self.copies))
         return StepResult(
-            batch.step, ids, counts, flat, failed, causes, [], 0.0, seconds,
+            batch.step, ids, counts, flat, failed, causes, [], 0.0, seconds, moved,
             *((made, right) if batch.drafts else ()),
         )  # fmt: skip
 
@@ -190,8 +227,10 @@ class World:
 
     def __init__(
         self, policy: str = "accelgen", blocks: int = 64, block_size: int = 4, replicas: int = 1,
-        params: dict[str, float] | None = None, report_s: float = HOP_S, **config: object,
+        params: dict[str, float] | None = None, report_s: float = HOP_S, host_blocks: int = 0,
+        **config: object,
     ) -> None:  # fmt: skip
+        self.host_blocks = host_blocks
         self.report_s = report_s  # how long a KvReport takes: the result of its step may be faster
         self.config = Config(policy=policy, replicas=replicas, **config)  # type: ignore[arg-type]
         self.specs = {
@@ -201,7 +240,7 @@ class World:
         self.epoch = self.adopted = self.lost = 0
         self._loses = False
         self.journal: dict[int, Submit] = {}  # live choices, each by itself
-        self.kvs = [KvCore(blocks, block_size) for _ in range(replicas)]
+        self.kvs = [KvCore(blocks, block_size, True, host_blocks) for _ in range(replicas)]
         self.workers = [FakeWorker(block_size) for _ in range(replicas)]
         self.busy_until_s = [0.0] * replicas
         self.now_s = 0.0
@@ -262,12 +301,14 @@ class World:
             kv.settle()
             assert kv.check() == []
             assert kv.pool.used == 0, f"{kv.pool.used} blocks leaked"
+            assert kv.tables.host.used == 0 and not replica.moves.pending and not worker.copies
             assert not worker.tokens and len(replica.table) == 0 and not replica.flights
             assert replica.table.waiting_tokens == 0
 
     def _alive(self) -> int:
         return sum(
-            len(r.table) + len(r.flights) + len(r._release) for r in self.core.replicas.values()
+            len(r.table) + len(r.flights) + len(r._release) + r.moves.pending
+            for r in self.core.replicas.values()
         )
 
     def _at(self, at_s: float, event: object) -> None:
@@ -335,7 +376,8 @@ class World:
         """What the processes do when a new scheduler activates them, in one moment."""
         if kv_dies:
             size = self.workers[0].block_size
-            self.kvs = [KvCore(kv.pool.num_blocks, size) for kv in self.kvs]
+            host = self.host_blocks
+            self.kvs = [KvCore(kv.pool.num_blocks, size, True, host) for kv in self.kvs]
         self.epoch += 1
         specs = {index: spec for index, spec in self.specs.items() if index != without}
         self.core = SchedulerCore(self.config, load_policy(policy, {}), specs)

@@ -256,7 +256,7 @@ def test_the_help_shows_defaults() -> None:
         CliRunner().invoke(bench, ["serve", "--help"], terminal_width=200).output.split()
     )
     for default in (
-        "(1000; of a trace: all)",
+        "(1000; of a trace or scenario: all)",
         "600.0;",
         "(the server's first)",
         "1.0;",

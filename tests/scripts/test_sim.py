@@ -21,10 +21,10 @@ from accelgen.scripts.cli import main
 from accelgen.simulator.crew import Crew
 from accelgen.simulator.experiment import Setting, key_of, run_setting
 from accelgen.simulator.groups import groups_of
-from accelgen.simulator.metrics import Rule
 from accelgen.simulator.oracle import CHAINS, VARIANTS
 from accelgen.simulator.settings import Policy, setting_of
 from accelgen.simulator.study import Scale
+from accelgen.simulator.times import Rule
 from accelgen.simulator.traces import VARIABLE
 
 SMALL = ["--trace", "synthetic:azure2023_code", "--requests", "20", "--quiet", "--slo", "ttft=500"]
@@ -42,7 +42,7 @@ def sim(*words: str, out: Path | None = None) -> Result:
 
 def test_list_names_everything() -> None:
     shown = sim("list").output
-    for name in ("three_class", "sarathi", "opt-13b on a100", "azure2023_conv"):
+    for name in ("three_class", "sarathi", "opt-13b on a100", "azure2023_conv", "on-demand"):
         assert name in shown
 
 
@@ -64,6 +64,37 @@ def test_run_prints_what_matters_and_keeps_every_figure(tmp_path: Path) -> None:
     assert again.stdout == done.stdout
     [result] = json.loads(sim(*words[:-1], "--json", out=tmp_path).stdout)
     assert result["summary"]["latency"]["ttft_s"]["p99"] == float(row["latency.ttft_s.p99"])
+
+
+def test_a_memory_policy_beside_every_policy(tmp_path: Path) -> None:
+    """Named in the title; other results than without it, and than with other parameters."""
+    words = ["run", *SMALL, "--policy", "sarathi", "--rate", "40", "--kv-blocks", "1000", "--quiet"]
+    plain = sim(*words, "--json", out=tmp_path)
+    found = {json.loads(plain.stdout)[0]["key"]}
+    for more in ([], ["--memory-param", "pad=false"], ["--memory-param", "embed=false"]):
+        done = sim(*words, "--memory", "cacheopt", *more, "--json", out=tmp_path)
+        assert done.exit_code == 0, done.output
+        [result] = json.loads(done.stdout)
+        assert result["setting"]["scenario"]["memory"] == "cacheopt"
+        assert result["summary"]["judged"]["sent"] == 20
+        found.add(result["key"])
+    assert len(found) == 4
+    shown = sim(*words, "--memory", "cacheopt", "--memory-param", "reserve=0", out=tmp_path).output
+    assert "memory cacheopt:reserve=0" in shown
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--memory", "cacheop"], "there is no memory policy 'cacheop'; did you mean cacheopt?"),
+        (["--memory", "cacheopt", "--memory-param", "pda=1"], "cacheopt has no parameter 'pda'"),
+        (["--memory", "cacheopt", "--memory-param", "pad"], "'pad' is not of the form key=value"),
+        (["--memory-param", "pad=false"], "of which memory policy? Say --memory, too"),
+    ],
+)
+def test_memory_policies_that_cannot_be(words: list[str], said: str, tmp_path: Path) -> None:
+    done = sim("run", *SMALL, *words, out=tmp_path)
+    assert done.exit_code == 2 and said in " ".join(done.output.split())
 
 
 @pytest.mark.parametrize("width", [80, 100, 150])

@@ -70,15 +70,20 @@ class Server:
     def step(
         self, ms: float, number: int, start: int, count: int, tokens: int = 1, term: int = 1, **special: Any
     ) -> None:  # fmt: skip
-        """An iteration with another request beside ours; `dropped`, `failed`, `preempt`, `forks`, `undelivered`."""
+        """An iteration with another request beside ours; `dropped`, `failed`, `preempt`, `swap_out`, `swap_in`,
+        `unswapped`, `forks`, `undelivered`."""
         ids, starts, counts = [1, special.get("id", FIRST)], [50, start], [1, count]
         plan = Plan(
             number, ids, starts, counts, [], [], [], special.get("forks", []), [],
-            special.get("preempt", []), [], 0.01, 1.0,
+            special.get("preempt", []), [], 0.01, 1.0, [],
+            special.get("swap_out", []), special.get("swap_in", []),
         )  # fmt: skip
         self.scheduler.says(ms, self.kv, plan, term)
         dropped = [FIRST] if special.get("dropped") else []
-        self.kv.says(ms + 0.2, self.scheduler, KvReport(number, 9, 0, 0, dropped, [], [], []), term)
+        report = KvReport(
+            number, 9, 0, 0, dropped, [], [], [], unswapped=special.get("unswapped", [])
+        )
+        self.kv.says(ms + 0.2, self.scheduler, report, term)
         if dropped:
             return
         batch = Batch(number, [], ids, starts, counts, [0, 0], [0, 0], [], [], [], [], 0.01, 1.0)
@@ -216,6 +221,22 @@ def test_preempted_and_resumed(server: Server, tmp_path: Path) -> None:
         line.startswith("47.0 step 44 token 22") and "did not fit, dropped" in line for line in said
     )
     assert said[-1] == "70.0 ended length, 4 tokens, queued 2.0 ms, preempted 1 time"
+
+
+def test_swapped_out_and_in(server: Server, tmp_path: Path) -> None:
+    server.call()
+    server.submit(1.5)
+    server.step(3, 40, 16, 4)
+    server.step(14, 41, 51, 1, id=2, swap_out=[FIRST])
+    server.step(25, 42, 52, 1, id=2, swap_in=[FIRST])
+    server.step(36, 43, 20, 1)
+    server.step(47, 44, 53, 1, id=2, swap_out=[FIRST], unswapped=[FIRST])
+    server.dump(tmp_path)
+    said = lines(trace(tmp_path))
+    assert "14.0 swapped out its KV is copied to the host beside step 41" in said
+    assert "25.0 swapped in its KV is copied from the host beside step 42" in said
+    assert any("step 43, resumed" in line for line in said)
+    assert "47.2 not swapped out no room on the host: its KV was dropped" in said
 
 
 def test_across_a_death_of_the_scheduler(server: Server, tmp_path: Path) -> None:

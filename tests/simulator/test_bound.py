@@ -26,7 +26,7 @@ from accelgen.simulator.bound import Bound, bound_of
 from accelgen.simulator.candidates import GRID, Judge
 from accelgen.simulator.device import Device, Iteration, find_device
 from accelgen.simulator.experiment import Setting
-from accelgen.simulator.metrics import Rule, summarise
+from accelgen.simulator.metrics import summarise
 from accelgen.simulator.mix import Asked, load_sources, make_workload
 from accelgen.simulator.needs import Model
 from accelgen.simulator.oracle import bound_of_setting, try_all
@@ -34,6 +34,7 @@ from accelgen.simulator.packing import most_that_fit
 from accelgen.simulator.precedence import Order
 from accelgen.simulator.run import Simulation
 from accelgen.simulator.scenarios import find_scenario
+from accelgen.simulator.times import Rule
 from accelgen.simulator.workload import Arrival, Workload
 
 COSTS = Coefficients(a=1.0, b=0.01, b2=0.02, c=0.05, d=0.002, e=1e-5, knee=16.0)

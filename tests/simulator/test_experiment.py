@@ -14,8 +14,8 @@ from accelgen.simulator import crew
 from accelgen.simulator.capacity import find_capacity
 from accelgen.simulator.crew import Crew, CrewError
 from accelgen.simulator.experiment import Result, Setting, Store, key_of, run_setting
-from accelgen.simulator.metrics import Rule
 from accelgen.simulator.scenarios import make_scenario
+from accelgen.simulator.times import Rule
 from accelgen.simulator.traces import VARIABLE
 
 

@@ -10,14 +10,15 @@ import pytest
 from hypothesis import given, settings
 
 from accelgen.proto.config import Config
-from accelgen.proto.messages import Objective, Reason
+from accelgen.proto.messages import Objective, Reason, Thinking
 from accelgen.scheduler.cost_model import Coefficients
 from accelgen.scheduler.policy import load_policy
 from accelgen.scripts import bench_metrics
 from accelgen.simulator.device import Device
-from accelgen.simulator.metrics import Rule, Times, hopeless, summarise
+from accelgen.simulator.metrics import hopeless, summarise
 from accelgen.simulator.run import Fate, Run, Simulation
-from accelgen.simulator.workload import Arrival, Workload
+from accelgen.simulator.times import Rule, Times
+from accelgen.simulator.workload import Arrival, Workload, session
 
 
 def fate(
@@ -26,8 +27,10 @@ def fate(
     goal: Objective | None = None,
     end: Reason | None = Reason.LENGTH,
     name: str = "standard",
+    thinking: int = 0,
 ) -> Fate:
-    arrival = Arrival(sent_s, 10, max(1, len(token_s)), goal or Objective(), name)
+    output = max(1 + thinking, len(token_s))
+    arrival = Arrival(sent_s, 10, output, goal or Objective(), name, thinking_tokens=thinking)
     return Fate(arrival, array("d", token_s), end)
 
 
@@ -44,6 +47,69 @@ def test_the_example_of_the_docs() -> None:
     assert times.gaps_s()[0] == pytest.approx([0.4, 0.8, 0.3])
     assert verdicts(one) == [False, True, True]
     assert verdicts(fate(10.0, tokens, Objective(tpot_s=0.5))) == [False, False, True]
+
+
+def test_the_example_of_the_docs_with_thinking() -> None:
+    """Three tokens of thinking at 0.7 s, then 0.25 s: the mean of the response alone is 0.3."""
+    goal = Objective(1.0, 0.25, None, Thinking(0.7))
+    one = fate(10.0, [10.4, 10.8, 11.6, 11.9], goal, thinking=3)
+    assert verdicts(one) == [False, True, False]
+    times = Times.of([one])
+    assert [float(pace[0]) for pace in times.part_tpot_s()] == pytest.approx([0.6, 0.3])
+    found = summarise(Run("w", "p", [one], 12.0, [])).parts
+    assert (found["thinking"].kept, found["response"].kept) == (1.0, 0.0)
+    assert (found["thinking"].tokens, found["response"].tokens) == (3, 1)
+
+
+@pytest.mark.parametrize(
+    ("thinking_s", "response_s", "expected"),
+    [
+        (0.8, 0.3, [True] * 3),
+        (0.6, 0.3, [False, True, True]),
+        (0.4, 0.3, [False, True, False]),
+        (0.2, 0.3, [False, False, False]),
+        (0.8, 0.2, [False, True, False]),  # what the thinking was ahead helps the response
+        (None, 0.3, [True] * 3),
+        (None, 0.2, [False, False, False]),  # the response's deadlines count from the mark
+        (0.8, None, [True] * 3),
+        (0.1, None, [False, False, False]),
+        (None, None, [True] * 3),
+    ],
+)
+def test_paces_of_stages(
+    thinking_s: float | None, response_s: float | None, expected: list[bool]
+) -> None:
+    """Gaps 0.4 and 0.8 of the thinking, 0.3 of the response; the first token comes 0.6 s before it must."""
+    goal = Objective(1.0, response_s, None, Thinking(thinking_s))
+    assert verdicts(fate(10.0, [10.4, 10.8, 11.6, 11.9], goal, thinking=3)) == expected
+
+
+def test_a_thinking_that_never_ends_and_one_cut_by_its_number() -> None:
+    tokens = [1.0, 1.5, 2.0, 2.5]
+    endless = Objective(1.0, 0.1, None, Thinking(0.5))
+    assert verdicts(fate(0.0, tokens, endless)) == [True] * 3
+    limited = Objective(1.0, 0.1, None, Thinking(0.5, [], 2))
+    assert verdicts(fate(0.0, tokens, limited)) == [False] * 3
+    assert (
+        verdicts(fate(0.0, tokens, Objective(1.0, 0.5, None, Thinking(0.5, [], 2)))) == [True] * 3
+    )
+
+
+def test_a_session_attains_if_all_its_calls_do() -> None:
+    goal = Objective(ttft_s=1.0)
+    calls = [Arrival(0.0, 10, 1, goal, stage=stage) for stage in ("tool", "tool", "answer")]
+    sessions = [session(calls), session(calls), Arrival(0.0, 10, 1, goal, stage="answer")]
+    fates = [Fate(one, array("d", [0.5]), Reason.LENGTH) for one in sessions]
+    for call, number in ((calls[1], 0), (calls[2], 0), (calls[1], 1)):  # nobody sends the last one
+        fates.append(Fate(call, array("d", [0.5]), Reason.LENGTH, session=number))
+    found = summarise(Run("w", "p", fates, 5.0, []))
+    assert found.sessions == dict.fromkeys(Rule, pytest.approx(2 / 3))
+    assert found.judged.attainment == dict.fromkeys(Rule, 1.0)
+    fates[3].token_s[0] = 9.0  # a call of the first one comes too late
+    found = summarise(Run("w", "p", fates, 5.0, []))
+    assert found.sessions[Rule.MEAN] == pytest.approx(1 / 3)
+    assert found.by_stage["tool"].attainment[Rule.MEAN] == pytest.approx(3 / 4)
+    assert (found.by_stage["tool"].sent, found.by_stage["answer"].sent) == (4, 2)
 
 
 @pytest.mark.parametrize(
@@ -131,11 +197,13 @@ def test_a_hopeless_run_is_known_before_its_end() -> None:
     assert hopeless(run, 5.1, 0.5, 4) and not hopeless(run, 9.0, 0.1, 4)
 
 
+thinkings_drawn = st.none() | st.builds(Thinking, st.none() | st.integers(1, 4).map(float))
 goals_drawn = st.builds(
     Objective,
     ttft_s=st.none() | st.integers(1, 8).map(float),
     tpot_s=st.none() | st.integers(1, 4).map(float),
     e2e_s=st.none() | st.integers(1, 30).map(float),
+    thinking=thinkings_drawn,
 )
 
 
@@ -144,7 +212,7 @@ goals_drawn = st.builds(
     drawn=st.lists(
         st.tuples(
             st.integers(0, 5), st.lists(st.integers(1, 6), max_size=8), goals_drawn,
-            st.sampled_from([Reason.STOP, Reason.LENGTH, Reason.FAILED, None]),
+            st.sampled_from([Reason.STOP, Reason.LENGTH, Reason.FAILED, None]), st.integers(0, 6),
         ),
         min_size=1,
         max_size=6,
@@ -152,10 +220,11 @@ goals_drawn = st.builds(
 )  # fmt: skip
 def test_the_verdicts_are_those_of_the_live_benchmark(drawn: list) -> None:  # type: ignore[type-arg]
     fates, timings = [], []
-    for sent, gaps, goal, end in drawn:
+    for sent, gaps, goal, end, thought in drawn:
         token_s = (sent + np.cumsum(gaps)).astype(float).tolist()
-        fates.append(fate(float(sent), token_s, goal, end))
-        limits = bench_metrics.Limits(goal.ttft_s, goal.tpot_s, goal.e2e_s)
+        fates.append(fate(float(sent), token_s, goal, end, thinking=thought))
+        thinking_s = None if goal.thinking is None else goal.thinking.tpot_s
+        limits = bench_metrics.Limits(goal.ttft_s, goal.tpot_s, goal.e2e_s, thinking_s)
         timings.append(
             bench_metrics.Timing(
                 float(sent),
@@ -165,6 +234,7 @@ def test_the_verdicts_are_those_of_the_live_benchmark(drawn: list) -> None:  # t
                 10,
                 limits,
                 failed=end not in (Reason.STOP, Reason.LENGTH),
+                thinking=fates[-1].arrival.thought,
             )  # fmt: skip
         )
     attained = Times.of(fates).attains()

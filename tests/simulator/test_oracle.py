@@ -19,11 +19,11 @@ from accelgen.scheduler.policy import load_policy
 from accelgen.simulator.candidates import GRID, Candidate, Judge, Metric
 from accelgen.simulator.climb import Chain
 from accelgen.simulator.experiment import Setting, key_of, run_setting
-from accelgen.simulator.metrics import Rule
 from accelgen.simulator.oracle import CHAINS, choose, run_oracle, searches, try_all, value_of
 from accelgen.simulator.precedence import Order, Script, done_share, next_choices
 from accelgen.simulator.run import Simulation
 from accelgen.simulator.scenarios import ScenarioError, make_scenario
+from accelgen.simulator.times import Rule
 from accelgen.simulator.workload import Arrival, Workload, session
 
 COSTS = Coefficients(a=1.0, b=0.01, b2=0.01, c=0.05, d=0.0005, e=1e-5, knee=32.0)

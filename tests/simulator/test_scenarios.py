@@ -182,6 +182,113 @@ def test_sessions_follow_one_another(traces: Path) -> None:
     assert second.objective.ttft_s < first.objective.ttft_s  # it has fewer tokens to compute
 
 
+def test_times_of_one_trace_and_lengths_of_another(traces: Path) -> None:
+    """A slice of the times; the lengths are drawn, and are those of the other one."""
+    (traces / "l.csv").write_text("prompt_tokens,output_tokens\n7,3\n8,2\n")
+    parts = [{"name": "a", "source": "l"}]
+    scenario = of_trace(parts=parts, arrivals_of="t", slice_s=[100, 1000])
+    assert scenario.timed_by == "t" and scenario.sources == ["l", "t"]
+    arrivals = workload(scenario, Asked(2.0, 500), stand_ins=False).arrivals
+    assert len(arrivals) == 24  # squares from 10 to 33
+    assert arrivals[0].at_s == 0 and arrivals[-1].at_s == pytest.approx(23 / 2)
+    assert arrivals[1].at_s / arrivals[-1].at_s == pytest.approx((11**2 - 10**2) / (33**2 - 10**2))
+    assert {(one.prompt_tokens, one.output_tokens) for one in arrivals} == {(7, 3), (8, 2)}
+    alone = of_trace(slice_s=[100, 1000])
+    own = workload(alone, Asked(2.0, 500), stand_ins=False).arrivals
+    assert [one.at_s for one in own] == [one.at_s for one in arrivals]
+    assert [one.prompt_tokens for one in own] == [*range(20, 44)]
+    halves = [workload(alone, Asked(2.0, 500, half=h), False).arrivals for h in ("tune", "report")]
+    assert [len(half) for half in halves] == [12, 12]  # of the slice
+
+
+def test_two_sources_may_share_times(traces: Path) -> None:
+    (traces / "l.csv").write_text("prompt_tokens,output_tokens\n7,3\n")
+    parts = [{"name": "a", "source": "l"}, {"name": "b", "source": "t"}]
+    with pytest.raises(ScenarioError, match="the times of which of l, t"):
+        of_trace(parts=parts)
+    found = workload(of_trace(parts=parts, arrivals_of="t"), Asked(1.0, 80), stand_ins=False)
+    assert {one.slo_class for one in found.arrivals} == {"a", "b"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"slice_s": [9802, 10]}, "slice_s: t has no request from 9802 s on for 10 s, it ends at 9801 s"),
+        ({"arrivals": "poisson", "slice_s": [0, 10]}, "slice_s: arrivals are poisson, not trace or thinned"),
+        ({"arrivals": "poisson", "arrivals_of": "t"}, "arrivals_of: arrivals are poisson"),
+        ({"arrivals_of": "synthetic:t"}, "arrivals_of: there is no 'synthetic:t'"),
+        ({"arrivals_of": "synthetic:toolbench"}, "arrivals: synthetic:toolbench has no times"),
+        ({"parts": [{"name": "a", "source": "t", "stages": {"thinking": {}}}]},
+         "parts.a.thinking_share: t does not say what is thinking"),
+        ({"parts": [{"name": "a", "source": "t", "stages": {"planning": {}}}]}, "unknown field planning"),
+        ({"parts": [{"name": "a", "source": "t", "stages": {"response": {"ttft": {"base_s": 1}}}}]},
+         "response: ttft: an answer has one first token"),
+        ({"parts": [{"name": "a", "source": "t", "stages": {"tool": {"tpot": {"slowdown": 1}}}}]},
+         "tool: tpot: slowdown is of the prompt"),
+    ],
+)  # fmt: skip
+def test_what_stages_and_slices_cannot_be(traces: Path, fields: dict, words: str) -> None:  # type: ignore[type-arg]
+    with pytest.raises(ScenarioError) as found:
+        workload(of_trace(**fields), Asked(1.0, 10), stand_ins=False)
+    assert words in str(found.value)
+
+
+def test_thinking_by_the_trace_or_by_its_share(traces: Path) -> None:
+    (traces / "r.csv").write_text(
+        "arrived_at,prompt_tokens,output_tokens,reason_tokens\n0,10,20,15\n1,10,200,150\n2,10,4,4\n3,10,1,0\n"
+    )
+    stages = {"thinking": {"tpot": {"base_s": 0.05}}}
+    part = {"name": "a", "source": "r", "tpot": {"base_s": 0.1}, "stages": stages}
+    scenario = of_trace(parts=[part], max_tokens=100)
+    arrivals = workload(scenario, Asked(1.0, 4), stand_ins=False).arrivals
+    # The second is cut within its thinking; a thinking is never the whole output.
+    assert [one.thinking_tokens for one in arrivals] == [15, 0, 3, 0]
+    assert [one.thought for one in arrivals] == [15, 100, 3, 1]
+    for one in arrivals:
+        assert one.objective.tpot_s == 0.1 and one.objective.thinking is not None
+        assert one.objective.thinking.tpot_s == 0.05
+    shared = of_trace(parts=[{**part, "thinking_share": 0.25}], max_tokens=100)
+    arrivals = workload(shared, Asked(1.0, 4), stand_ins=False).arrivals
+    assert [one.thinking_tokens for one in arrivals] == [5, 50, 1, 0]
+
+
+SIX = ("chatbot", "coder", "summarizer", "mixed", "toolllm", "reasoning")
+
+
+@pytest.mark.parametrize("name", SIX)
+def test_the_six_of_slos_serve(name: str) -> None:
+    """Everything works without a trace; objectives are the paper's (SLOs-Serve's code): slowdowns of TTFT 5, 5 and 3,
+    TPOT 50 or 100 ms."""
+    scenario = find_scenario(f"slos_{name}")
+    found = workload(scenario, Asked(2.0, 200))
+    assert len(found.arrivals) == 200
+    device = scenario.device()
+    slowdowns = {"chatbot": 5, "coder": 5, "summarizer": 3, "tools": 3, "reasoning": 3}
+    paces = {"chatbot": 0.1, "coder": 0.05, "summarizer": 0.1, "tools": 0.05, "reasoning": 0.1}
+    for one in found.arrivals:
+        work = Work(one.prompt_tokens, prefill_work=one.prompt_tokens**2 / 2)
+        alone_s = device.seconds(Iteration(work, sequences=1))
+        assert one.objective.ttft_s == pytest.approx(slowdowns[one.slo_class] * alone_s)
+        alone = one.slo_class == "tools" and one.follow_up is None
+        assert one.objective.tpot_s == (0.1 if alone else paces[one.slo_class])
+        thinking = one.objective.thinking
+        assert (thinking is not None and thinking.tpot_s == 0.05) == (name == "reasoning")
+        assert one.prompt_tokens + scenario.max_tokens <= scenario.cut_tokens
+
+
+def test_tool_loops_have_calls_and_an_answer() -> None:
+    found = workload(find_scenario("slos_toolllm"), Asked(1.0, 300))
+    assert found.requests > 600
+    for one in found.arrivals:
+        call = one
+        while call.follow_up is not None:
+            assert call.stage == "tool" and call.objective.tpot_s == 0.05
+            later = call.follow_up
+            assert later.shared_tokens == call.prompt_tokens + call.output_tokens
+            call = later
+        assert call.stage == "answer" and call.objective.tpot_s == 0.1
+
+
 def test_a_missing_trace_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(VARIABLE, raising=False)
     with pytest.raises(TraceError, match="no file 'azure2023_code'"):

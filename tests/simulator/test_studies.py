@@ -13,13 +13,13 @@ from accelgen.simulator.capacity import Capacity
 from accelgen.simulator.detail import Detail
 from accelgen.simulator.experiment import Result, Setting, run_setting
 from accelgen.simulator.groups import Group
-from accelgen.simulator.metrics import Rule
 from accelgen.simulator.published import ABLATIONS, ACCELGEN, STAIRCASE_CAPACITY
 from accelgen.simulator.scenarios import find_scenario
 from accelgen.simulator.shown import Cell, Table
 from accelgen.simulator.studies import SECTIONS, scale_of
 from accelgen.simulator.study import Found, Run, Scale, Search, Section, made_of
 from accelgen.simulator.study_relegation import same
+from accelgen.simulator.times import Rule
 
 SMALL = scale_of("small", stand_ins=True)
 GAP = Rule.EVERY_GAP

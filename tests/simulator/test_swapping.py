@@ -1,4 +1,4 @@
-"""Preemption by swap: nothing is computed twice, copies take their time, nothing is lost."""
+"""Preemption by swap, by the live cores: nothing is computed twice, copies take their time, nothing is lost."""
 
 from __future__ import annotations
 
@@ -33,7 +33,8 @@ def simulate(
     )  # type: ignore[arg-type]
     run = simulation.go()
     [kv] = simulation.kvs
-    assert kv.check() == [] and kv.pool.used == 0
+    assert kv.check() == [] and kv.pool.used == kv.tables.host.used == 0
+    assert not simulation.core.replicas[0].moves.pending
     return run
 
 
@@ -50,6 +51,22 @@ def test_a_victim_goes_and_comes_back_by_hand() -> None:
     worker = run.workers[0]
     assert worker.prefill_tokens == 64 and worker.decode_tokens == 6
     assert worker.copies_s == pytest.approx(0.4) and worker.busy_s == pytest.approx(1.64 + 6 * 1.01)
+
+
+def test_others_run_beside_a_copy() -> None:
+    """8 blocks, all taken by prompts of 2, 3 and 3, whose tokens come after 1 + 1.12 s. The first needs another block
+    and goes, while the others decode in theirs: 1.02 s, and 0.2 s of copying are hidden behind them. When the second
+    has ended there is room, and the first comes back beside a decode of the third."""
+    arrivals = [Arrival(0.0, 32, 4), Arrival(0.0, 40, 3), Arrival(0.0, 40, 6)]
+    run = simulate("sarathi", arrivals, blocks=8)
+    gone, second, third = run.fates
+    assert list(second.token_s) == pytest.approx([2.12, 3.14, 4.16])
+    assert list(third.token_s) == pytest.approx([2.12, 3.14, 4.16, 5.17, 6.18, 7.20])
+    assert list(gone.token_s) == pytest.approx([2.12, 7.20, 8.21, 9.22])
+    assert (gone.preemptions, second.preemptions, third.preemptions) == (1, 0, 0)
+    [worker] = run.workers
+    assert worker.copies_s == 0 and worker.busy_s == pytest.approx(9.22)
+    assert (worker.prefill_tokens, worker.decode_tokens) == (112, 10)
 
 
 def test_a_prompt_goes_on_where_it_was() -> None:

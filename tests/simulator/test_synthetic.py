@@ -91,3 +91,25 @@ def test_the_same_seed_gives_the_same_requests(name: str) -> None:
     assert (first.at_s is None) == (STAND_INS[name].rate == 0)
     if first.at_s is not None and again.at_s is not None:
         assert first.at_s.tolist() == again.at_s.tolist()
+
+
+def test_shares_of_thinking_are_those_of_the_trace() -> None:
+    """Mean 0.70, median 0.70, 90 % below 0.956; never the whole output."""
+    rows = STAND_INS["servegen_deepseek-r1_1h_resampled"].rows("r1", 20000, seed=0)
+    assert rows.thinking is not None and (rows.thinking < rows.output).all()
+    shares = rows.thinking / rows.output
+    found = [shares.mean(), *np.percentile(shares, [50, 90])]
+    assert found == pytest.approx([0.70, 0.697, 0.956], abs=0.02)
+
+
+def test_sessions_of_tool_loops() -> None:
+    """4.0 calls on average; each prompt is what was said before, and more."""
+    rows = STAND_INS["toolbench"].rows("toolbench", 5000, seed=0)
+    assert rows.later is not None and rows.name == "synthetic:toolbench"
+    calls = np.array([1 + len(later) for later in rows.later])
+    assert calls.mean() == pytest.approx(4.0, rel=0.05) and calls.min() == 1
+    for i, later in enumerate(rows.later):
+        said = int(rows.prompt[i] + rows.output[i])
+        for stage in later:
+            assert stage.shared == said < stage.prompt and stage.think_s >= 0
+            said = stage.prompt + stage.output

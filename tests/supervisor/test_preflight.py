@@ -235,6 +235,25 @@ def test_memory_is_reckoned_with_numbers(model: Path, monkeypatch: pytest.Monkey
     preflight.check_memory(msgspec.structs.replace(config, device="cuda"), checkpoint)
 
 
+def test_swap_space_that_the_machine_does_not_have(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = open_checkpoint(model)
+    monkeypatch.setattr(preflight, "available_memory_bytes", lambda: 3 * 10**9)
+    config = Config(device="cpu", preemption="swap", swap_gb=1.0, replicas=2)
+    preflight.check_swap(config, checkpoint)
+    preflight.check_swap(Config(swap_gb=1000.0), checkpoint)  # recompute: it is not asked for
+    with pytest.raises(StartError) as refused:
+        preflight.check_swap(msgspec.structs.replace(config, swap_gb=2.0), checkpoint)
+    assert refused.value.status == 2
+    assert str(refused.value) == (
+        "--swap-gb: 2 GB of swap space in each of 2 replicas and 0 MiB for weights need 3,815 MiB"
+        " of the host's memory, 2,861 MiB are available"
+    )
+    with pytest.raises(StartError, match="--swap-gb: 1e-06 GB hold no block: one of 16 tokens has"):
+        preflight.check_swap(msgspec.structs.replace(config, swap_gb=1e-6), checkpoint)
+
+
 @pytest.fixture
 def drafter(tmp_path: Path) -> Path:
     """Another model folder; its configuration states a vocabulary of 500."""
@@ -277,6 +296,28 @@ def test_an_unknown_policy_gets_near_matches() -> None:
     assert refused.value.status == 2
     with pytest.raises(StartError, match="known: accelgen, "):
         preflight.check_policy("xyzzy")
+
+
+@pytest.mark.parametrize(
+    ("memory", "params", "line"),
+    [
+        ("cacheop", {}, "--memory: there is no memory policy 'cacheop'; did you mean cacheopt?"),
+        (
+            "cacheopt",
+            {"pda": 1},
+            "--memory-param: cacheopt has no parameter 'pda'; it has pad (True)",
+        ),
+        ("cacheopt", {"pad": 2}, "--memory-param: pad of cacheopt must be true or false, got 2"),
+        ("cacheopt", {"reserve": -1}, "--memory-param: cacheopt: reserve: -1 tokens, must be at"),
+        ("on-demand", {"pad": True}, "--memory-param: on-demand has no parameter 'pad'"),
+    ],
+)
+def test_a_memory_policy_that_cannot_be(memory: str, params: dict[str, Any], line: str) -> None:
+    with pytest.raises(StartError) as refused:
+        preflight.check(Config(memory=memory, memory_params=params))
+    assert str(refused.value).startswith(line) and refused.value.status == 2
+    preflight.check_memory_policy("", {})
+    preflight.check_memory_policy("cacheopt", {"pad": False, "reserve": 0})
 
 
 def test_files_named_in_the_configuration_must_be_there(tmp_path: Path) -> None:

@@ -91,6 +91,23 @@ def test_step_by_step() -> None:
     assert bench.core.occupants[NEW].epoch == 2 and not bench.signals
 
 
+def test_the_memory_policy_stays_unless_another_one_is_named() -> None:
+    bench = Changing()
+    chosen = bench.core.office.assignment = Assignment("first", {}, "cacheopt", {"reserve": 7})
+    bench.core.office.exchange = None
+    bench.ask()
+    assert bench.orders(NEW)[-1] == Prepare("other", {"x": 1}, "cacheopt", {"reserve": 7})
+    bench.go_through()
+    assert bench.core.office.before == chosen
+    assert bench.core.facts["memory"] == "cacheopt"
+    assert bench.core.facts["memory_params"] == {"reserve": 7}
+    named = Swap("other", {}, memory="on-demand", memory_params={"x": 1})
+    assert bench.core.office._aim(named) == Assignment("other", {}, "on-demand", {"x": 1})
+    assert bench.core.office._aim(Swap("b", {"y": 2})) == Assignment(
+        "b", {"y": 2}, "cacheopt", {"reserve": 7}
+    )
+
+
 def test_without_a_spare_a_process_is_started() -> None:
     bench = Changing(spare=False)
     assert bench.started[-1] == (NEW, 0) and not bench.told(Yield)

@@ -35,7 +35,7 @@ def call(*arguments: str) -> int:
 
 def test_every_field_has_an_option_and_a_word() -> None:
     fields = {field.name for field in msgspec.structs.fields(Config)}
-    assert set(up.HELP) == fields - {"policy_params", "slo_classes"}
+    assert set(up.HELP) == fields - {"policy_params", "memory_params", "slo_classes"}
 
 
 def test_help_lists_policies_and_defaults(capsys: pytest.CaptureFixture[str]) -> None:
@@ -43,6 +43,8 @@ def test_help_lists_policies_and_defaults(capsys: pytest.CaptureFixture[str]) ->
     shown = " ".join(capsys.readouterr().out.split())
     installed = ", ".join(sorted(entry.name for entry in entry_points(group="accelgen.policies")))
     assert f"Scheduling policy: {installed}. [default".replace(" ", "") in shown.replace(" ", "")
+    words = "Memory policy beside it: cacheopt, on-demand; the policy's own if not given."
+    assert words.replace(" ", "") in shown.replace(" ", "")
     assert "Port to listen on; 0: any free one. [default: 8000]" in shown
     assert "0: from free memory. [default: 0]" in shown
     assert "prompt beginnings. [default: on]" in shown and "{policies}" not in shown
@@ -59,6 +61,10 @@ def test_options_go_before_the_file(served: Any, tmp_path: Path) -> None:
     assert config.shutdown_timeout_s == 2.5 and detached
     assert config.policy_params == {"tau": 0.1, "n": 3, "who": "me=you"}
     assert config.slo_classes["standard"].ttft_ms == 5
+    memory = ["--memory", "cacheopt", "--memory-param", "pad=false", "--memory-param", "reserve=0"]
+    assert call("up", *memory) == 0
+    config, _ = served.pop()
+    assert (config.memory, config.memory_params) == ("cacheopt", {"pad": False, "reserve": 0})
     assert call("up") == 0 and served[1] == (Config(), False)
 
 
@@ -76,6 +82,11 @@ def test_options_go_before_the_file(served: Any, tmp_path: Path) -> None:
         (["--policy-param", "tau"], "'tau' is not of the form name=value"),
         (["--policy", "sarati"], "did you mean sarathi?"),
         (["--config", "/none.toml"], "/none.toml"),
+        (["--preemption", "swap", "--swap-gb", "0"], "accelgen: --swap-gb: 0 GB of host memory"),
+        (["--memory", "cacheop"], "--memory: there is no memory policy 'cacheop'; did you mean"),
+        (["--memory-param", "pad"], "'pad' is not of the form name=value"),
+        (["--memory-param", "pad=false"], "pad of which memory policy? State memory, too"),
+        (["--preemption", "no"], "--preemption: 'no' is not one of recompute, swap"),
     ],
 )
 def test_what_cannot_be_costs_one_line(

@@ -1,0 +1,311 @@
+"""`slos-serve`: SLOs-Serve's admission by planning, and its planned batches, without speculation (arXiv 2504.08784;
+docs/policies.md, read in the authors' code, `gulang2019/SLOServe`, folder `SLOsServe/scheduler`).
+
+1. Which new requests are admitted, and in which batches all admitted ones are processed, is planned together: every
+   10 arrivals, every 6 finished requests, and every 0.1 s. `admission` dp is the paper's dynamic program over requests
+   sorted by deadline, edf_sim the simulation that the authors use now. In between the plan is followed.
+2. Those declined join a best-effort queue (`burst` soft): they get what is left of batches and KV, and give both up
+   when admitted ones need them.
+3. Several replicas: a request goes to the first one, round robin, whose plan has room for it; to the last of them as
+   best effort. `routing` false: round robin alone. `burst` refuse: one that no replica has room for is refused.
+
+Reconstructed: the rules of planning that the sources leave open (admission.py, survey.py, edf_sim.py, best_effort.py in
+`scheduler/slos_serve`). Nobody waits for a plan when no admitted request has work. What prompts leave of a batch goes
+to decodes that are not due, then to best effort. Output lengths are predicted, known in the paper; out of blocks, a
+best-effort request, the last to have come, or else the admitted one with the latest deadline is recomputed. Whoever
+runs unknown to the plan counts as admitted. A request that states no objective is best effort. `burst` refuse answers
+at arrival, by the state of that moment, so that a round has nobody left to decline. When admitted decodes alone cannot
+keep their pace, each batch has all of them and at least `LEAST_PREFILL` prompt tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from heapq import merge
+from itertools import islice
+
+import numpy as np
+from msgspec import Struct, structs
+
+from accelgen.scheduler.policies.shared import (
+    Batch,
+    at_least,
+    least_load,
+    make_room,
+    take_decodes,
+)
+from accelgen.scheduler.policy import Decision, StepStats, Verdict, View, is_decode
+from accelgen.scheduler.request import Request
+from accelgen.scheduler.slos_serve.admission import relaxed
+from accelgen.scheduler.slos_serve.best_effort import Evictions, take_best_effort
+from accelgen.scheduler.slos_serve.dynamic import MOST_NEW, choose
+from accelgen.scheduler.slos_serve.edf_sim import admit as simulated_admission
+from accelgen.scheduler.slos_serve.filling import take_extra, take_prompts
+from accelgen.scheduler.slos_serve.plan import Plan, make_plan, overloaded_plan
+from accelgen.scheduler.slos_serve.routing import ttft_if_admitted
+from accelgen.scheduler.slos_serve.standing import (
+    MOST_LOOKED_AT,
+    PRIORITY_S,
+    admitted_places,
+    are_admitted,
+    best_effort_places,
+    is_stated,
+    known,
+    new_places,
+    standing_of,
+)
+from accelgen.scheduler.slos_serve.survey import Rules, Survey, due_s
+from accelgen.scheduler.table import FAR_S, Bools, Ints, RequestTable
+
+LEAST_PREFILL = 128  # tokens
+MOST_EVENTS = 1500  # of simulations per round, about: 5 microseconds each
+
+ADMISSIONS, BURSTS = ("dp", "edf_sim"), ("soft", "refuse")
+
+
+class Memory(Struct, frozen=True):
+    """What the rule remembers: who was admitted and who was not, by id; the plan, made at `made_s` (-1: none), and
+    where in it the next batch stands; tiers of decodes by id; the most tokens of a batch with best-effort requests in
+    it; how many requests have finished since; and whether there were more new ones than a round judges."""
+
+    admitted: frozenset[int] = frozenset()
+    best_effort: frozenset[int] = frozenset()
+    plan: Plan = Plan()
+    position: int = 0
+    tiers: dict[int, int] = {}
+    calm: int = 0
+    made_s: float = -1.0
+    finished: int = 0
+    has_more: bool = False
+
+
+class SlosServe:
+    name = "slos-serve"
+
+    def __init__(
+        self, admission: str = "dp", routing: bool = True, burst: str = "soft", credit: bool = True,
+        offline_tpot_s: float = 0.4, replan_s: float = 0.1, replan_arrivals: int = 10, replan_finishes: int = 6,
+    ) -> None:  # fmt: skip
+        _one_of("admission", admission, ADMISSIONS)
+        _one_of("burst", burst, BURSTS)
+        at_least("offline_tpot_s", offline_tpot_s, 1e-3, "s")
+        at_least("replan_s", replan_s, 0, "s")
+        at_least("replan_arrivals", replan_arrivals, 1)
+        at_least("replan_finishes", replan_finishes, 1)
+        self.admission, self.routing, self.burst = admission, routing, burst
+        self.rules = Rules(credit, offline_tpot_s)
+        self.replan_s, self.replan_arrivals = replan_s, replan_arrivals
+        self.replan_finishes = replan_finishes
+
+    def initial(self) -> Memory:
+        return Memory()
+
+    def order_key(self, view: View, slot: int, state: Memory) -> float:
+        return self._keys(view.table, [slot], state)[slot]
+
+    def admit(self, request: Request, views: Sequence[View]) -> Verdict:
+        plans = self.burst == "refuse" or (self.routing and len(views) > 1)
+        if not is_stated(request.objective) or (len(views) == 1 and not plans):
+            return least_load(request, views)
+        tries = len(views) if self.routing else 1
+        tried = [(request.id + i) % len(views) for i in range(tries)]
+        for index in tried if plans else ():
+            ttft_s = ttft_if_admitted(request, views[index], self.rules)
+            if ttft_s is not None:
+                return Verdict(index, ttft_s)
+        last = tried[-1]
+        ttft_s = least_load(request, [views[last]]).predicted_ttft_s
+        if self.burst == "soft":
+            return Verdict(last, ttft_s)
+        words = f"no replica of {tries} can keep its objective beside those admitted before"
+        return Verdict(last, ttft_s, words)
+
+    def plan(self, view: View, state: Memory, start_s: float) -> tuple[Decision, Memory]:
+        moved: dict[int, float] = {}
+        if self._is_due(view, state, start_s):
+            state = self._replan(view, state, start_s)
+            moved = self._moved(view.table, state)
+        batch = self._follow(view, state, moved)
+        decision, taken = batch.decision(), set(batch.slots)
+        decision.requeue = {slot: key for slot, key in moved.items() if slot not in taken}
+        if batch.slots:
+            state = structs.replace(state, position=state.position + 1)
+        return decision, state
+
+    def observe(self, step: StepStats, state: Memory) -> Memory:
+        if not step.finished:
+            return state
+        return structs.replace(state, finished=state.finished + step.finished)
+
+    # --- the waiting order -----------------------------------------------------------------------------------------
+
+    def _keys(self, table: RequestTable, slots: list[int], state: Memory) -> dict[int, float]:
+        """By slot: admitted ones by deadline, new ones by deadline, best-effort ones by arrival."""
+        due = self._places(table, slots)
+        arrival, ids = table.arrival_s[slots].tolist(), table.ids[slots].tolist()
+        keys = {}
+        for i, slot in enumerate(slots):
+            if ids[i] in state.best_effort:
+                keys[slot] = PRIORITY_S + arrival[i]
+            else:
+                keys[slot] = due[i] - PRIORITY_S * (ids[i] in state.admitted)
+        return keys
+
+    def _places(self, table: RequestTable, slots: list[int]) -> list[float]:
+        """Deadlines, none so late that it leaves the range of keys."""
+        due = due_s(table, np.array(slots, dtype=np.int64), self.rules)
+        found: list[float] = np.minimum(due, 2 * FAR_S).tolist()
+        return found
+
+    def _moved(self, table: RequestTable, state: Memory) -> dict[int, float]:
+        """New keys, by slot, of requests that wait as new ones and have been judged."""
+        new = [slot for _, slot in islice(new_places(table), MOST_LOOKED_AT)]
+        ids = table.ids[new].tolist() if new else []
+        judged = [
+            slot
+            for slot, id in zip(new, ids, strict=True)
+            if id in state.admitted or id in state.best_effort
+        ]
+        return self._keys(table, judged, state) if judged else {}
+
+    # --- when and what to plan ---------------------------------------------------------------------------------------
+
+    def _is_due(self, view: View, state: Memory, start_s: float) -> bool:
+        since_s = start_s - state.made_s
+        if state.made_s < 0 or not 0 <= since_s < self.replan_s or not state.plan.tail:
+            return True
+        if state.finished >= self.replan_finishes or state.has_more:
+            return True
+        news = sum(1 for _ in islice(new_places(view.table), self.replan_arrivals))
+        if news >= self.replan_arrivals:
+            return True
+        return news > 0 and not self._has_admitted_work(view.table, state)
+
+    def _has_admitted_work(self, table: RequestTable, state: Memory) -> bool:
+        if next(admitted_places(table), None) is not None:
+            return True
+        return any(id not in state.best_effort for id in table.ids[table.running].tolist())
+
+    def _replan(self, view: View, state: Memory, start_s: float) -> Memory:
+        """A new plan, and whom it admits."""
+        state = _up_to_date(view.table, state)
+        survey = Survey(
+            view, standing_of(view.table, state.admitted, state.best_effort), start_s, self.rules
+        )
+        fine, hopeless = survey.sifted(keep_late=self.burst == "refuse")
+        new = fine[: self._most_new(view)]
+        standing = replace(survey.standing, new=np.array(new, dtype=np.int64))
+        if len(new) < len(survey.standing.new):
+            survey = Survey(view, standing, start_s, self.rules)
+        admitted, plan = self._admitted(survey)
+        judged = frozenset(view.table.ids[standing.new].tolist())
+        lost = frozenset(view.table.ids[np.array(hopeless, dtype=np.int64)].tolist())
+        return Memory(
+            state.admitted | (admitted & judged),
+            state.best_effort | (judged - admitted) | lost,
+            self._overloaded(survey) if plan is None else plan,
+            tiers=survey.tiers_by_id(),
+            calm=0 if plan is None else self._calm(view, survey),
+            made_s=max(0.0, start_s),
+            has_more=len(new) < len(fine),
+        )
+
+    def _admitted(self, survey: Survey) -> tuple[frozenset[int], Plan | None]:
+        """Ids of those that are admitted, and the plan for them and the old ones; None if the old ones' decodes alone
+        are too many."""
+        problem = survey.problem()
+        if self.admission == "dp" and self.burst == "soft":
+            feasible = relaxed(problem)
+            if feasible is None:
+                return frozenset(), None
+            taken = choose(feasible)
+            return frozenset(one.key for one in taken), make_plan(feasible, taken)
+        keys = frozenset(one.key for one in problem.candidates if one.is_new)
+        if self.burst == "soft":
+            found, _ = simulated_admission(survey.demands(), survey.roofline, survey.room())
+            keys = frozenset(found)
+        chosen = relaxed(problem.promising(keys))
+        return keys, None if chosen is None else make_plan(chosen, chosen.candidates)
+
+    def _most_new(self, view: View) -> int:
+        """How many a round judges. `edf_sim` simulates all requests for each of them."""
+        if self.admission == "dp":
+            return MOST_NEW
+        events = 3 * (len(view.table.running) + MOST_NEW)
+        return max(1, min(MOST_NEW, MOST_EVENTS // events))
+
+    def _overloaded(self, survey: Survey) -> Plan:
+        decodes = sum(survey.counts)
+        size = survey.roofline.time_to_batch(survey.tiers[0], decodes=decodes)
+        return overloaded_plan(survey.counts, size, LEAST_PREFILL)
+
+    def _calm(self, view: View, survey: Survey) -> int:
+        """A batch with best-effort requests in it is no longer than an arrival may have to wait for its judgement; it
+        may always have as many tokens as the device needs to be used well."""
+        size, _ = view.cost.pivot(view.limits.max_num_batched_tokens)
+        decodes = sum(survey.counts)
+        return max(size, survey.roofline.time_to_batch(self.replan_s, decodes=decodes))
+
+    # --- following the plan ------------------------------------------------------------------------------------------
+
+    def _follow(self, view: View, state: Memory, moved: dict[int, float]) -> Batch:
+        """The iteration that the next slice of the plan says. `moved` are new keys that the table does not have yet."""
+        table = view.table
+        ready = table.running[table.remaining(table.running) > 0]
+        mine = are_admitted(table, ready, state.best_effort)
+        decode = is_decode(table, ready)
+        decodes, begun = ready[mine & decode], ready[mine & ~decode]
+        due = self._are_due(table, decodes, state)
+        size = min(state.plan.at(state.position).size, view.limits.max_num_batched_tokens)
+        batch = Batch(view, max(size, int(due.sum())))
+        take_decodes(batch, decodes[due], lambda view: self._victims(view, state))
+        gone = set(batch.preempted)
+        evictions = Evictions(batch, ready[~mine])
+        starts = all(id in state.best_effort for id in table.ids[batch.preempted].tolist())
+        places = zip(self._places(table, begun.tolist()), begun.tolist(), strict=True)
+        own = [(at_s - PRIORITY_S, slot) for at_s, slot in places if slot not in gone]
+        fresh = sorted((key, slot) for slot, key in moved.items())
+        admitted = merge((p for p in fresh if p[0] < -PRIORITY_S / 2), admitted_places(table))
+        take_prompts(batch, own, admitted, evictions, starts)
+        rest = decodes[~due]
+        take_extra(batch, rest[~np.isin(rest, batch.preempted)] if batch.preempted else rest)
+        queue = merge((p for p in fresh if p[0] > PRIORITY_S / 2), best_effort_places(table))
+        waiting = (slot for _, slot in queue)
+        take_best_effort(batch, evictions, waiting, state.calm, starts)
+        stuck = ready if state.calm else ready[mine]  # for want of blocks, not of tokens
+        make_room(batch, stuck, lambda view: self._victims(view, state))
+        return batch
+
+    def _are_due(self, table: RequestTable, decodes: Ints, state: Memory) -> Bools:
+        """Decodes that the slice has a token for, [n]: those unknown to the plan always; those ahead of it not yet, or,
+        without credit, always."""
+        lengths = state.plan.at(state.position).lengths
+        tiers, joins, position = state.tiers, state.plan.joins, state.position
+
+        def is_due(id: int) -> bool:
+            if id not in tiers:
+                return True
+            if joins.get(id, 0) > position:
+                return not self.rules.credit
+            return lengths[tiers[id]] > 0
+
+        return np.array([is_due(id) for id in table.ids[decodes].tolist()], dtype=bool)
+
+    def _victims(self, view: View, state: Memory) -> Ints:
+        """Best-effort requests, the last to have come first; then prompts, then decodes, the latest deadline first."""
+        table, running = view.table, view.table.running
+        mine, decode = are_admitted(table, running, state.best_effort), is_decode(table, running)
+        last_s = np.where(mine, due_s(table, running, self.rules), table.arrival_s[running])
+        return running[np.lexsort((-last_s, decode & mine, mine))]
+
+
+def _one_of(name: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise ValueError(f"{name}: {value!r}, must be one of {', '.join(known)}")
+
+
+def _up_to_date(table: RequestTable, state: Memory) -> Memory:
+    """Without those who have ended, and with those who run and were never judged."""
+    admitted, best_effort = known(table, state.admitted, state.best_effort)
+    return structs.replace(state, admitted=admitted, best_effort=best_effort)

@@ -1,0 +1,568 @@
+"""CacheOPT: its rules with worked numbers through the real scheduler and KV core, and random loads under any policy.
+
+Published examples (a host of 160 tokens, arXiv 2503.13773, section 3.3.1) are run with blocks of 16 tokens.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+from memory_world import MemoryWorld
+from recorded_world import RecordedWorld, recording_to
+from scene import Scene
+from world import POLICIES, expected
+
+from accelgen.proto.messages import Objective, Reason, SwapSample
+from accelgen.proto.recording import read_recording
+from accelgen.scheduler.core import SchedulerCore
+from accelgen.scheduler.memory.cacheopt import CacheOptMemory, Remembered
+from accelgen.scheduler.memory.crossover import Copies, Line, fit_copies
+from accelgen.scheduler.memory.lending import Stay
+from accelgen.scheduler.policies.cacheopt import CacheOpt
+from accelgen.scheduler.policies.sarathi import Sarathi
+from accelgen.scheduler.policy import Decision, load_policy
+from accelgen.scheduler.replay import replay
+
+PARTS: list[dict[str, Any]] = [
+    {},
+    {"pad": False},
+    {"embed": False},
+    {"growth": False},
+    {"reserve": 0},
+    {"victims": False},
+    {"crossover": False},
+    {"pad": False, "embed": False, "growth": False, "reserve": 0, "victims": False},
+]
+EASY = Objective(1000.0, 100.0)
+
+
+def prompt_of(length: int, seed: int) -> list[int]:
+    draw = random.Random(seed)
+    return [draw.randrange(1, 97) for _ in range(length)]
+
+
+def world_of(blocks: int, policy: str = "cacheopt", **params: Any) -> MemoryWorld:
+    """Blocks of 16 tokens; without reserve and growth unless asked for."""
+    given = {"reserve": 0, "growth": False, **params}
+    return MemoryWorld(policy, blocks=blocks, block_size=16, memory="cacheopt", memory_params=given)
+
+
+def run_until(world: MemoryWorld, id: int, tokens: int) -> None:
+    """Until request `id` has so many."""
+    while len(world.delivered[id]) < tokens:
+        world.run(until_s=world.now_s + 0.001)
+        world.now_s += 0.001
+        assert world.now_s < 100
+
+
+def starts(world: MemoryWorld, id: int) -> int:
+    """The plan in which it starts, by position."""
+    return next(at for at, plan in enumerate(world.plans) if id in plan.ids)
+
+
+# --- allocation and embedding ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("growth", [False, True])
+def test_a_guest_in_a_full_cache(growth: bool) -> None:
+    """10 blocks, all of them the host's: prompt 16, 16 generated, predicted 144 in all. A candidate of 16 and 16
+    tokens: 160 - (32 + 16) - 32 = 80 are left, more than the buffer."""
+    world = world_of(10, growth=growth)
+    world.tell({144: 144, 16: 16})
+    world.submit(1, prompt_of(16, 1), max_tokens=144, objective=EASY)
+    run_until(world, 1, 16)
+    assert world.plans[0].allocate_ids == [1] and world.plans[0].allocate_blocks == [10]
+    assert world.core.replicas[0].free_blocks == 0
+    world.submit(2, prompt_of(16, 2), max_tokens=16, objective=EASY)
+    world.run()
+    plan = world.plans[starts(world, 2)]
+    assert (plan.embed_guests, plan.embed_hosts) == ([2], [1])
+    assert plan.allocate_blocks[plan.allocate_ids.index(2)] == 2
+    loans = world.kvs[0].tables.loans
+    assert (loans.lent, loans.returned) == (2, 2) and world.core.replicas[0].preemptions == 0
+    for id, tokens in ((1, 144), (2, 16)):
+        assert world.delivered[id] == expected(prompt_of(16, id), tokens)
+    assert world.token_times_s[2][-1] < world.token_times_s[1][-1]
+    world.check_idle()
+
+
+def test_without_embedding_it_waits() -> None:
+    world = world_of(10, embed=False)
+    world.tell({144: 144, 16: 16})
+    world.submit(1, prompt_of(16, 1), max_tokens=144, objective=EASY)
+    run_until(world, 1, 16)
+    world.submit(2, prompt_of(16, 2), max_tokens=16, objective=EASY)
+    world.run()
+    assert world.token_times_s[2][0] > world.token_times_s[1][-1]
+    assert world.kvs[0].tables.loans.lent == 0
+    world.check_idle()
+
+
+@pytest.mark.parametrize("memory", ["cacheopt", "on-demand"])
+def test_two_hosts_without_room(memory: str) -> None:
+    """Both have 160 tokens, and 32 and 144 in use; one block of 21 is free. For a prompt of 96 and 32 tokens of output
+    that is not enough: 160 - (32 + 32) - 128 < 0. It waits until one of them ends. On demand it would start at once."""
+    params = {"reserve": 0, "growth": False} if memory == "cacheopt" else {}
+    world = MemoryWorld("cacheopt", blocks=21, block_size=16, memory=memory, memory_params=params)
+    world.tell({144: 144, 32: 32, 31: 31})
+    world.submit(1, prompt_of(16, 1), max_tokens=144, objective=EASY)
+    world.submit(2, prompt_of(128, 2), max_tokens=32, objective=EASY)
+    run_until(world, 2, 16)
+    table = world.core.replicas[0].table
+    if memory == "cacheopt":
+        assert table.blocks[[table.slot_of[1], table.slot_of[2]]].tolist() == [10, 10]
+        assert world.core.replicas[0].free_blocks == 1
+    world.submit(3, prompt_of(96, 3), max_tokens=31, objective=EASY)
+    world.run()
+    waits = world.token_times_s[3][0] > world.token_times_s[2][-1]
+    assert waits is (memory == "cacheopt") and world.kvs[0].tables.loans.lent == 0
+    for id, (length, tokens) in {1: (16, 144), 2: (128, 32), 3: (96, 31)}.items():
+        assert world.delivered[id] == expected(prompt_of(length, id), tokens)
+    world.check_idle()
+
+
+def test_the_pad_is_part_of_what_is_allocated() -> None:
+    """Predicted 40, range of errors 30: 40 + 30 * 1.2239 = 76.7 at a confidence of 0.95."""
+    for pad, blocks in ((True, 6), (False, 4)):  # 16 + 77 tokens, 16 + 40
+        world = world_of(20, pad=pad, beta=0.0)
+        world.tell({200: 40}, spread=30)
+        world.submit(1, prompt_of(16, 1), max_tokens=200, objective=EASY)
+        run_until(world, 1, 1)
+        assert world.plans[0].allocate_blocks == [blocks]
+        world.run()
+        world.check_idle()
+
+
+def test_more_arrivals_less_pad() -> None:
+    """beta 1 s: at 100 arrivals per second the confidence is below 0.02, and of the range of errors 0.1 is a lot."""
+    world = world_of(800, beta=1.0, embed=False)
+    world.tell({200: 40}, spread=200)
+    for id in range(1, 101):
+        world.submit(id, prompt_of(16, id), max_tokens=200, objective=EASY, at_s=id / 100)
+    given: dict[int, int] = {}
+    world.run(until_s=1.1)
+    for plan in world.plans:
+        for id, blocks in zip(plan.allocate_ids, plan.allocate_blocks, strict=True):
+            given.setdefault(id, blocks)
+    assert (
+        given[1] == 14 and given[100] == 5
+    )  # all 215 tokens that it can have; 16 + 40 + 200 * 0.07
+
+
+def test_a_guest_that_outlives_its_prediction() -> None:
+    """It has 2 blocks of its host and needs more, while nothing is free: those of its host come next, and when there
+    is nothing any more it is the first to go."""
+    for age, guest_tokens, preempted in ((16, 40, False), (60, 100, True)):
+        world = world_of(10)
+        world.tell({144: 144, guest_tokens: 16})
+        world.submit(1, prompt_of(16, 1), max_tokens=144, objective=EASY)
+        run_until(world, 1, age)
+        world.submit(2, prompt_of(16, 2), max_tokens=guest_tokens, objective=EASY)
+        world.run()
+        for id, tokens in ((1, 144), (2, guest_tokens)):
+            assert world.delivered[id] == expected(prompt_of(16, id), tokens)
+        assert world.kvs[0].tables.loans.lent >= 3
+        victims = Counter(id for plan in world.plans for id in plan.preempt)
+        assert bool(victims) is preempted and set(victims) <= {2}
+        world.check_idle()
+
+
+# --- reserve, growth, cuts -------------------------------------------------------------------------------------------
+
+
+def test_the_reserve_is_for_critical_ones() -> None:
+    """24 blocks, of which 3 are reserved (an eighth) and one request has 21. One that has time waits until that ends;
+    one that has none starts with its prompt and B, 48 tokens, although it came later."""
+    world = world_of(24, reserve=64, embed=False)
+    world.tell({320: 320, 100: 100})
+    world.submit(1, prompt_of(16, 1), max_tokens=320, objective=EASY)
+    run_until(world, 1, 4)
+    assert world.core.replicas[0].free_blocks == 3
+    world.submit(2, prompt_of(16, 2), max_tokens=100, objective=EASY)
+    run_until(world, 1, 8)
+    world.submit(3, prompt_of(16, 3), max_tokens=100, objective=Objective(0.012, 100.0))
+    run_until(world, 3, 1)
+    plan = world.plans[starts(world, 3)]
+    assert plan.allocate_blocks[plan.allocate_ids.index(3)] == 3
+    assert not world.delivered[2]
+    world.run()
+    for id, tokens in ((1, 320), (2, 100), (3, 100)):
+        assert world.delivered[id] == expected(prompt_of(16, id), tokens)
+    world.check_idle()
+
+
+def test_unused_tails_are_cut_for_a_critical_one() -> None:
+    """All 20 blocks are one request's. Another one has 30 ms for its first token: when it is nearly critical, 4 blocks
+    (prompt and B, 64 tokens) are taken from the tail, and nobody is preempted."""
+    world = world_of(20, embed=False)
+    world.tell({304: 304, 40: 40})
+    world.submit(1, prompt_of(16, 1), max_tokens=304, objective=EASY)
+    run_until(world, 1, 4)
+    assert world.core.replicas[0].free_blocks == 0
+    world.submit(2, prompt_of(32, 2), max_tokens=40, objective=Objective(0.03, 100.0))
+    run_until(world, 2, 1)
+    cut = [plan for plan in world.plans[1:] if plan.allocate_ids == [1]]
+    assert [plan.allocate_blocks for plan in cut] == [[16]]
+    assert 1 <= starts(world, 2) - world.plans.index(cut[0]) <= 3
+    assert world.core.replicas[0].preemptions == 0
+    world.run()
+    assert world.delivered[1] == expected(prompt_of(16, 1), 304)
+    assert world.delivered[2] == expected(prompt_of(32, 2), 40)
+    world.check_idle()
+
+
+def test_a_victim_for_a_critical_one() -> None:
+    """Nothing is unused; the one that bears it best gives way, and the other one does not."""
+    world = world_of(6, embed=False)
+    world.tell({32: 32, 33: 33, 20: 20})
+    world.submit(1, prompt_of(15, 1), max_tokens=33, objective=EASY)
+    world.submit(2, prompt_of(16, 2), max_tokens=32, objective=Objective(1000.0, 0.5))
+    run_until(world, 1, 25)
+    assert world.core.replicas[0].free_blocks == 0
+    world.submit(3, prompt_of(16, 3), max_tokens=20, objective=Objective(0.03, 100.0))
+    world.run()
+    victims = [id for plan in world.plans for id in plan.preempt]
+    assert victims == [1] and world.token_times_s[3][0] < world.token_times_s[1][-1]
+    for id, (length, tokens) in {1: (15, 33), 2: (16, 32), 3: (16, 20)}.items():
+        assert world.delivered[id] == expected(prompt_of(length, id), tokens)
+    world.check_idle()
+
+
+def note_needs(world: MemoryWorld) -> list[int]:
+    """How many blocks each entry needs, but for the first of a request, beyond those held before its plan."""
+    needed: list[int] = []
+    held: dict[int, int] = {}
+
+    def note() -> None:
+        last, size = world.plans[-1], world.workers[0].block_size
+        for id, start, count in zip(last.ids, last.starts, last.counts, strict=True):
+            used = -(-(start + count) // size)
+            needed.append(used - held.get(id, 0) if start else 0)
+        held.update({one.id: len(one.table) for one in world.kvs[0]._requests.values()})
+
+    world.each_plan = note
+    return needed
+
+
+def test_growth_before_exhaustion() -> None:
+    """Predicted 8, and 100 come: 2 iterations before each allocation is used up two blocks are asked for. So no decode
+    ever needs a block in the plan that it is in."""
+    for growth in (True, False):
+        world = world_of(60, growth=growth, embed=False, pad=False)
+        world.tell({100: 8, 101: 8, 102: 8})
+        for id in (1, 2, 3):
+            world.submit(id, prompt_of(16, id), max_tokens=99 + id, objective=EASY)
+        needed = note_needs(world)
+        world.run()
+        grown = [plan.allocate_blocks for plan in world.plans if plan.allocate_ids]
+        assert (max(needed) <= 0) is growth
+        assert len(grown) > 3 if growth else len(grown) <= 3
+        world.check_idle()
+
+
+# --- victims, swap or recompute --------------------------------------------------------------------------------------
+
+
+def test_who_gives_way_first() -> None:
+    """Guests that have outlived their prediction, then the longest TBT objective, then most output left."""
+    scene = Scene(Sarathi(), blocks=0)
+    hasty = scene.running(16, 16, tpot_s=0.1)
+    patient = scene.running(16, 16, tpot_s=1.0, max_tokens=100)
+    long = scene.running(16, 16, tpot_s=1.0, max_tokens=300)
+    guest = scene.running(16, 16, tpot_s=0.1, at_s=0.5)
+    ids = scene.table.ids
+    memory = CacheOptMemory()
+    view = replace(scene.view, free_blocks=0)
+
+    def order(tokens: int) -> list[int]:
+        state = Remembered(guests={int(ids[guest]): Stay(int(ids[hasty]), tokens)})
+        frame, _ = memory.before(view, state, 1.0)
+        scene.table.clear_terms()
+        assert frame.victims is not None
+        return frame.victims(frame).tolist()
+
+    assert order(17) == [long, patient, guest, hasty]  # of equals the later one
+    assert order(16) == [guest, long, patient, hasty]
+    frame, _ = CacheOptMemory(victims=False).before(view, Remembered(), 1.0)
+    scene.table.clear_terms()
+    assert frame.victims is None
+
+
+@pytest.mark.parametrize(
+    ("block_s", "crossover", "swaps"),
+    [(1e-6, True, True), (10.0, True, False), (10.0, False, True), (None, True, False)],
+)
+def test_swap_or_recompute(block_s: float | None, crossover: bool, swaps: bool) -> None:
+    """By what copies take; without measurements, recompute; without this part, as the server is configured."""
+    world = MemoryWorld(
+        "sarathi", blocks=20, block_size=4, host_blocks=100, preemption="swap", memory="cacheopt",
+        memory_params={"crossover": crossover, "pad": False},
+    )  # fmt: skip
+    if block_s is not None:
+        line = Line(0.0, block_s / 64)
+        world.specs[0] = replace(world.specs[0], copies=Copies(line, line, 64))
+    world.core = SchedulerCore(world.config, load_policy("sarathi", {}), world.specs)
+    world.tell({30: 1})
+    for id in range(1, 7):
+        world.submit(id, prompt_of(8, id), max_tokens=30)
+    world.run()
+    dropped = sum(len(plan.preempt) for plan in world.plans)
+    out = sum(len(plan.swap_out) for plan in world.plans)
+    assert (out > 0, dropped > 0) == (swaps, not swaps)
+    for id in range(1, 7):
+        assert world.delivered[id] == expected(prompt_of(8, id), 30)
+    world.check_idle()
+
+
+def test_copies_from_measurements() -> None:
+    samples = [
+        SwapSample(blocks, blocks * 1000, out, (2e-3 if out else 1e-3) + blocks * 1e-4)
+        for blocks in (1, 4, 64)
+        for out in (True, False)
+    ]
+    copies = fit_copies(samples)
+    assert copies is not None and copies.block_bytes == 1000
+    assert copies.out.seconds(10_000) == pytest.approx(3e-3)
+    assert copies.back.seconds(10_000) == pytest.approx(2e-3)
+    assert fit_copies([]) is None
+    assert fit_copies([one for one in samples if one.out]) is None
+
+
+def test_victims_whose_copy_is_cheaper_are_swapped() -> None:
+    """A start-up of 0.1 s each way, and an iteration takes 10 ms + 0.1 ms per token: 2000 tokens take 0.22 s in chunks
+    of 512, 100 tokens 0.02 s."""
+    scene = Scene(Sarathi(), blocks=1000)
+    short, long = scene.running(100, 100), scene.running(2000, 2000)
+    line = Line(0.1, 0.0)
+    view = replace(scene.view, copies=Copies(line, line, 64), host_free=1000)
+    decision, _ = CacheOptMemory().after(view, Decision([], [], [short, long]), Remembered(), 0.0)
+    assert decision.swap == [long]
+
+
+# --- waiting order ---------------------------------------------------------------------------------------------------
+
+
+def test_requests_wait_by_slack() -> None:
+    """TTFT of new ones; TBT of those that had begun to answer; longer prompts take more iterations."""
+    scene = Scene(CacheOpt())
+    late, soon = scene.waiting(100, ttft_s=2.0), scene.waiting(100, ttft_s=1.0, at_s=0.5)
+    long = scene.waiting(5000, ttft_s=2.0)  # 10 iterations
+    back = scene.running(100, 100, last_s=1.0, tpot_s=0.2)
+    scene.table.computed[back] = scene.table.blocks[back] = 0
+    scene.table.enqueue(back, scene.policy.order_key(scene.view, back, scene.state))
+    assert scene.rank([late, soon, long, back]) == [back, long, soon, late]
+    assert scene.policy.order_key(scene.view, late, scene.state) == pytest.approx(2.0 - 0.0612)
+
+
+def test_a_large_one_does_not_hold_up_a_small_one() -> None:
+    scene = Scene(CacheOpt(), blocks=10)
+    running = scene.running(16, 16)
+    large, small = scene.waiting(200, ttft_s=1.0), scene.waiting(64, ttft_s=2.0)
+    assert scene.plan() == {running: 1, small: 64} and large not in scene.preempted
+
+
+# --- any load, any policy --------------------------------------------------------------------------------------------
+
+
+def random_load(world: MemoryWorld, draw: random.Random, siblings: bool) -> dict[int, Any]:
+    asked: dict[int, tuple[list[int], int, int]] = {}
+    id = 1
+    for _ in range(draw.randrange(1, 14)):
+        length, tokens = draw.randrange(1, 30), draw.randrange(1, 25)
+        prompt = [7] * (length // 2) + prompt_of(length - length // 2, draw.randrange(4))
+        others = [id + 1, id + 2][: draw.choice([0, 0, 1, 2])] if siblings else []
+        seconds = draw.random() * 0.3
+        slo = draw.choice(
+            [
+                Objective(0.03, 0.01),
+                Objective(0.2, 1.0),
+                Objective(5.0, 0.25),
+                Objective(None, None, 1.0),
+            ]
+        )
+        slo_class = draw.choice(["chat", "standard"])
+        world.submit(
+            id,
+            prompt,
+            tokens,
+            seconds,
+            siblings=others,
+            seed=id,
+            objective=slo,
+            slo_class=slo_class,
+        )
+        for i, choice in enumerate([id, *others]):
+            asked[choice] = (prompt, tokens, id + i)
+        if draw.random() < 0.15:
+            world.abort([id], at_s=seconds + draw.random() * 0.2)
+            del asked[id]
+        id += 3
+    return asked
+
+
+def finish(world: MemoryWorld, asked: dict[int, Any]) -> None:
+    world.run(most_events=60_000)
+    for choice, (prompt, tokens, own) in asked.items():
+        assert world.delivered[choice] == expected(prompt, tokens, own), choice
+        assert world.ended[choice] is Reason.LENGTH
+    world.check_idle()
+
+
+@settings(deadline=None, max_examples=250, phases=[Phase.explicit, Phase.reuse, Phase.generate])
+@given(
+    seed=st.integers(0, 10**6),
+    policy=st.sampled_from(POLICIES),
+    params=st.sampled_from(PARTS),
+    depth=st.sampled_from([0, 1]),
+    blocks=st.sampled_from([14, 20, 40]),
+    host_blocks=st.sampled_from([0, 6, 100]),
+    copies_s=st.sampled_from([None, 1e-6, 3e-3]),
+    siblings=st.booleans(),
+)
+def test_any_load_under_any_policy(
+    seed: int, policy: str, params: dict[str, Any], depth: int, blocks: int, host_blocks: int,
+    copies_s: float | None, siblings: bool,
+) -> None:  # fmt: skip
+    """Nothing is lost: every request ends with its own tokens, and after each plan every block is where it is said to
+    be."""
+    draw = random.Random(seed)
+    world = MemoryWorld(
+        policy, blocks=blocks, host_blocks=host_blocks, pipeline_depth=depth, max_num_seqs=8,
+        memory="cacheopt", memory_params={**params, "quantum": draw.choice([1, 4, 32])},
+        preemption="swap" if host_blocks else "recompute", compares=not siblings,
+        max_num_batched_tokens=draw.choice([8, 8192]),
+    )  # fmt: skip
+    if copies_s is not None:
+        line = Line(0.0, copies_s / 64)
+        world.specs[0] = replace(world.specs[0], copies=Copies(line, line, 64))
+        world.core = SchedulerCore(world.config, load_policy(policy, {}), world.specs)
+    finish(world, random_load(world, draw, siblings))
+
+
+@settings(deadline=None, max_examples=80, phases=[Phase.explicit, Phase.reuse, Phase.generate])
+@given(
+    seed=st.integers(0, 10**6),
+    policy=st.sampled_from(POLICIES),
+    memory=st.sampled_from(["", "cacheopt"]),
+    depth=st.sampled_from([0, 1]),
+    blocks=st.sampled_from([14, 20, 40]),
+    host_blocks=st.sampled_from([0, 15]),
+    replicas=st.sampled_from([1, 2]),
+)
+def test_takeovers_at_any_moment(
+    seed: int, policy: str, memory: str, depth: int, blocks: int, host_blocks: int, replicas: int
+) -> None:
+    """Between any policies, memory policies among them: without one chosen each policy brings its own."""
+    draw = random.Random(seed)
+    world = MemoryWorld(
+        policy, blocks=blocks, host_blocks=host_blocks, pipeline_depth=depth, max_num_seqs=8,
+        replicas=replicas, memory=memory, preemption="swap" if host_blocks else "recompute",
+        compares=False,
+    )  # fmt: skip
+    asked = random_load(world, draw, siblings=True)
+    for _ in range(draw.randrange(1, 3)):
+        if draw.random() < 0.3:
+            world.lose_batch(draw.random() * 0.5)
+        else:
+            after = draw.choice(["cacheopt", *POLICIES])
+            world.crash(draw.random() * 0.5, after, kv=draw.random() < 0.4)
+    finish(world, asked)
+
+
+def test_every_part_happens() -> None:
+    """The random loads reach what they are to test."""
+    seen: Counter[str] = Counter()
+    for seed in range(60):
+        draw = random.Random(seed)
+        world = MemoryWorld(
+            "cacheopt", blocks=draw.choice([20, 40]), memory_params={"quantum": 4},
+            memory="cacheopt", max_num_seqs=8,
+        )  # fmt: skip
+        finish(world, random_load(world, draw, siblings=False))
+        seen["allocated"] += sum(len(plan.allocate_ids) for plan in world.plans)
+        seen["lent"] += world.kvs[0].tables.loans.lent
+        seen["returned"] += world.kvs[0].tables.loans.returned
+        seen["preempted"] += sum(len(plan.preempt) for plan in world.plans)
+    assert seen["allocated"] > 100 and min(seen["lent"], seen["returned"]) > 3, seen
+    assert seen["preempted"] > 5, seen
+
+
+@pytest.mark.parametrize("policy", ["accelgen", "cacheopt", "sarathi", "vllm"])
+def test_a_replay_decides_the_same(policy: str, tmp_path: Path) -> None:
+    """The recorded policy with its memory: blocks given, lent and taken included. With another memory it differs."""
+    path, different = tmp_path / "dump", 0
+    for seed in range(8):
+        draw = random.Random(seed)
+        swaps = bool(seed % 2)
+        with recording_to(path):
+            world = RecordedWorld(
+                policy, blocks=draw.choice([18, 24]), host_blocks=100 * swaps, max_num_seqs=8,
+                pipeline_depth=draw.randrange(2), memory="cacheopt", memory_params={"quantum": 4},
+                preemption="swap" if swaps else "recompute",
+            )  # fmt: skip
+            if swaps:
+                line = Line(0.0, 1e-8)
+                world.specs[0] = replace(world.specs[0], copies=Copies(line, line, 64))
+                world.core = type(world.core)(world.config, load_policy(policy, {}), world.specs)
+            asked = random_load(world, draw, siblings=bool(seed % 3))  # type: ignore[arg-type]
+            world.run(most_events=60_000)
+        assert {world.ended[id] for id in asked} <= {Reason.LENGTH}
+        outcome = replay(read_recording(path), load_policy(policy, {}))
+        assert not outcome.skipped, (seed, outcome.skipped)
+        assert all(one.same for one in outcome.comparisons), seed
+        assert sum(one.step >= 0 for one in outcome.comparisons) == len(world.plans)
+        assert any(one.recorded.blocks for one in outcome.comparisons)
+        other = "sarathi" if policy != "sarathi" else "vllm"
+        outcome = replay(read_recording(path), load_policy(other, {}))
+        different += sum(not one.same for one in outcome.comparisons)
+    assert different > 10
+
+
+def test_replay_goes_by_the_memory_that_was_recorded(tmp_path: Path) -> None:
+    """With "" each policy has its own: `sarathi` would have given nothing ahead of need."""
+    path = tmp_path / "dump"
+    with recording_to(path):
+        world = RecordedWorld("cacheopt", blocks=40)
+        random_load(world, random.Random(5), siblings=False)  # type: ignore[arg-type]
+        world.run()
+    recording = read_recording(path)
+    same = replay(recording, load_policy("cacheopt", {}))
+    assert all(one.same for one in same.comparisons)
+    assert any(one.recorded.blocks for one in same.comparisons)
+    plain = replay(recording, load_policy("sarathi", {}))
+    assert not any(one.other.blocks for one in plain.comparisons if one.other is not None)
+
+
+def test_on_a_crowded_cache_it_preempts_less() -> None:
+    """What the padding is for: with lengths known, nobody is preempted at all; on demand, many are."""
+    preempted = {}
+    for memory in ("cacheopt", "on-demand"):
+        world = MemoryWorld("cacheopt", blocks=40, memory=memory, max_num_seqs=16)
+        world.tell({})
+        for id in range(1, 30):
+            tokens = 10 + id
+            world.submit(id, prompt_of(8, id), tokens, at_s=id / 100, objective=EASY)
+        world.run(most_events=60_000)
+        preempted[memory] = world.core.replicas[0].preemptions
+        for id in range(1, 30):
+            assert world.delivered[id] == expected(prompt_of(8, id), 10 + id)
+    assert preempted["cacheopt"] == 0 < preempted["on-demand"]
+
+
+def test_terms_are_gone_after_every_plan() -> None:
+    world = world_of(10)
+    world.tell({144: 144, 16: 16})
+    world.submit(1, prompt_of(16, 1), max_tokens=144, objective=EASY)
+    run_until(world, 1, 16)
+    world.submit(2, prompt_of(16, 2), max_tokens=16, objective=EASY)
+    run_until(world, 2, 1)
+    table = world.core.replicas[0].table
+    assert not table.has_terms and not np.any(table.padding) and not np.any(table.offered)
