@@ -116,6 +116,7 @@ class Asked:
             if _has_pending(table, id, 1) and table.away[table.slot_of[id]]:
                 decision.slots.append(table.slot_of[id])
                 decision.counts.append(1)
+                drafts.append(0)
             else:
                 self.complete = False
         for id in self.plan.preempt + self.plan.swap_out:

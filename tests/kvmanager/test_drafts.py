@@ -1,5 +1,5 @@
-"""Blocks for drafts: reserved for all of them, given back when it is known how many were accepted, whatever happens to
-the request in between."""
+"""Blocks for drafts: reserved for all of them, and left to the request's next tokens when fewer were accepted, whatever
+happens to it in between."""
 
 from __future__ import annotations
 
@@ -47,16 +47,22 @@ def begun(prompt: int = 7, blocks: int = 16) -> tuple[Pair, list[int]]:
     return pair, pair.plan((1, 0, prompt)).tokens
 
 
-def test_blocks_for_all_drafts_and_back_for_the_rejected() -> None:
+def test_blocks_for_all_drafts_stay_for_the_next_tokens() -> None:
     pair, first = begun()
     pair.accepts = 2
     result = pair.plan((1, 7, 1), drafts=[6], confirmed=[(1, first)])
     assert pair.batch.drafts == [6] and pair.batch.starts == [7]
     assert len(result.tokens) == 3 and pair.held(1) == (14, 4)
     pair.plan(confirmed=[(1, result.tokens)])
-    assert pair.held(1) == (10, 3)  # 7 of the prompt, its own and two accepted
-    pair.plan((1, 10, 1))
-    assert pair.batch.table_at == [3] and pair.held(1) == (11, 3)
+    assert pair.held(1) == (
+        10,
+        3,
+    )  # 7 of the prompt, its own and two accepted; one block is not used
+    assert pair.core.pool.used == 4
+    for start in range(10, 16):
+        pair.plan((1, start, 1))
+        assert pair.batch.table_at == [4] and pair.batch.table_blocks == []
+    assert pair.held(1) == (16, 4) and pair.core.pool.used == 4
 
 
 @pytest.mark.parametrize("accepted", range(5))
