@@ -406,8 +406,9 @@ def _start(request: Request, work: Work) -> None:
 
 def _bears_out(there: Held, request: Request, drafts: int) -> bool:
     """Whether the worker holds what `request` is taken to have, of which at most `drafts` tokens may be missing."""
-    same_hosts = there.host[: len(request.host)] == request.host
-    return there.computed >= request.computed - drafts and same_hosts
+    known = min(len(there.host), len(request.host))
+    same = not request.host or (known > 0 and there.host[:known] == request.host[:known])
+    return there.computed >= request.computed - drafts and same
 
 
 def _misfits(plan: Plan) -> set[int]:

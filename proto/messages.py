@@ -405,7 +405,7 @@ class StepResult(Body, frozen=True):
     `failed`: requests that could not be computed, with the cause in `causes`. `wait_s`: idle time before the step.
     `moved`: requests whose KV has been copied to the host or back since the step before.
     `drafted[i]` tokens were really drafted for entry i, the first accepted[i] of them are among its tokens; both empty
-    in a step without drafts."""
+    in a step without drafts. `draft_s`: what of `run_s` the drafter took."""
 
     step: Id
     ids: list[Id]
@@ -419,6 +419,7 @@ class StepResult(Body, frozen=True):
     moved: list[Id] = field(default_factory=list)
     drafted: list[Count] = field(default_factory=list)
     accepted: list[Count] = field(default_factory=list)
+    draft_s: Seconds = 0.0
 
 
 # --- everyone and the supervisor ---------------------------------------------------------------------------------

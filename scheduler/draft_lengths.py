@@ -1,19 +1,19 @@
 """How many tokens are drafted for each decode, when the policy leaves that to the engine.
 
-`fixed`: as many as allowed. `adaptive`: one more as long as it is likely enough to be accepted. The s-th draft of a
-request whose drafts are accepted at the rate r brings r^s tokens, and costs what one more token costs this iteration
-(by the cost model; what the drafter itself takes is in the measured iterations and so in the model's correction). It is
-worth that if it brings tokens faster than the iteration as it is: r^s / t_draft > decodes / t_iteration. So lengths
-fall with the load, to nothing where the device is saturated, as they do in SLOs-Serve (arXiv 2504.08784). The rule is
-ours. Requests without drafts try a single one now and then, or nobody would learn that they have become predictable.
+`fixed`: as many as allowed. `adaptive`: one more as long as it is worth it. The s-th draft of a request whose drafts
+are accepted at the rate r brings r^s tokens. It costs what the iteration becomes longer by (the cost model's word on
+the whole batch with it), and together with the s-th drafts of the others a step of the drafter, as measured. Both must
+bring tokens faster than the iteration as it is: for each request r^s / seconds of one such token, and for all of them
+sum(r^s) / (seconds of all + the drafter's step), must be at least decodes / seconds without drafts. So lengths fall
+with the load, to nothing where the device is saturated, as they do in SLOs-Serve (arXiv 2504.08784). The rule is ours.
+Requests without drafts try a single one now and then, or nobody would learn that they have become predictable; so do
+all when the drafter has been making next to nothing of what was planned.
 
-Drafts take what is left: tokens of the limit, and blocks that are free and that no running request needs for its next
-token. The likeliest go first.
+Drafts, also those that the policy states, take what is left: tokens of the limit, and blocks that are free and that no
+running request needs for its next token. The likeliest go first.
 """
 
 from __future__ import annotations
-
-from dataclasses import replace
 
 import numpy as np
 
@@ -23,9 +23,9 @@ from accelgen.scheduler.moves import Reach
 from accelgen.scheduler.policy import Decision, View
 from accelgen.scheduler.table import RUNNING, Floats, Ints, RequestTable
 
-LEAST_RATE = 0.2  # less likely drafts are never worth it: the drafter's own time is in no model
+LEAST_RATE = 0.2  # less likely drafts are never worth it: what a token costs is only a model's word
+LEAST_FILLED = 0.02  # of what is planned: less is as good as no drafter
 PROBE_EVERY = 16  # tokens
-MARGIN = 8  # tokens over which the price of one more is taken
 
 
 def bounded(drafts: Ints, entries: Entries, table: RequestTable, most: int) -> Ints:
@@ -44,8 +44,11 @@ def drafts_of(view: View, decision: Decision, reach: Reach, stated: Ints | None,
     rates = speculation.rates(table, entries.slots)
     if stated is None:
         stated = np.full(len(entries.slots), speculation.most, dtype=np.int64)
-        if speculation.adaptive:
-            stated = np.minimum(stated, _worthwhile(view, entries, rates))
+        if speculation.filled < LEAST_FILLED:
+            stated = np.zeros_like(stated)
+        elif speculation.adaptive:
+            stated = _worthwhile(view, entries, rates)
+        stated += (stated == 0) & (table.length[entries.slots] % PROBE_EVERY == 0)
     drafts = bounded(stated, entries, table, speculation.most)
     if decision.embed:  # what a host does not use is another's by this plan
         drafts[np.isin(entries.slots, [*decision.embed.values()])] = 0
@@ -54,26 +57,39 @@ def drafts_of(view: View, decision: Decision, reach: Reach, stated: Ints | None,
 
 
 def _needed(decision: Decision, reach: Reach, table: RequestTable) -> int:
-    """Blocks that the plan takes without drafts, less those that it gives up, and one for each running request."""
+    """Blocks that the plan takes without drafts, and one for each running request. What victims hold is not counted in
+    return: others may share it."""
     entries, give = reach.entries, decision.allocate
     back = np.array(reach.back, dtype=np.int64)
     needed = int(table.block_demand(entries.slots, entries.counts).sum()) + len(table.running)
     needed += int(table.block_demand(back, np.zeros_like(back)).sum())
-    needed += sum(max(0, blocks - int(table.blocks[slot])) for slot, blocks in give.items())
-    return needed - int(table.blocks[np.array(reach.drop, dtype=np.int64)].sum())
+    return needed + sum(max(0, n - int(table.blocks[slot])) for slot, n in give.items())
 
 
 def _worthwhile(view: View, entries: Entries, rates: Floats) -> Ints:
     """The longest drafts of which each token is worth its price, [n]."""
-    work = entries.work
-    base_s = view.cost.predict(work)
-    more = replace(work, prefill_tokens=work.prefill_tokens + MARGIN)
-    draft_s = max(view.cost.predict(more) - base_s, 0.0) / MARGIN
-    least = min(max(draft_s * int(entries.decode.sum()) / base_s, LEAST_RATE), 1.0)
-    lengths = np.floor(np.log(least) / np.log(np.clip(rates, 0.01, 0.99))).astype(np.int64)
-    probes = (lengths == 0) & (view.table.length[entries.slots] % PROBE_EVERY == 0)
-    found: Ints = lengths + probes
-    return found
+    cost, speculation = view.cost, view.speculation
+    lengths = np.zeros(len(entries.slots), dtype=np.int64)
+    going = bounded(np.ones_like(lengths), entries, view.table, 1) > 0
+    spent_s = cost.predict(entries.work)
+    pace = int(entries.decode.sum()) / spent_s  # tokens per second without drafts
+    chances = np.clip(rates, 0.0, 0.999)
+    for length in range(1, speculation.most + 1):
+        likely = chances**length
+        going = going & (likely >= LEAST_RATE)
+        worth = going
+        for _ in range(2):  # what all of them cost; then what those cost that are worth that
+            going = worth
+            count = int(going.sum())
+            if not count:
+                return lengths
+            with_s = cost.predict(entries.work_with(lengths + going))
+            more_s = max(with_s - spent_s, 0.0)
+            worth = going & (likely * count >= more_s * pace)
+        if float(likely[going].sum()) < (more_s + speculation.step_s) * pace:
+            break
+        lengths, spent_s = lengths + going, with_s
+    return lengths
 
 
 def _fitting(

@@ -241,8 +241,9 @@ class Replica:
             request = table.request(slot)
             request.started_s = now_s if request.started_s is None else request.started_s
         likely = expected_work(entries, work, self.speculation.filled)
-        predicted_s = self.cost.predict(likely)
-        longest_s = self.cost.predict(work) * self.cost.upper
+        draft_s = self.speculation.seconds(entries.drafts)
+        predicted_s = self.cost.predict(likely) + draft_s
+        longest_s = self.cost.predict(work) * self.cost.upper + draft_s
         sampled = table.plan(slots, counts, start_s + predicted_s, entries.drafts)
         allocate = self._allocate(decision)
         embed = self._embed(decision, reach.back)
@@ -437,7 +438,7 @@ class Replica:
         settle(flight, result, self.table, self.speculation, self.flights)
         for id in result.moved:
             self._moved(id)
-        self.cost.observe(flight.work, result.run_s)
+        self.cost.observe(flight.work, result.run_s - result.draft_s)
         outcomes = self._outcomes(result, now_s)
         finished = sum(outcome.reason is not None for outcome in outcomes)
         gone = flight.dropped

@@ -18,6 +18,7 @@ from accelgen.scheduler.table import Floats, Ints, RequestTable
 
 PRIOR_RATE, PRIOR_TRIALS = 0.6, 16.0  # before anything is known; the rate is SLOs-Serve's
 OWN_TRIALS = 4.0  # judged tokens of a request that weigh as much as all that the replica knows
+TIMED = 32  # iterations that the time of the drafter is a mean over
 DECAY, OWN_DECAY = 0.995, 0.9  # per verification, of the replica and of the request
 
 
@@ -27,18 +28,22 @@ class DraftState(Struct, frozen=True):
     hits: float
     trials: float
     filled: float
+    step_s: float = 0.0
 
 
 @dataclass(slots=True)
 class Speculation:
     """`most` tokens may be drafted for a request in an iteration (0: there is no drafter); `adaptive` says how many are
-    if the policy does not. `filled` is the part of the planned drafts that the drafter really makes."""
+    if the policy does not. `filled` is the part of the planned drafts that the drafter really makes; `step_s` are the
+    seconds that it takes for each token of an iteration's longest draft, which no model of the device knows."""
 
     most: int = 0
     adaptive: bool = True
     hits: float = PRIOR_RATE * PRIOR_TRIALS
     trials: float = PRIOR_TRIALS
     filled: float = 1.0
+    step_s: float = 0.0
+    timed: int = 0  # iterations that `step_s` is known from, as far as that matters
     drafted: int = 0
     accepted: int = 0
     verified: int = 0  # entries with drafts
@@ -76,12 +81,23 @@ class Speculation:
         table.draft_hits[slot] = OWN_DECAY * table.draft_hits[slot] + accepted
         table.draft_trials[slot] = OWN_DECAY * table.draft_trials[slot] + judged
 
+    def observe_time(self, longest: int, draft_s: float) -> None:
+        """Drafts of at most `longest` tokens took the drafter `draft_s` in one iteration."""
+        if longest:
+            self.timed = min(self.timed + 1, TIMED)
+            self.step_s += (draft_s / longest - self.step_s) / self.timed
+
+    def seconds(self, drafts: Ints | None) -> float:
+        """What the drafter will take in an iteration with these drafts, [n]."""
+        return 0.0 if drafts is None else self.step_s * int(drafts.max(initial=0))
+
     def state(self) -> DraftState:
-        return DraftState(self.hits, self.trials, self.filled)
+        return DraftState(self.hits, self.trials, self.filled, self.step_s)
 
     def go_on_from(self, state: DraftState) -> None:
         """What a forerunner has learnt."""
         self.hits, self.trials, self.filled = state.hits, state.trials, state.filled
+        self.step_s, self.timed = state.step_s, TIMED
 
     def gauges(self, prefix: str, label: str) -> dict[str, float]:
         """Samples by name; none without a drafter."""

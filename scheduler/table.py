@@ -63,6 +63,7 @@ _COLUMNS: dict[str, type] = {
     "padding": np.int64,  # terms: blocks that a waiting request must be given beyond its tokens
     "offered": np.int64,  # terms: blocks that do not come out of the free ones
     "key": np.float64,  # place in the waiting order, given by the policy
+    "drafted": np.int64,  # tokens of `length` that are drafts in flight: fewer of them may be accepted
     "draft_hits": np.float64,  # drafted tokens accepted, and judged, lately (scheduler/speculation.py)
     "draft_trials": np.float64,
 }
@@ -92,6 +93,7 @@ class RequestTable:
     padding: Ints
     offered: Ints
     key: Floats
+    drafted: Ints
     draft_hits: Floats
     draft_trials: Floats
 
@@ -155,7 +157,7 @@ class RequestTable:
         self.shift_s[slot] = 0.0
         self.end_due_s[slot] = arrival_s + _or_far(objective.e2e_s)
         self.predicted_output[slot], self.predicted_range[slot] = request.max_tokens, 0
-        self.draft_hits[slot] = self.draft_trials[slot] = 0.0
+        self.drafted[slot] = self.draft_hits[slot] = self.draft_trials[slot] = 0
         self.requests[slot] = request
         self.slot_of[request.id] = slot
         self.waiting_tokens += int(self.length[slot])
@@ -310,27 +312,35 @@ class RequestTable:
         if drafts is not None:
             self.computed[slots] += drafts
             self.length[slots] += drafts
+            self.drafted[slots] += drafts
         self.last_s[slots[sampled]] = end_s
         return sampled
 
     def roll_back(self, slot: int, count: int, sampled: int, blocks: int) -> None:
         """Takes back one entry of `plan` that was dropped: `count` tokens with its drafts, `sampled` as it counted;
         `blocks` is what the request held before."""
+        self.drafted[slot] -= max(sampled - 1, 0)
         self.computed[slot] -= count
         self.length[slot] -= sampled
         self.blocks[slot] = blocks
 
-    def settle(self, slot: int, end: int, rejected: int) -> None:
-        """An entry that ended, with its drafts, at `end` computed tokens has come back, and `rejected` of these drafts
-        were not accepted. Blocks that were taken for them stay: the next tokens go there. A request that was preempted
+    def settle(self, slot: int, end: int, drafts: int, rejected: int) -> None:
+        """An entry that ended, with its `drafts`, at `end` computed tokens has come back, and `rejected` of these were
+        not accepted. Blocks that were taken for them stay: the next tokens go there. A request that was preempted
         meanwhile has fewer computed tokens than that, and they are not touched; one whose KV is on its way to the host
         has them."""
-        assert 0 < rejected < end
+        assert 0 <= rejected <= drafts < end
+        self.drafted[slot] -= drafts
         self.length[slot] -= rejected
         if self.computed[slot] >= end:
             self.computed[slot] -= rejected
         elif self.state[slot] in (ARRIVING, WAITING):
             self.waiting_tokens -= rejected
+
+    def generated(self, slots: Ints) -> Ints:
+        """How many tokens each will surely have sampled, [len(slots)]: drafts in flight do not count."""
+        found: Ints = self.length[slots] - self.prompt_len[slots] - self.drafted[slots]
+        return found
 
     def _leave(self, slot: int) -> None:
         if self.state[slot] == WAITING:

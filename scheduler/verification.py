@@ -36,12 +36,14 @@ def settle(
         planned = flight.drafts_of(i)
         if slot is None or not planned or not count:
             continue
-        if count <= planned:
-            rejected[id] = planned + 1 - count
-            known = int(table.prompt_len[slot]) + len(table.request(slot).generated)
-            table.settle(slot, known + planned, rejected[id])
+        wrong = planned + 1 - count
+        if wrong:
+            rejected[id] = wrong
+        known = int(table.prompt_len[slot]) + len(table.request(slot).generated)
+        table.settle(slot, known + planned, planned, wrong)
         speculation.observe(table, slot, planned, new, count - 1)
     flight.work = entries.work_with(made)
+    speculation.observe_time(int(entries.drafts.max()), result.draft_s)
     for follower in later if rejected else ():
         less = [rejected.get(id, 0) for id in follower.ids]
         follower.entries.starts -= np.array(less, dtype=np.int64)

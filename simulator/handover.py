@@ -1,10 +1,10 @@
 """Another policy takes over a simulated server, as `accelgen swap` does it live.
 
 Whoever is in office yields: nothing more is planned until its iterations have come back. Then its successor inherits
-the KV managers' inventories and what has been learnt (length predictor, cost models, the states of a policy and of a
-memory policy of the same names), and hears of every live request again: prompt, tokens so far, and for how long it has
-waited. Requests that ran go on where they were; whoever had ended is given back. It takes no time of its own (live: an
-iteration and 50 ms).
+the KV managers' inventories and what has been learnt (length predictor, cost models, what became of drafts, the states
+of a policy and of a memory policy of the same names), and hears of every live request again: prompt, tokens so far, and
+for how long it has waited. Requests that ran go on where they were; whoever had ended is given back. It takes no time
+of its own (live: an iteration and 50 ms).
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ def successor(
     for index, kv in enumerate(kvs):
         before, after = old.replicas[index], core.replicas[index]
         after.cost = before.cost
+        after.speculation.go_on_from(before.speculation.state())
         if policy.name == old.policy.name:
             after.state = before.state
         if core.memory.name == old.memory.name:

@@ -112,10 +112,11 @@ class Simulation:
         swap: bool = False,
         successors: Sequence[Successor] = (),
         acceptance: float = 0.6,
+        draft_s: float = 0.0,
     ) -> None:
         """`swap`: KV of who is preempted goes to the host, where there is room for all of it, instead of being computed
         again. `successors` take over, in the order of time. With a drafter in `config`, drafts are accepted with
-        probability `acceptance`."""
+        probability `acceptance`, and drafting takes `draft_s` for each token of an iteration's longest draft."""
         config = structs.replace(config, preemption="swap") if swap else config
         self.workload, self.config = workload, config
         self.observer: Observer | None = None
@@ -133,7 +134,8 @@ class Simulation:
         self._stops: dict[int, int] = {}  # request id -> tokens at its end
         self._thoughts: dict[int, int] = {}  # request id -> tokens when its thinking is over
         self.workers = [
-            SimulatedWorker(device, self._stops, self._thoughts, block_s, acceptance) for _ in specs
+            SimulatedWorker(device, self._stops, self._thoughts, block_s, acceptance, draft_s)
+            for _ in specs
         ]
         self.fates: list[Fate] = []
         self.run = Run(workload.name, policy.name, self.fates, 0.0, self.workers)

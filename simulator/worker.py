@@ -45,7 +45,8 @@ class SimulatedWorker:
     """`busy_s`, `copies_s`, `prefill_tokens`, `decode_tokens`: what it has done so far. `saturated_s` is what the same
     work takes at best (`Device.saturated_seconds`). `stops` says, by request, after how many tokens (prompt included)
     it ends by itself, `thoughts` after how many its thinking does; the caller fills them in. `drafted` tokens were
-    verified, `accepted` of them accepted, each with probability `acceptance` if those before it were.
+    verified, `accepted` of them accepted, each with probability `acceptance` if those before it were; the drafter takes
+    `draft_s` for each token of an iteration's longest draft.
 
     A block of KV takes `block_s` to the host, and as long back. Copies begin with the iteration that they came with and
     run beside it and those that follow, one after the other; only without anything to compute they are waited for, and
@@ -58,8 +59,10 @@ class SimulatedWorker:
         thoughts: Mapping[int, int] = MappingProxyType({}),
         block_s: float = 0.0,
         acceptance: float = 0.6,
+        draft_s: float = 0.0,
     ) -> None:
         self.device, self._block_s, self.acceptance = device, block_s, acceptance
+        self._draft_s = draft_s
         self._stops, self._thoughts = stops, thoughts
         self.drafted = self.accepted = 0
         self.busy_s = self.copies_s = self.saturated_s = 0.0
@@ -86,7 +89,9 @@ class SimulatedWorker:
         self.accepted += sum(accepted)
         begin_s = max(now_s, self._free_s)
         self._begin_copies(batch, begin_s)
+        draft_s = self._draft_s * max(drafted, default=0)
         run_s = self.device.seconds(iteration) if batch.ids else 0.0  # it has only to forget
+        run_s += draft_s
         wait_s = begin_s - self._free_s
         self._free_s = begin_s + run_s
         if self._copies and not batch.ids:
@@ -96,7 +101,7 @@ class SimulatedWorker:
         self.saturated_s += self.device.saturated_seconds(iteration)
         result = StepResult(
             batch.step, batch.ids, counts, sampled, [], [], batch.copy_to, wait_s, run_s,
-            self._take_copied(), drafted, accepted,
+            self._take_copied(), drafted, accepted, draft_s,
         )  # fmt: skip
         return self._free_s, result
 

@@ -84,8 +84,11 @@ class WorkerCore:
             moved_s = self._clock()  # copies that do not run beside the iteration are no part of it
             begin_s, wait_s = moved_s, wait_s + moved_s - begin_s
         works = self._entries(batch, failed)
+        draft_s = 0.0
         if self.drafter is not None and batch.drafts:
+            draft_begin_s = self._clock()
             works = self._draft(works, self.drafter)
+            draft_s = self._clock() - draft_begin_s
         sampled = self._compute(batch, works, failed)
         if self.host is not None:  # without entries there is nothing else to do but wait
             moved += self.host.take_done(wait=not works)
@@ -112,6 +115,7 @@ class WorkerCore:
             moved=moved,
             drafted=drafted,
             accepted=accepted,
+            draft_s=draft_s,
         )
 
     def inventory(self) -> Inventory:

@@ -75,7 +75,7 @@ def next_token_due_s(table: RequestTable, slots: Ints, offline_tpot_s: float) ->
     came_s = np.where(first_s < FAR_S, first_s, table.last_s[slots])
     due_s = first_token_due_s(table, slots, offline_tpot_s)
     first_due_s = np.where(due_s < NEAR_S, np.maximum(due_s, came_s), came_s)
-    generated = table.length[slots] - table.prompt_len[slots]
+    generated = table.generated(slots)
     due: Floats = first_due_s + (generated + 1) * tbt_s(table, slots, offline_tpot_s)
     return due + table.shift_s[slots]
 
@@ -91,7 +91,7 @@ def _spread(
     table: RequestTable, slots: Ints, start_s: float, pace: Pace, iterations: Floats
 ) -> NDArray[np.float64]:
     """Waiting time that the next iteration of a request with an end-to-end objective may use up, [n]."""
-    generated = table.length[slots] - table.prompt_len[slots]
+    generated = table.generated(slots)
     output_left = np.maximum(table.predicted_output[slots] - generated, 1)
     rounds = iterations + output_left
     execution_s = rounds * pace.mean_s * (1 + pace.preempted)

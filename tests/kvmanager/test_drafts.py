@@ -20,8 +20,9 @@ SIZE = 4
 class Pair:
     """A core and a worker; `accepts` drafts of the next entries are accepted."""
 
-    def __init__(self, blocks: int = 16) -> None:
-        self.core, self.worker = KvCore(blocks, SIZE), ShadowWorker(blocks, SIZE)
+    def __init__(self, blocks: int = 16, host_blocks: int = 0) -> None:
+        self.core = KvCore(blocks, SIZE, True, host_blocks)
+        self.worker = ShadowWorker(blocks, SIZE, host_blocks)
         self.accepts = 0
         self.worker.lucky = lambda id, drafts: self.accepts
         self.report = self.batch = None
@@ -154,6 +155,67 @@ def test_a_worker_that_lost_more_than_drafts_loses_all() -> None:
     pair.plan((1, 7, 1), drafts=[2], confirmed=[(1, first)])
     assert pair.core.on_inventory(Inventory(pair.step, [Held(1, 5, [0, 1])])) == []
     assert pair.held(1) == (0, 0) and pair.core.check() == []
+
+
+@pytest.mark.parametrize("accepted", range(7))
+def test_swapped_out_while_drafts_are_in_flight(accepted: int) -> None:
+    """All that may be its KV goes to the host; when it is known what is, the host keeps the blocks of that alone."""
+    pair = Pair(host_blocks=8)
+    pair.core.on_lookup(make_lookup(make_prompt(1, range(7))))
+    first = pair.plan((1, 0, 7)).tokens
+    pair.accepts = accepted
+    result = pair.plan((1, 7, 1), drafts=[6], confirmed=[(1, first)])
+    moved = pair.plan(swap_out=[1]).moved
+    assert pair.batch.out_counts == [4] and pair.core.pool.leaving == 4
+    pair.plan(confirmed=[(1, result.tokens)], moved=moved)
+    computed = 8 + accepted
+    [held] = pair.core.on_activate().held
+    assert (held.computed, held.blocks, len(held.host)) == (computed, [], -(-computed // SIZE))
+    assert pair.core.tables.host.used == len(held.host) and pair.core.pool.used == 0
+    moved = pair.plan(swap_in=[1]).moved
+    pair.plan((1, computed, 1), moved=moved)  # the worker looks at all that it reads
+    assert not pair.report.dropped and pair.held(1) == (computed + 1, -(-(computed + 1) // SIZE))
+    assert pair.core.tables.host.used == 0
+
+
+def test_the_workers_word_settles_drafts_on_the_host() -> None:
+    pair = Pair(host_blocks=8)
+    pair.core.on_lookup(make_lookup(make_prompt(1, range(7))))
+    first = pair.plan((1, 0, 7)).tokens
+    pair.accepts = 2
+    pair.plan((1, 7, 1), drafts=[6], confirmed=[(1, first)])
+    pair.plan(swap_out=[1])
+    assert pair.core.on_inventory(pair.worker.inventory()) == [] and pair.core.check() == []
+    [held] = pair.core.on_activate().held
+    assert (held.computed, held.blocks, len(held.host)) == (10, [], 3)
+
+
+def test_what_the_host_has_no_room_for_is_dropped_with_its_drafts() -> None:
+    pair = Pair(host_blocks=3)
+    pair.core.on_lookup(make_lookup(make_prompt(1, range(7))))
+    first = pair.plan((1, 0, 7)).tokens
+    result = pair.plan((1, 7, 1), drafts=[6], confirmed=[(1, first)])
+    pair.plan(swap_out=[1])
+    assert pair.report.unswapped == [1] and pair.held(1) == (0, 0)
+    pair.plan((1, 0, 9), confirmed=[(1, result.tokens)])
+    assert not pair.report.dropped and pair.held(1) == (9, 3)
+
+
+def test_a_guest_lives_in_what_drafts_have_left() -> None:
+    """Blocks that were taken for drafts are lent only when nobody may still write there."""
+    pair = Pair()
+    pair.core.on_lookup(make_lookup(make_prompt(1, range(7)), make_prompt(2, range(20, 24))))
+    first = pair.plan((1, 0, 7)).tokens
+    result = pair.plan((1, 7, 1), drafts=[6], confirmed=[(1, first)], allocate=[(1, 5)])
+    pair.plan((2, 0, 4), embed=[(2, 1)])
+    assert (
+        pair.batch.table_blocks == [4] and pair.core.pool.used == 5
+    )  # the fifth: 14 tokens may lie in 4
+    pair.plan(confirmed=[(1, result.tokens)], release=[2])
+    pair.core.on_lookup(make_lookup(make_prompt(3, range(30, 38))))
+    pair.plan((3, 0, 8), (1, 8, 1), drafts=[0, 2], embed=[(3, 1)])
+    assert pair.report.dropped == [] and pair.core.pool.used == 5
+    assert pair.held(1) == (11, 3) and pair.held(3) == (8, 2)
 
 
 @dataclass
