@@ -1,5 +1,6 @@
-"""Random life of a KV core whose requests are swapped out and in, hold more blocks than they use, and live in those of
-others: no request ever finds anything but its own KV, on the device or on the host, and no block is lost.
+"""Random life of a KV core whose requests are swapped out and in, hold more blocks than they use, live in those of
+others, and verify drafts: no request ever finds anything but its own KV, on the device or on the host, and no block is
+lost.
 
 What a scheduler could do at any moment of a copy is done at all of them: release, preempt, fork, adopt, swap again.
 """
@@ -25,7 +26,9 @@ DICE = st.integers(0, 2**32 - 1).map(Random)
 
 @dataclass
 class Expected:
-    """What the rules say about one request. `place`: here, out (on its way to the host), away, in (on its way back)."""
+    """What the rules say about one request. `place`: here, out (on its way to the host), away, in (on its way back).
+    `unconfirmed` has the tokens of each result that the core has not heard of, `flights` the drafts of each entry whose
+    tokens it has not heard of."""
 
     tokens: list[int]
     salt: bytes
@@ -34,7 +37,19 @@ class Expected:
     parent: int = 0
     place: str = "here"
     fresh: bool = True  # has never run
-    unconfirmed: list[int] = field(default_factory=list)
+    unconfirmed: list[list[int]] = field(default_factory=list)
+    flights: list[int] = field(default_factory=list)
+
+    def settle(self, tokens: list[int]) -> int:
+        """The core hears of the oldest result. Returns how many drafts of it were not accepted."""
+        known = len(self.tokens) - sum(map(len, self.unconfirmed))
+        assert self.unconfirmed.pop(0) == tokens
+        drafts = self.flights.pop(0)
+        rejected = drafts + 1 - len(tokens)
+        self.length -= rejected
+        if self.computed >= known + drafts:
+            self.computed -= rejected
+        return rejected
 
 
 class MemoryLife(RuleBasedStateMachine):
@@ -55,6 +70,8 @@ class MemoryLife(RuleBasedStateMachine):
         self.shape = (num_blocks, block_size, prefix_caching, host_blocks)
         self.core = KvCore(*self.shape)
         self.worker = ShadowWorker(num_blocks, block_size, host_blocks, forgives=True)
+        luck = Random(num_blocks)
+        self.worker.lucky = lambda id, drafts: luck.randint(0, drafts)
         self.requests: dict[int, Expected] = {}
         self.queue: list[Batch] = []
         self.moved: list[int] = []  # the worker has said so, the core has not heard of it
@@ -114,12 +131,19 @@ class MemoryLife(RuleBasedStateMachine):
         away = [id for id, one in known.items() if one.place == "away"]
         forks = self._ready_forks()
         forked = {child: computed for child, _, computed in forks}
-        entries = []
+        entries, drafts = [], {}
         for id, expected in known.items():
-            if dice.random() < (0.03 if expected.parent in known else 0.75):
+            if any(expected.flights):  # nobody knows yet how many tokens it has: it may only decode
+                decodes = expected.computed == expected.length - 1 and expected.place == "here"
+                if id not in preempt and decodes and dice.random() < 0.7:
+                    entries.append((id, expected.computed, 1))
+                    drafts[id] = dice.choice([0, dice.randint(0, 6)])
+            elif dice.random() < (0.03 if expected.parent in known else 0.75):
                 start = 0 if id in preempt else forked.get(id, expected.computed)
                 room = expected.length - start
                 entries.append((id, start, dice.choice([room, dice.randint(1, room)])))
+                if room == 1 and id not in preempt:
+                    drafts[id] = dice.choice([0, dice.randint(0, 6)])
         swap_out = [id for id in here if dice.random() < 0.12]
         if dice.random() < 0.9:  # mostly as a scheduler would
             entries = [entry for entry in entries if entry[0] not in swap_out]
@@ -140,6 +164,7 @@ class MemoryLife(RuleBasedStateMachine):
             allocate=[(id, dice.randint(0, 8)) for id in everyone if dice.random() < 0.25],
             embed=[(id, dice.choice(everyone)) for id, _, _ in entries if dice.random() < 0.5],
             spoiled=[id for id in release if dice.random() < 0.3],
+            drafts=[drafts.get(id, 0) for id, _, _ in entries] if any(drafts.values()) else [],
         )
         self._apply(plan)
 
@@ -156,9 +181,8 @@ class MemoryLife(RuleBasedStateMachine):
     def _confirmed(self, dice: Random) -> list[tuple[int, list[int]]]:
         confirmed = []
         for id, expected in self.requests.items():
-            if expected.unconfirmed and dice.random() < 0.9:
-                confirmed.append((id, expected.unconfirmed))
-                expected.unconfirmed = []
+            if any(expected.flights) or dice.random() < 0.9:
+                confirmed += [(id, tokens) for tokens in expected.unconfirmed]
         return confirmed
 
     @precondition(lambda self: len(self.queue) < 2)
@@ -169,10 +193,13 @@ class MemoryLife(RuleBasedStateMachine):
         def ids(most: int) -> list[int]:
             return [dice.randint(0, self.next_id) for _ in range(dice.randint(0, most))]
 
+        def settled(id: int) -> bool:
+            return id not in self.requests or not any(self.requests[id].flights)
+
         self.step += 1
         plan = make_plan(
             self.step,
-            [(id, dice.randint(0, 9), dice.randint(0, 9)) for id in ids(3)],
+            [(id, dice.randint(0, 9), dice.randint(0, 9)) for id in ids(3) if settled(id)],
             preempt=ids(1),
             swap_out=ids(3),
             swap_in=ids(3),
@@ -188,6 +215,9 @@ class MemoryLife(RuleBasedStateMachine):
         """Lets the core apply the plan and follows the rules of the contract with the model."""
         batch, report = self.core.on_plan(plan)
         known = self.requests
+        confirmed = iter(plan.confirmed_tokens)
+        for id, count in zip(plan.confirmed_ids, plan.confirmed_counts, strict=True):
+            self.seen["rejected"] += known[id].settle([next(confirmed) for _ in range(count)])
         for id in plan.moved:
             if id in known and known[id].place in ("out", "in"):
                 known[id].place = "away" if known[id].place == "out" else "here"
@@ -201,13 +231,20 @@ class MemoryLife(RuleBasedStateMachine):
                 self._set(id, 0)
         for id in batch.out_ids:
             assert known[id].place == "here" and known[id].computed
+            self.seen["out with drafts in flight"] += any(known[id].flights)
             known[id].place = "out"
-        for id, start, count in zip(batch.ids, batch.starts, batch.counts, strict=True):
+        drafts = batch.drafts or [0] * len(batch.ids)
+        entries = zip(batch.ids, batch.starts, batch.counts, drafts, strict=True)
+        for id, start, count, ahead in entries:
             expected = known[id]
             assert expected.place == "here", "runs while its KV is elsewhere"
             assert start == expected.computed and 0 < count <= expected.length - start
             expected.computed, expected.fresh = start + count, False
-            expected.length += expected.computed == expected.length
+            assert not ahead or expected.computed == expected.length
+            if expected.computed == expected.length:
+                expected.length += 1 + ahead
+                expected.computed += ahead
+                expected.flights.append(ahead)
         for id in report.unpinned:  # by who came later in this plan
             if id in known:
                 assert known[id].computed == 0 or id in batch.ids
@@ -229,6 +266,7 @@ class MemoryLife(RuleBasedStateMachine):
         moves, loans = self.core.tables.moves, self.core.tables.loans
         self.seen.update(
             out=len(batch.out_ids),
+            drafts=sum(batch.drafts),
             back=len(batch.in_ids),
             unswapped=len(report.unswapped),
             stayed=len(report.stayed),
@@ -255,10 +293,10 @@ class MemoryLife(RuleBasedStateMachine):
         self.moved += result.moved
         tokens = iter(result.tokens)
         for id, count in zip(result.ids, result.counts, strict=True):
-            for token in [next(tokens) for _ in range(count)]:
-                if id in self.requests:
-                    self.requests[id].tokens.append(token)
-                    self.requests[id].unconfirmed.append(token)
+            new = [next(tokens) for _ in range(count)]
+            if new and id in self.requests:
+                self.requests[id].tokens += new
+                self.requests[id].unconfirmed.append(new)
 
     # --- a new scheduler -------------------------------------------------------------------------------------------
 
@@ -291,6 +329,7 @@ class MemoryLife(RuleBasedStateMachine):
         prompt = make_prompt(id, expected.tokens, expected.salt)
         report = self.core.on_lookup(Lookup([prompt], adopt=True))
         expected.length, expected.unconfirmed = len(expected.tokens), []
+        expected.flights = []
         [expected.computed] = report.hit_tokens
         expected.place = "away" if report.away_ids else "here"
         expected.parent, expected.fresh = 0, False
@@ -356,4 +395,4 @@ def test_everything_happens() -> None:
                 life.take_over(dice, dice.random() < 0.5, dice.random() < 0.5)
         life.teardown()
     missing = [name for name, count in MemoryLife.seen.items() if not count]
-    assert not missing and len(MemoryLife.seen) == 10, MemoryLife.seen
+    assert not missing and len(MemoryLife.seen) == 13, MemoryLife.seen

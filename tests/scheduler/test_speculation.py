@@ -16,7 +16,7 @@ from scene import Scene
 from world import POLICIES, World, expected
 
 from accelgen.proto.config import Config
-from accelgen.proto.messages import Objective, Reason
+from accelgen.proto.messages import Objective, Reason, Thinking
 from accelgen.proto.recording import read_recording
 from accelgen.scheduler.cost_model import Coefficients
 from accelgen.scheduler.decision import BadDecision, Entries, check, clip
@@ -144,24 +144,31 @@ requests = st.lists(
     limit=st.sampled_from([6, 16, 8192]),
     rule=st.sampled_from(["fixed", "adaptive"]),
     most=st.integers(1, 6),
+    host_blocks=st.sampled_from([None, 0, 6, 200]),
+    memory=st.sampled_from(["", "", "cacheopt"]),
     drawn=requests,
 )
 def test_any_load_with_drafts(
-    policy: str, depth: int, blocks: int, limit: int, rule: str, most: int, drawn: list[tuple]
-) -> None:
-    """Aborts, preemption, dropped entries, siblings, amid speculation: each request ends once with its own tokens."""
+    policy: str, depth: int, blocks: int, limit: int, rule: str, most: int,
+    host_blocks: int | None, memory: str, drawn: list[tuple],
+) -> None:  # fmt: skip
+    """Aborts, preemption, swapping, embedding, growth ahead of need, dropped entries, siblings, thinking that ends amid
+    a run of tokens, all amid speculation: each request ends once with its own tokens."""
     world = CheckedWorld(
         "sarathi" if policy == "eager" else policy, blocks, 4, pipeline_depth=depth,
         max_num_batched_tokens=limit, max_num_seqs=8, drafter="ngram", max_draft_tokens=most,
-        draft_tokens=rule,
+        draft_tokens=rule, memory=memory, host_blocks=host_blocks or 0,
+        preemption="recompute" if host_blocks is None else "swap",
     )  # fmt: skip
+    thinks = Objective(0.5, 0.05, None, Thinking(0.02, list(range(1, 97, 9)), 7))
     if policy == "eager":
         world.core.replicas[0].policy = Eager()
     wanted: dict[int, tuple[list[int], int, int]] = {}
     for i, (length, max_tokens, at_s, siblings, abort_s) in enumerate(drawn):
         ids = [100 * (i + 1) + j for j in range(1 + siblings)]
         prompt = prompt_of(length, seed=i % 3)
-        world.submit(ids[0], prompt, max_tokens, at_s, ids[1:], Objective(0.5, 0.05), seed=i)
+        goal = thinks if i % 2 else Objective(0.5, 0.05)
+        world.submit(ids[0], prompt, max_tokens, at_s, ids[1:], goal, seed=i)
         for j, id in enumerate(ids):
             wanted[id] = (prompt, max_tokens, i + j)
         if abort_s is not None:
@@ -354,6 +361,57 @@ def test_an_expensive_token_is_not_drafted_but_now_and_then_one_is_tried() -> No
     found = choose(view_of(scene, Speculation(4)), entries_of(scene, slots))
     # the second has 32 tokens: its turn to try; 0.98 > 30 / 31 for one draft only
     assert found.tolist() == [0, 1, 1]
+
+
+def test_the_drafters_own_time_is_part_of_the_price() -> None:
+    """10 ms an iteration, tokens for nothing, 5 ms for a step of the drafter: of a request at 0.6 the first draft
+    brings 0.6 tokens in a time that otherwise brings 0.5, the second 0.36. Three requests share the steps."""
+    flat = Coefficients(a=0.01, b=0.0, b2=0.0, c=0.0, d=0.0, e=0.0, knee=1.0)
+    scene = Scene(Sarathi(), cost=flat)
+    slots = [scene.running(20, 20) for _ in range(3)]
+    with_rates(scene, slots, [0.6, 0.6, 0.6])
+    speculation = Speculation(4, step_s=0.005)
+    alone = choose(view_of(scene, speculation), entries_of(scene, slots[:1]))
+    assert alone.tolist() == [1]
+    both = choose(view_of(scene, speculation), entries_of(scene, slots))
+    assert both.tolist() == [1, 1, 1]  # 1.08 tokens in a time that brings 1.5
+    speculation.step_s = 0.0065  # 0.65 tokens
+    assert choose(view_of(scene, speculation), entries_of(scene, slots)).tolist() == [0, 0, 0]
+
+
+def test_the_price_is_that_of_all_drafts_together() -> None:
+    """200 decodes, 20 ms, 256 tokens of them for nothing, each further one 40 us: one draft each is 144 tokens beyond
+    the knee, 29 us each, for which the iteration brings 0.29 tokens; a second one each would be 40 us, 0.4 tokens, for
+    0.36."""
+    knee = Coefficients(a=0.02, b=0.0, b2=4e-5, c=0.0, d=0.0, e=0.0, knee=256.0)
+    scene = Scene(Sarathi(), blocks=1000, seats=256, cost=knee)
+    slots = [scene.running(20, 20) for _ in range(200)]
+    with_rates(scene, slots, [0.6] * 200)
+    found = choose(view_of(scene, Speculation(4)), entries_of(scene, slots))
+    assert found.tolist() == [1] * 200
+
+
+@pytest.mark.parametrize("adaptive", [False, True])
+def test_a_drafter_that_makes_nothing_is_only_probed(adaptive: bool) -> None:
+    scene = Scene(Sarathi(), cost=FLAT)
+    slots = [scene.running(20, 20), scene.running(31, 31)]
+    speculation = Speculation(3, adaptive)
+    assert choose(view_of(scene, speculation), entries_of(scene, slots)).tolist() != [0, 1]
+    for _ in range(1000):
+        speculation.observe(scene.table, slots[0], 3, 0, 0)
+    assert choose(view_of(scene, speculation), entries_of(scene, slots)).tolist() == [0, 1]
+
+
+def test_the_time_of_a_step_is_a_mean() -> None:
+    speculation = Speculation(4)
+    for longest, seconds in ((4, 0.02), (0, 9.0), (2, 0.03)):
+        speculation.observe_time(longest, seconds)
+    assert speculation.step_s == pytest.approx(0.01)
+    assert speculation.seconds(np.array([1, 3, 0])) == pytest.approx(0.03)
+    assert speculation.seconds(None) == 0
+    for _ in range(300):
+        speculation.observe_time(2, 0.004)
+    assert speculation.step_s == pytest.approx(0.002, rel=0.01)
 
 
 def test_drafts_take_only_what_is_left() -> None:
