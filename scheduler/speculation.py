@@ -108,5 +108,6 @@ class Speculation:
             "num_draft_tokens_total": self.drafted,
             "num_accepted_tokens_total": self.accepted,
             "acceptance_rate": self.rate,
+            "drafter_seconds": self.step_s,
         }
         return {f"{prefix}spec_decode_{name}{label}": float(n) for name, n in found.items()}

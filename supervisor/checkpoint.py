@@ -28,16 +28,22 @@ class Checkpoint:
     stored: dict[str, int]
 
     @property
+    def _text_config(self) -> dict[str, Any]:
+        """Of the language model, where the configuration has others beside it."""
+        found = self.config.get("text_config")
+        return found if isinstance(found, dict) else self.config
+
+    @property
     def context_tokens(self) -> int:
         """The longest sequence according to the configuration, 0 if it does not say."""
-        config = self.config.get("text_config", self.config)
+        config = self._text_config
         stated = config.get("max_position_embeddings")
         return stated if isinstance(stated, int) else 0
 
     @property
     def vocab_size(self) -> int:
         """The number of token ids according to the configuration, 0 if it does not say."""
-        stated = self.config.get("text_config", self.config).get("vocab_size")
+        stated = self._text_config.get("vocab_size")
         return stated if isinstance(stated, int) else 0
 
     def weights_bytes(self, dtype: str) -> int:
@@ -49,7 +55,7 @@ class Checkpoint:
 
     def kv_token_bytes(self, dtype: str) -> int:
         """Bytes of KV cache per token, 0 if the configuration does not say. ("auto": as the weights)"""
-        config = self.config.get("text_config", self.config)
+        config = self._text_config
         heads = config.get("num_attention_heads", 0)
         kv_heads = config.get("num_key_value_heads") or heads
         head_dim = config.get("head_dim") or (config.get("hidden_size", 0) // heads if heads else 0)

@@ -55,7 +55,8 @@ def check_params(policy: str, params: dict[str, Any]) -> None:
 
 def open_drafter(name: str, model: Checkpoint) -> Checkpoint | None:
     """The checkpoint of a drafter model, None if there is to be none. Raises StartError, also if its configuration has
-    another number of tokens than the model's; that they are the same ones the worker sees."""
+    another number of tokens than the model's, unless both have the same tokenizer (then one has more rows than tokens);
+    that the tokens are the same ones the worker sees."""
     if name in ("", NGRAM):
         return None
     try:
@@ -63,12 +64,20 @@ def open_drafter(name: str, model: Checkpoint) -> Checkpoint | None:
     except StartError as error:
         raise StartError(f"--drafter: {error}", status=error.status) from error
     own, other = drafter.vocab_size, model.vocab_size
-    if own and other and own != other:
+    if own and other and own != other and not _same_tokenizer(drafter, model):
         raise StartError(
             f"--drafter: {name} has another vocabulary than the model: {own:,} token ids, not {other:,}",
             status=2,
         )
     return drafter
+
+
+def _same_tokenizer(drafter: Checkpoint, model: Checkpoint) -> bool:
+    try:
+        own, other = ((one.folder / "tokenizer.json").read_bytes() for one in (drafter, model))
+    except OSError:
+        return False
+    return own == other
 
 
 def check_memory_policy(name: str, params: dict[str, Any]) -> None:

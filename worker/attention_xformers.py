@@ -26,6 +26,9 @@ from accelgen.worker.packing import ChunkGroup, DecodeGroup, Packed
 HEAD_DIMS = {16, 32, 64, 128, 256}  # of the split-K kernel, and at most 256 of flash attention
 KERNEL_BLOCK = 64  # keys that the split-K kernel takes at a time by default; must divide the page
 MIN_CAPABILITY = (8, 0)
+GATHER_BYTES = (
+    128 << 20
+)  # keys and values of one layer that are gathered for chunks with a past at a time
 
 
 def covers(
@@ -164,13 +167,19 @@ class XformersPass:
         return gappy.make_paged(block_tables, size, padding, biases.PagedBlockDiagonalGappyKeysMask)
 
     def _make_chunks(self, window: int) -> list[Chunks]:
-        """One call for each run of neighbours that all have a past, or all have none."""
+        """One call for each run of neighbours that all have none, or all a past; of these so many that their contexts,
+        which are gathered, are of at most GATHER_BYTES in a layer."""
+        most = GATHER_BYTES // max(map(_token_bytes, self.cache.keys, self.cache.values))
         runs: list[list[ChunkGroup]] = []
+        gathered = 0
         for group in self.packed.chunks:
-            if runs and (runs[-1][-1].start > 0) == (group.start > 0):
+            length = group.start + group.count if group.start else 0
+            gathered += length
+            if runs and (runs[-1][-1].start > 0) == (group.start > 0) and gathered <= most:
                 runs[-1].append(group)
             else:
                 runs.append([group])
+                gathered = length
         return [self._make_run(run, window) for run in runs]
 
     def _make_run(self, run: list[ChunkGroup], window: int) -> Chunks:
@@ -192,6 +201,11 @@ class XformersPass:
         blocks = torch.tensor(list(group.table[: -(-length // size)]), device=self.device)
         offsets = torch.arange(size, device=self.device)
         return (blocks[:, None] * size + offsets).flatten()[:length]
+
+
+def _token_bytes(keys: Tensor, values: Tensor) -> int:
+    """Of one token's keys and values in a layer; both [blocks, size, heads, dim]."""
+    return sum(one[0, 0].numel() * one.element_size() for one in (keys, values))
 
 
 def _decode_lists(groups: Sequence[DecodeGroup]) -> tuple[list[int], list[Sequence[int]]]:

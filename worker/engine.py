@@ -22,7 +22,14 @@ from accelgen.worker.drafting.setup import load_drafter, make_drafter, short_dra
 from accelgen.worker.hostcache import HostCache
 from accelgen.worker.kvcache import KvCache
 from accelgen.worker.linears import own_weights, pack_linears
-from accelgen.worker.memory import KvSize, keep_freed_memory, name_of, size_host, size_kv
+from accelgen.worker.memory import (
+    KvSize,
+    keep_freed_memory,
+    name_of,
+    size_host,
+    size_kv,
+    verification_bytes,
+)
 from accelgen.worker.model import Loaded, load_model
 from accelgen.worker.runner import MakePass, Runner
 from accelgen.worker.selfcheck import own_logits, self_check
@@ -72,12 +79,13 @@ def start_engine(
         sum(one.block_bytes(config.block_size) for one in (loaded, helper) if one is not None),
         loaded.checkpoint.max_positions,
         loaded.device,
+        verification_bytes(config, loaded.vocab_size),
     )
     runner = _make_runner(loaded, ready, kv, config)
     host_blocks = size_host(config, loaded.block_bytes(config.block_size))
     host = HostCache(runner.cache, host_blocks) if host_blocks else None
     second = None if helper is None or aide is None else _make_runner(helper, aide, kv, config)
-    drafter = make_drafter(config, second)
+    drafter = make_drafter(config, second, loaded.vocab_size)
     keep_freed_memory()
     samples: list[Sample] = []
     swaps: list[SwapSample] = []

@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 import torch
 
-from accelgen.proto.config import Config
+from accelgen.proto.config import NGRAM, Config
 from accelgen.worker.faults import LoadError, mib
 
 CPU_SHARE = 0.25  # of the memory free after loading: others live on this machine, too
@@ -81,8 +81,26 @@ def name_of(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def size_kv(config: Config, block_bytes: int, max_positions: int, device: torch.device) -> KvSize:
-    """Number of KV blocks and the longest request. Raises LoadError when one longest request does not fit."""
+def verification_bytes(config: Config, vocab_size: int) -> int:
+    """What the largest verification of drafts needs beyond CPU_RESERVE on a GPU: for each decode a row of logits for
+    its own token and for each draft, as they come (2 bytes a value), in float32, and as scores and weights of the
+    sampler. Rejection sampling has the drafter's distribution and the model's in float64, too, the first one twice
+    while it is put together."""
+    if not config.drafter:
+        return 0
+    decodes = min(
+        config.max_num_seqs, config.max_num_batched_tokens // (1 + config.max_draft_tokens)
+    )
+    rows = max(1, decodes) * (1 + config.max_draft_tokens)
+    rejection = config.draft_sampling == "rejection" and config.drafter != NGRAM
+    return rows * vocab_size * (16 + 24 * rejection)
+
+
+def size_kv(
+    config: Config, block_bytes: int, max_positions: int, device: torch.device, reserve: int = 0
+) -> KvSize:
+    """Number of KV blocks and the longest request. `reserve`: bytes of a GPU that are kept back for other things than
+    those that every step needs. Raises LoadError when one longest request does not fit."""
     free = available_bytes(device)
     wanted_len = config.max_model_len or max_positions
     if wanted_len > max_positions:
@@ -96,7 +114,8 @@ def size_kv(config: Config, block_bytes: int, max_positions: int, device: torch.
                 f"kv_blocks: {blocks} blocks need {mib(blocks * block_bytes)}, {mib(free)} free on {device.type}"
             )
     else:
-        blocks = _automatic_bytes(config, block_bytes, wanted_len, free, device) // block_bytes
+        blocks = _automatic_bytes(config, block_bytes, wanted_len, free, device, reserve)
+        blocks //= block_bytes
     return _with_length(config, blocks, block_bytes, wanted_len)
 
 
@@ -118,12 +137,12 @@ def size_host(config: Config, block_bytes: int) -> int:
 
 
 def _automatic_bytes(
-    config: Config, block_bytes: int, max_len: int, free: int, device: torch.device
+    config: Config, block_bytes: int, max_len: int, free: int, device: torch.device, reserve: int
 ) -> int:
     if device.type == "cuda":
         total = int(torch.cuda.mem_get_info(device)[1])
         budget = int(total * config.gpu_memory_utilization) - (total - free)
-        budget -= CPU_RESERVE  # activations of one step
+        budget -= CPU_RESERVE + reserve  # activations of one step
     else:
         tokens = max(config.max_num_seqs * TOKENS_PER_SEQ, LONGEST_REQUESTS * max_len)
         enough = -(-tokens // config.block_size) * block_bytes

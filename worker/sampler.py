@@ -129,15 +129,34 @@ def probabilities(logits: Tensor, draws: Sequence[Draw]) -> tuple[Tensor, list[b
     chances = torch.zeros(logits.shape, dtype=torch.float64, device=logits.device)
     chances.scatter_(1, best.indices[:, None], 1.0)
     random = [row for row, draw in enumerate(draws) if draw.sampling.temperature > 0 and sound[row]]
-    for row in random:  # one at a time: several rows of a large vocabulary in float64 are large
-        sampling = draws[row].sampling
-        scores = _scores(logits[row : row + 1], [draws[row]])
-        weights = scores.exp().double()
-        if _has_filter(sampling):
-            ids, kept, _ = _kept(scores, [sampling], weights.sum(-1), scores.shape[1])
-            weights = torch.zeros_like(weights).scatter_(1, ids, kept)
+    filtered = [row for row in random if _has_filter(draws[row].sampling)]
+    for row in sorted(
+        {*random} - {*filtered}
+    ):  # several rows of a large vocabulary are large in float64
+        weights = _scores(logits[row : row + 1], [draws[row]]).exp().double()
         chances[row] = weights[0] / weights.sum()
+    wide = _fill_heads(chances, logits, draws, filtered, min(CANDIDATES, logits.shape[1]))
+    for row in wide:
+        _fill_heads(chances, logits, draws, [row], logits.shape[1])
     return chances, sound
+
+
+def _fill_heads(
+    chances: Tensor, logits: Tensor, draws: Sequence[Draw], rows: list[int], width: int
+) -> list[int]:
+    """Writes what min_p, top_k and top_p leave of the `width` best tokens of each of `rows` into its `chances`. Returns
+    the rows for which that is not wide enough."""
+    if not rows:
+        return []
+    chosen = [draws[row] for row in rows]
+    scores = _scores(logits[rows], chosen)
+    total = scores.exp().sum(-1, dtype=torch.float64)
+    ids, weights, inside = _kept(scores, [draw.sampling for draw in chosen], total, width)
+    done = [at for at, enough in enumerate(inside) if enough]
+    target = torch.tensor([rows[at] for at in done], dtype=torch.int64, device=logits.device)
+    chances[target] = 0.0
+    chances[target[:, None], ids[done]] = weights[done] / weights[done].sum(-1, keepdim=True)
+    return [row for row, enough in zip(rows, inside, strict=True) if not enough]
 
 
 def invert(weights: Tensor, numbers: np.ndarray) -> list[int]:

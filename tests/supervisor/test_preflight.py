@@ -279,8 +279,26 @@ def test_a_drafter_is_found_and_reckoned_with(
         preflight.check_memory(config, checkpoint, open_checkpoint(drafter))
 
 
+def test_a_drafter_with_the_same_tokens_may_have_more_rows(model: Path, drafter: Path) -> None:
+    (model / "config.json").write_text(json.dumps({**SHAPE, "vocab_size": 512}))
+    (model / "tokenizer.json").write_bytes((drafter / "tokenizer.json").read_bytes())
+    config, _ = preflight.check(Config(model=str(model), drafter=str(drafter)))
+    assert config.drafter == str(drafter)
+    (model / "tokenizer.json").write_text('{"model": {}}')
+    with pytest.raises(StartError, match="another vocabulary .*: 500 token ids, not 512"):
+        preflight.check(Config(model=str(model), drafter=str(drafter)))
+
+
+@pytest.mark.parametrize("stated", [None, [], "x"])
+def test_a_configuration_whose_text_config_says_nothing(model: Path, stated: object) -> None:
+    (model / "config.json").write_text(json.dumps({**SHAPE, "text_config": stated}))
+    found = open_checkpoint(model)
+    assert found.kv_token_bytes("auto") > 0 and found.vocab_size == SHAPE.get("vocab_size", 0)
+
+
 def test_a_drafter_that_cannot_be_is_refused(model: Path, drafter: Path) -> None:
     (model / "config.json").write_text(json.dumps({**SHAPE, "vocab_size": 512}))
+    (model / "tokenizer.json").write_text('{"model": {}}')
     with pytest.raises(StartError, match="another vocabulary .*: 500 token ids, not 512"):
         preflight.check(Config(model=str(model), drafter=str(drafter)))
     with pytest.raises(StartError, match="--drafter: model not found: there is no folder /none"):

@@ -8,7 +8,7 @@ import torch
 from accelgen.proto.config import Config
 from accelgen.worker import memory
 from accelgen.worker.faults import LoadError
-from accelgen.worker.memory import size_kv
+from accelgen.worker.memory import size_kv, verification_bytes
 
 CPU = torch.device("cpu")
 BLOCK = 16 * 1024  # bytes: 16 tokens of 1 KiB
@@ -52,3 +52,26 @@ def test_the_limit_of_the_control_group_counts(monkeypatch: pytest.MonkeyPatch) 
     numbers = {"memory.max": 700 << 20, "memory.current": 200 << 20}
     monkeypatch.setattr(memory, "_cgroup_number", numbers.get)
     assert memory.available_bytes(CPU) <= 500 << 20
+
+
+def test_verification_of_drafts_is_reckoned_with() -> None:
+    """256 decodes of 1 + 4 tokens over 152,064 ids: 16 bytes for each logit, 24 more with distributions in float64. No
+    more tokens than an iteration may have."""
+    vocab = 152_064
+    assert verification_bytes(Config(), vocab) == 0
+    assert verification_bytes(Config(drafter="ngram", max_num_seqs=256), vocab) == 1280 * vocab * 16
+    few = Config(drafter="ngram", max_num_seqs=256, max_num_batched_tokens=100)
+    assert verification_bytes(few, vocab) == 100 * vocab * 16
+    own = Config(drafter="small", draft_sampling="rejection", max_num_seqs=8, max_draft_tokens=1)
+    assert verification_bytes(own, vocab) == 16 * vocab * 40
+    found = Config(drafter="ngram", draft_sampling="rejection", max_num_seqs=8, max_draft_tokens=1)
+    assert verification_bytes(found, vocab) == 16 * vocab * 16
+
+
+def test_a_gpu_keeps_back_what_is_needed_beside_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (20 << 30, 24 << 30))
+    monkeypatch.setattr(memory, "available_bytes", lambda _: 20 << 30)
+    gpu = torch.device("cuda", 0)
+    plain = size_kv(Config(), BLOCK, 2048, gpu)
+    kept = size_kv(Config(), BLOCK, 2048, gpu, reserve=3 << 30)
+    assert plain.total_bytes - kept.total_bytes == 3 << 30

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from accelgen.proto.messages import Sampling
 from accelgen.worker import sampler
-from accelgen.worker.sampler import Counts, Draw, sample
+from accelgen.worker.sampler import Counts, Draw, probabilities, sample
 from accelgen.worker.uniforms import uniforms
 
 SAMPLINGS = st.builds(
@@ -153,3 +153,29 @@ def test_tiny_temperatures_and_flat_or_extreme_logits() -> None:
     ):
         assert sample(extreme.clone(), [Draw(sampling, 1)]) == [17]
         assert 0 <= (sample(flat.clone(), [Draw(sampling, 1)])[0] or 0) < 1000
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(
+    st.lists(SAMPLINGS, min_size=1, max_size=9), st.integers(0, 10**6), st.sampled_from([0.2, 2.5])
+)
+def test_probabilities_of_many_rows_are_those_of_each(
+    samplings: list[Sampling], seed: int, spread: float
+) -> None:
+    """By the plain rule; flat rows keep more tokens than are looked at first."""
+    random = np.random.default_rng(seed)
+    logits = random.normal(0, spread, size=(len(samplings), 700)).astype(np.float32)
+    draws = [Draw(one, position) for position, one in enumerate(samplings)]
+    chances, sound = probabilities(torch.from_numpy(logits.copy()), draws)
+    assert all(sound)
+    for row, one in enumerate(samplings):
+        wanted = np.zeros(700)
+        if one.temperature == 0:
+            wanted[logits[row].argmax()] = 1
+        else:
+            ids, p = kept_by(logits[row], one)
+            wanted[ids] = p
+        found = chances[row].numpy()
+        edge = np.flatnonzero((found > 0) != (wanted > 0))  # ties with the last that is kept
+        assert len(edge) <= 2
+        assert np.abs(found - wanted).max() < 1e-6 or len(edge)

@@ -22,13 +22,14 @@ from accelgen.proto.messages import Batch, Prompt, Sampling
 from accelgen.worker.core import WorkerCore
 from accelgen.worker.drafting.drafter import ModelDrafter
 from accelgen.worker.drafting.ngram import NgramDrafter
-from accelgen.worker.drafting.proposal import Proposal
+from accelgen.worker.drafting.proposal import NOTHING, Proposal
 from accelgen.worker.engine import start_engine
 from accelgen.worker.faults import LoadError
 from accelgen.worker.kvcache import KvCache
 from accelgen.worker.model import load_model
+from accelgen.worker.packing import Span
 from accelgen.worker.request import Request
-from accelgen.worker.runner import Runner
+from accelgen.worker.runner import Logits, Runner
 from accelgen.worker.sampler import Draw, probabilities
 
 VOCAB = 97
@@ -407,6 +408,33 @@ def test_a_full_cache_forgets_who_is_not_asked_for(bench: Any) -> None:
     assert sum(len(one.tokens) == 2 for one in found) == 2 and drafter.check() == []
 
 
+@pytest.mark.parametrize("coupled", [True, False])
+def test_numbers_that_are_none_stay_with_their_request(bench: Any, coupled: bool) -> None:
+    """A request for which the drafter has no numbers gets no drafts any more; who gets its blocks inherits nothing."""
+    drafter = model_drafter(bench("llama"), blocks=3, coupled=coupled)
+    forward, cache = drafter.runner.forward, drafter.runner.cache
+
+    def broken(spans: Sequence[Span]) -> Logits:
+        logits = forward(spans)
+        for tensor in (*cache.keys, *cache.values):
+            tensor[:] = float("nan")
+        return Logits(torch.full_like(logits.rows, float("nan")), logits.order)
+
+    sampling = SAMPLED if not coupled else GREEDY
+    ill, well = (Request(Prompt(id, [3] * 9, sampling), VOCAB) for id in (1, 2))
+    drafter.runner.forward = broken
+    assert drafter.propose([ill], [2]) == [NOTHING]
+    drafter.runner.forward = forward
+    assert drafter.check() == [] and len(drafter._free) == 3
+    [found] = drafter.propose([well], [2])
+    [wanted] = model_drafter(bench("llama"), blocks=3, coupled=coupled).propose([well], [2])
+    assert found.tokens == wanted.tokens and len(found.tokens) == 2
+    drafter.forget(2)
+    assert drafter.propose([ill], [2]) == [NOTHING]
+    drafter.forget(1)
+    assert len(drafter.propose([ill], [2])[0].tokens) == 2
+
+
 # --- at the start ----------------------------------------------------------------------------------------------------
 
 
@@ -492,6 +520,52 @@ def test_the_same_tokens_are_taken(tiny: Any, tmp_path: Path) -> None:
     drafter = with_tokenizer(tiny("qwen2"), tmp_path / "drafter", [["a", 0.0], ["b", 0.0]])
     engine = start_engine(config_of(model, drafter=str(drafter), draft_sampling="rejection"))
     assert isinstance(engine.core.drafter, ModelDrafter) and not engine.core.drafter.coupled
+
+
+def padded(folder: Path, target: Path, rows: int) -> Path:
+    """The same model with more, or fewer, rows of embeddings."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    model.resize_token_embeddings(rows, mean_resizing=False)
+    model.save_pretrained(target)
+    return target
+
+
+@pytest.mark.parametrize("mode", ["coupled", "rejection"])
+@pytest.mark.parametrize("rows", [90, 112])
+def test_rows_that_stand_for_no_token(tiny: Any, tmp_path: Path, rows: int, mode: str) -> None:
+    """Tables of other lengths, the same tokens: a drafter of 112 rows proposes none of those the model does not have,
+    one of 90 is not asked about those that it does not."""
+    vocab = {str(id): id for id in range(90)}
+    model = with_tokenizer(tiny("llama"), tmp_path / "model", vocab)
+    other = with_tokenizer(padded(model, tmp_path / "rows", rows), tmp_path / "drafter", vocab)
+    config = config_of(model, drafter=str(other), draft_sampling=mode)
+    drafter = start_engine(config).core.drafter
+    assert isinstance(drafter, ModelDrafter)
+    bias = drafter.runner.forward
+
+    def tempted(spans: Sequence[Span]) -> Logits:
+        logits = bias(spans)
+        tempting = logits.rows.clone()
+        tempting[:, min(rows, VOCAB) :] = 1e4
+        return Logits(tempting, logits.order)
+
+    drafter.runner.forward = tempted
+    hot = Sampling(temperature=1.0, seed=5)
+    known, strange = (Request(Prompt(id, [4, 5, 60 + 18 * id], hot), VOCAB) for id in (1, 2))
+    found, other = drafter.propose([known, strange], [3, 3])
+    assert len(found.tokens) == 3 and max(found.tokens) < min(rows, VOCAB)
+    assert mode == "coupled" or (found.chances is not None and found.chances.shape == (3, VOCAB))
+    assert len(other.tokens) == (0 if rows < VOCAB else 3)  # it has the token 96
+
+
+def test_rows_that_a_token_needs(tiny: Any, tmp_path: Path) -> None:
+    vocab = {str(id): id for id in range(91)}
+    model = with_tokenizer(tiny("llama"), tmp_path / "model", vocab)
+    other = with_tokenizer(padded(model, tmp_path / "rows", 90), tmp_path / "drafter", vocab)
+    with pytest.raises(LoadError, match="another vocabulary than .*: 90 token ids, not 97"):
+        start_engine(config_of(model, drafter=str(other)))
 
 
 def test_a_vocabulary_that_cannot_be_compared_is_refused(tiny: Any, tmp_path: Path) -> None:

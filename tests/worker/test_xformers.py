@@ -14,6 +14,7 @@ from torch import Tensor
 
 from accelgen.worker import attention_xformers as backend
 from accelgen.worker.kvcache import LayerShape
+from accelgen.worker.packing import Span, pack
 
 pytest.importorskip("xformers")
 
@@ -34,10 +35,13 @@ def dense(query: Tensor, key: Tensor, value: Tensor, bias: Any, scale: float, op
     return torch.einsum("kgtn,nkgd->tkgd", scores.softmax(-1), value)[None]
 
 
+@pytest.mark.parametrize("gathered", [backend.GATHER_BYTES, 8000])
 @pytest.mark.parametrize("architecture", ["llama", "mistral", "qwen3", "opt"])
 def test_its_masks_mean_what_generate_computes(
-    bench: Any, drive: Any, monkeypatch: pytest.MonkeyPatch, architecture: str
+    bench: Any, drive: Any, monkeypatch: pytest.MonkeyPatch, architecture: str, gathered: int
 ) -> None:
+    """With little room for what is gathered, each chunk with a past attends by itself."""
+    monkeypatch.setattr(backend, "GATHER_BYTES", gathered)
     made = bench(architecture)
     monkeypatch.setattr(backend, "attend", dense)
     monkeypatch.setattr(made.core.runner, "_make_pass", backend.XformersPass)
@@ -75,3 +79,21 @@ def test_the_kernel_step_divides_the_page() -> None:
     for block_size in (16, 32, 64, 128):
         assert block_size % backend.paged_op(block_size).BLOCK_N == 0
     assert backend.paged_op(16).NAME == backend.paged_op(64).NAME
+
+
+def test_contexts_are_gathered_a_part_at_a_time(
+    bench: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Verifications in every request: their contexts together would be as large as the cache."""
+    cache = bench("llama").core.runner.cache
+    token = 2 * cache.keys[0][0, 0].numel() * cache.keys[0].element_size()
+    spans = [Span([1, 2, 3], 17, list(range(5))) for _ in range(10)]  # 20 tokens each
+    spans += [Span([1] * 30, 0, list(range(8))) for _ in range(3)]
+    packed = pack(spans, cache.block_size, torch.device("cpu"))
+    for most, runs in ((200, 1), (199, 2), (60, 4), (39, 10), (1, 10)):
+        monkeypatch.setattr(backend, "GATHER_BYTES", most * token)
+        made = backend.XformersPass(cache, packed)._make_chunks(0)
+        assert len([one for one in made if one.slots is not None]) == runs
+        assert len([one for one in made if one.slots is None]) == 1
+        assert [one.lo for one in made[1:]] == [one.hi for one in made[:-1]]
+        assert all(len(one.slots) <= max(most, 20) for one in made if one.slots is not None)

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from accelgen.worker.drafting.proposal import NOTHING, Proposal
 from accelgen.worker.packing import Span
@@ -36,6 +37,7 @@ class Shadow:
     table: list[int] = field(default_factory=list)
     sure: int = 0
     tail: tuple[int, ...] = ()
+    hopeless: bool = False  # the drafter has no numbers for it, or not all of its tokens
 
     def follow(self, tokens: Sequence[int]) -> None:
         """What of the tail has become true is sure; the rest is given up, and written over."""
@@ -73,10 +75,14 @@ class Draft:
 
 
 class ModelDrafter:
-    """See Drafter. `runner` has the smaller model and a cache that is used by nobody else."""
+    """See Drafter. `runner` has the smaller model and a cache that is used by nobody else. `vocab_size` is the model's,
+    if that is another one: what only one of them has are rows that stand for no token (vocabulary.py)."""
 
-    def __init__(self, runner: Runner, coupled: bool = True) -> None:
+    def __init__(self, runner: Runner, coupled: bool = True, vocab_size: int = 0) -> None:
         self.runner, self.coupled = runner, coupled
+        own = runner.loaded.vocab_size
+        self._vocab_size = vocab_size or own
+        self._common = min(own, self._vocab_size)
         self._size = runner.cache.block_size
         self._free = list(range(runner.cache.num_blocks - 1, -1, -1))
         self._shadows: OrderedDict[int, Shadow] = OrderedDict()  # least recently used first
@@ -87,10 +93,11 @@ class ModelDrafter:
         going = [draft for draft in drafts.values() if draft.goes_on]
         while going:
             logits = self.runner.forward([draft.next_span() for draft in going])
-            self._draw([going[i] for i in logits.order], logits.rows)
+            self._draw([going[i] for i in logits.order], logits.rows[:, : self._common])
             going = [draft for draft in going if draft.goes_on]
         for draft in drafts.values():
-            draft.shadow.tail = tuple(draft.tokens[:-1])
+            if not draft.shadow.hopeless:
+                draft.shadow.tail = tuple(draft.tokens[:-1])
         return [drafts[r.id].proposal() if r.id in drafts else NOTHING for r in requests]
 
     def forget(self, id: int) -> None:
@@ -115,12 +122,17 @@ class ModelDrafter:
         left = CATCH_UP
         behind = [(self._behind(request), i) for i, request in enumerate(requests)]
         for count, i in sorted(behind):
+            if self._shadows[requests[i].id].hopeless:
+                continue
             request, length = requests[i], len(requests[i].tokens)
             shadow = self._shadows[request.id]
             count = min(count, left)
             if count < 1 or not self._has_room(shadow, length + most[i] - 1, asked):
                 continue
             start, end = shadow.sure, shadow.sure + count
+            if max(request.tokens[start:end]) >= self._common:
+                self._give_up(shadow)
+                continue
             spans.append(Span(request.tokens[start:end], start, shadow.table, int(end == length)))
             drafts.append(Draft(request, shadow, most[i], ended=end < length))
             left -= count
@@ -128,7 +140,7 @@ class ModelDrafter:
             logits = self.runner.forward(spans)
             for draft, span in zip(drafts, spans, strict=True):
                 draft.shadow.sure = span.end
-            self._draw([drafts[i] for i in logits.order], logits.rows)
+            self._draw([drafts[i] for i in logits.order], logits.rows[:, : self._common])
         return {draft.request.id: draft for draft in drafts}
 
     def _behind(self, request: Request) -> int:
@@ -138,6 +150,12 @@ class ModelDrafter:
         shadow.follow(request.tokens)
         shadow.sure = min(shadow.sure, len(request.tokens) - 1)  # the newest gives the logits
         return len(request.tokens) - shadow.sure
+
+    def _give_up(self, shadow: Shadow) -> None:
+        """No drafts any more for a request. Who gets its blocks does not inherit what is not a number."""
+        self.runner.cache.scrub(shadow.table)
+        self._free += shadow.table
+        shadow.table, shadow.sure, shadow.tail, shadow.hopeless = [], 0, (), True
 
     def _has_room(self, shadow: Shadow, tokens: int, asked: set[int]) -> bool:
         """Blocks for `tokens`, taken from requests that are not asked for now if need be."""
@@ -171,8 +189,11 @@ class ModelDrafter:
             part = rows if not own else rows[shared]
             tokens = sample(part, [draws[i] for i in shared])
             for i, token in zip(shared, tokens, strict=True):
-                drafts[i].ended = token is None
-                drafts[i].tokens += [] if token is None else [token]
+                if token is None:
+                    drafts[i].ended = True
+                    self._give_up(drafts[i].shadow)
+                else:
+                    drafts[i].tokens.append(token)
 
     def _draw_own(self, drafts: Sequence[Draft], rows: Tensor) -> None:
         """With numbers of the drafter's own, independent of those that verify."""
@@ -181,7 +202,9 @@ class ModelDrafter:
         seeds, positions = [d.sampling.seed for d in draws], [d.position for d in draws]
         tokens = invert(chances, uniforms(seeds, positions, DRAFT))
         for row, (draft, token) in enumerate(zip(drafts, tokens, strict=True)):
-            draft.ended = not sound[row]
-            if sound[row]:
-                draft.tokens.append(token)
-                draft.chances.append(chances[row])
+            if not sound[row]:
+                draft.ended = True
+                self._give_up(draft.shadow)
+                continue
+            draft.tokens.append(token)
+            draft.chances.append(pad(chances[row], (0, self._vocab_size - self._common)))

@@ -27,10 +27,10 @@ def load_drafter(config: Config, loaded: Loaded) -> Loaded | None:
     return helper
 
 
-def make_drafter(config: Config, runner: Runner | None) -> Drafter | None:
-    """What drafts: a model (`runner`), the prompt itself, or nothing."""
+def make_drafter(config: Config, runner: Runner | None, vocab_size: int) -> Drafter | None:
+    """What drafts for a model of `vocab_size`: a smaller one (`runner`), the prompt itself, or nothing."""
     if runner is not None:
-        return ModelDrafter(runner, config.draft_sampling == "coupled")
+        return ModelDrafter(runner, config.draft_sampling == "coupled", vocab_size)
     return NgramDrafter() if config.drafter == NGRAM else None
 
 

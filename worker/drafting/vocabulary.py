@@ -11,15 +11,15 @@ from accelgen.worker.model import Loaded
 
 
 def check_vocabulary(drafter: Loaded, model: Loaded) -> None:
-    """Raises LoadError with the numbers unless both have as many token ids, and their tokenizers the same token for
-    each.
+    """Raises LoadError with the numbers unless their tokenizers have the same tokens. The tables of embeddings may be
+    of different lengths if all tokens are in both: some are rounded up (Qwen2.5: 151,936 rows for its smaller models,
+    152,064 for the others).
 
     Two folders without tokenizer.json are compared by size only: then nobody here can turn text into tokens, either."""
     names = (
         f"drafter {drafter.checkpoint.path}: another vocabulary than model {model.checkpoint.path}"
     )
-    if drafter.vocab_size != model.vocab_size:
-        raise LoadError(f"{names}: {drafter.vocab_size:,} token ids, not {model.vocab_size:,}")
+    sizes = f"{names}: {drafter.vocab_size:,} token ids, not {model.vocab_size:,}"
     own, other = _tokens(drafter.checkpoint.path), _tokens(model.checkpoint.path)
     if own is None or other is None:
         if own is not other:
@@ -28,7 +28,13 @@ def check_vocabulary(drafter: Loaded, model: Loaded) -> None:
                 f"drafter {drafter.checkpoint.path}: cannot be compared with the model's vocabulary:"
                 f" {lacking.checkpoint.path} has no tokenizer.json"
             )
+        if drafter.vocab_size != model.vocab_size:
+            raise LoadError(sizes)
         return
+    if drafter.vocab_size != model.vocab_size and (
+        own != other or max(own, default=0) >= min(drafter.vocab_size, model.vocab_size)
+    ):
+        raise LoadError(sizes)
     differ = sorted(id for id in own.keys() | other.keys() if own.get(id) != other.get(id))
     if differ:
         first = differ[0]
