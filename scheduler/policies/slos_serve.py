@@ -1,4 +1,4 @@
-"""`slos-serve`: SLOs-Serve's admission by planning, and its planned batches, without speculation (arXiv 2504.08784;
+"""`slos-serve`: SLOs-Serve's admission by planning, and its planned batches, drafts included (arXiv 2504.08784;
 docs/policies.md, read in the authors' code, `gulang2019/SLOServe`, folder `SLOsServe/scheduler`).
 
 1. Which new requests are admitted, and in which batches all admitted ones are processed, is planned together: every
@@ -44,6 +44,7 @@ from accelgen.scheduler.slos_serve.edf_sim import admit as simulated_admission
 from accelgen.scheduler.slos_serve.filling import take_extra, take_prompts
 from accelgen.scheduler.slos_serve.plan import Plan, make_plan, overloaded_plan
 from accelgen.scheduler.slos_serve.routing import ttft_if_admitted
+from accelgen.scheduler.slos_serve.speculating import stated_drafts
 from accelgen.scheduler.slos_serve.standing import (
     MOST_LOOKED_AT,
     PRIORITY_S,
@@ -130,6 +131,7 @@ class SlosServe:
         decision, taken = batch.decision(), set(batch.slots)
         decision.requeue = {slot: key for slot, key in moved.items() if slot not in taken}
         if batch.slots:
+            decision.drafts = self._drafts(view, batch.slots, state)
             state = structs.replace(state, position=state.position + 1)
         return decision, state
 
@@ -260,6 +262,8 @@ class SlosServe:
         size = min(state.plan.at(state.position).size, view.limits.max_num_batched_tokens)
         batch = Batch(view, max(size, int(due.sum())))
         take_decodes(batch, decodes[due], lambda view: self._victims(view, state))
+        drafted = sum(self._drafts(view, batch.slots, state) or ())
+        batch.tokens = max(0, batch.tokens - drafted)
         gone = set(batch.preempted)
         evictions = Evictions(batch, ready[~mine])
         starts = all(id in state.best_effort for id in table.ids[batch.preempted].tolist())
@@ -276,6 +280,12 @@ class SlosServe:
         stuck = ready if state.calm else ready[mine]  # for want of blocks, not of tokens
         make_room(batch, stuck, lambda view: self._victims(view, state))
         return batch
+
+    def _drafts(self, view: View, slots: list[int], state: Memory) -> list[int] | None:
+        """What the slice drafts for each of `slots`; None: whatever the engine finds worth it."""
+        joins, position = state.plan.joins, state.position
+        tiers = {id: k for id, k in state.tiers.items() if joins.get(id, 0) <= position}
+        return stated_drafts(view, slots, state.plan.at(position), tiers)
 
     def _are_due(self, table: RequestTable, decodes: Ints, state: Memory) -> Bools:
         """Decodes that the slice has a token for, [n]: those unknown to the plan always; those ahead of it not yet, or,

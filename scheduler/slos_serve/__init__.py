@@ -5,6 +5,7 @@
     slices.py       what a planner says of one batch
     planner_ar.py   batches without speculation
     planner_sd.py   batches with drafts
+    speculating.py  which planner a replica has, and what a batch of the plan drafts
     admission.py    the problem, the walk along its deadlines, the greedy answer
     dynamic.py      the dynamic program with Pareto states
     edf_sim.py      admission by simulation, the authors' later alternative

@@ -25,8 +25,9 @@ from accelgen.scheduler.request import Request
 from accelgen.scheduler.slos_serve.admission import Candidate, Problem
 from accelgen.scheduler.slos_serve.edf_sim import Demand
 from accelgen.scheduler.slos_serve.kv import end_tokens, missing_blocks, whole_blocks
-from accelgen.scheduler.slos_serve.planner_ar import ArPlanner
 from accelgen.scheduler.slos_serve.roofline import Roofline, fitted
+from accelgen.scheduler.slos_serve.slices import Planner
+from accelgen.scheduler.slos_serve.speculating import planner_for
 from accelgen.scheduler.slos_serve.stages import in_parts
 from accelgen.scheduler.slos_serve.standing import Standing, is_stated
 from accelgen.scheduler.slos_serve.tiers import MARGIN_S, Counts, tier_of, tiers_of
@@ -93,8 +94,8 @@ class Survey:
         return found.within(limits.max_step_s, limits.max_num_batched_tokens)
 
     @cached_property
-    def planner(self) -> ArPlanner:
-        return ArPlanner(self.roofline, self.tiers)
+    def planner(self) -> Planner:
+        return planner_for(self.view.speculation, self.roofline, self.tiers)
 
     @cached_property
     def own_tiers(self) -> list[int]:

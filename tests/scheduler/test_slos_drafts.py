@@ -1,0 +1,95 @@
+"""Drafts in the plan of `slos-serve`: which planner it has, what a batch says of whom, and whole loads with them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from scene import Scene
+from test_speculation import CheckedWorld, prompt_of
+from world import expected
+
+from accelgen.proto.messages import Objective
+from accelgen.scheduler.policies.slos_serve import SlosServe
+from accelgen.scheduler.policy import Decision
+from accelgen.scheduler.slos_serve.planner_ar import ArPlanner
+from accelgen.scheduler.slos_serve.planner_sd import SdPlanner
+from accelgen.scheduler.slos_serve.roofline import Piece, Roofline
+from accelgen.scheduler.slos_serve.speculating import planner_for
+from accelgen.scheduler.speculation import Speculation
+
+ROOFLINE = Roofline((Piece(1e-4, 0.0, 0.01),))
+TIERS = (0.05, 0.15)
+
+
+def with_rate(rate: float, most: int = 4, **more: float) -> Speculation:
+    return Speculation(most, hits=1000 * rate, trials=1000.0, **more)  # type: ignore[arg-type]
+
+
+def planned(scene: Scene, speculation: Speculation) -> Decision:
+    view = replace(scene.view, speculation=speculation)
+    decision, scene.state = scene.policy.plan(view, scene.state, 0.0)
+    return decision
+
+
+def test_the_planner_goes_by_what_is_accepted() -> None:
+    """acc(5) = (1 - a^5) / (1 - a) is 1.94 for 0.5, 2.03 for 0.52; half of the drafts made are half the acceptance."""
+    assert isinstance(planner_for(Speculation(), ROOFLINE, TIERS), ArPlanner)
+    assert isinstance(planner_for(with_rate(0.5), ROOFLINE, TIERS), ArPlanner)
+    assert isinstance(planner_for(with_rate(0.9, filled=0.5), ROOFLINE, TIERS), ArPlanner)
+    assert isinstance(planner_for(with_rate(0.99, most=1), ROOFLINE, TIERS), ArPlanner)  # 1.99
+    found = planner_for(with_rate(0.52, step_s=0.002), ROOFLINE, TIERS)
+    assert isinstance(found, SdPlanner) and (found.alpha, found.most) == (0.52, 5)
+    assert found.roofline.seconds(10, steps=3) == pytest.approx(0.01 + 0.001 + 0.006)
+    assert isinstance(planner_for(with_rate(1.0), ROOFLINE, TIERS), SdPlanner)
+
+
+def test_a_batch_drafts_what_leaves_the_most_for_prompts() -> None:
+    """Five decodes every 11.5 ms. Without drafts a batch has 15 tokens, 10 of a prompt: 0.9 per ms. Of five tokens that
+    are verified 3.36 are right at 0.8, three for sure: 34.5 ms, 245 tokens, 220 of a prompt, 6.4 per ms."""
+    scene = Scene(SlosServe(credit=False), 3000)
+    decodes = [scene.running(50, 50, tpot_s=0.0125) for _ in range(5)]
+    prompt = scene.waiting(1000, ttft_s=5.0, tpot_s=1.0)
+    decision = planned(scene, with_rate(0.8))
+    drafts = dict(zip(decision.slots, decision.drafts or [], strict=True))
+    counts = dict(zip(decision.slots, decision.counts, strict=True))
+    assert [drafts[slot] for slot in decodes] == [4] * 5 and drafts[prompt] == 0
+    assert [counts[slot] for slot in decodes] == [1] * 5 and counts[prompt] == 220
+
+
+def test_without_drafts_in_the_plan_the_engine_decides() -> None:
+    for speculation in (Speculation(), with_rate(0.3)):
+        scene = Scene(SlosServe(credit=False), 3000)
+        scene.running(50, 50, tpot_s=0.0125)
+        scene.waiting(1000, ttft_s=5.0, tpot_s=1.0)
+        assert planned(scene, speculation).drafts is None
+
+
+def test_drafts_admit_what_would_be_too_much_without() -> None:
+    """A prompt of 1,500 tokens in 0.3 s beside the five decodes: 260 tokens without drafts, 1,760 with."""
+    for speculation, admitted in ((Speculation(), False), (with_rate(0.8), True)):
+        scene = Scene(SlosServe(credit=False), 3000)
+        for _ in range(5):
+            scene.running(50, 50, tpot_s=0.0125)
+        prompt = scene.waiting(1500, ttft_s=0.3, tpot_s=1.0)
+        planned(scene, speculation)
+        assert (int(scene.table.ids[prompt]) in scene.state.admitted) == admitted
+
+
+@pytest.mark.parametrize("admission", ["dp", "edf_sim"])
+@pytest.mark.parametrize("depth", [0, 1])
+def test_a_load_with_tight_paces(admission: str, depth: int) -> None:
+    """Whatever the plan drafts: the same tokens, each once; and it does draft."""
+    world = CheckedWorld(
+        "slos-serve", blocks=200, pipeline_depth=depth, drafter="ngram", max_draft_tokens=4,
+        params={"admission": admission},  # type: ignore[arg-type]
+    )  # fmt: skip
+    for id in range(1, 13):
+        pace = Objective(0.5, 0.0048 if id % 2 else 0.02)
+        world.submit(id, prompt_of(20 + id, id), 40, at_s=0.03 * id, objective=pace, seed=id)
+    world.run()
+    for id in range(1, 13):
+        assert world.delivered[id] == expected(prompt_of(20 + id, id), 40, id)
+    world.check_idle()
+    assert sum(map(sum, (plan.drafts for plan in world.plans))) > 100
+    assert world.workers[0].accepted > 50
