@@ -37,6 +37,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 _OVERRIDES = (
     "model", "hardware", "kv_gb", "kv_blocks", "block_size", "host_ms", "profile_file", "replicas", "tensor_parallel",
     "max_num_seqs", "max_num_batched_tokens", "pipeline_depth", "preemption", "swap_gb_s", "memory",
+    "acceptance", "max_draft_tokens", "draft_ms",
     "arrivals", "cv", "max_tokens", "cut_tokens", "rule",
 )  # fmt: skip
 RATE = click.FloatRange(0, 1e6, min_open=True)
@@ -65,6 +66,10 @@ _WORKLOAD = (
     click.option("--pipeline-depth", type=click.IntRange(0, 1), help="Plans made ahead."),
     click.option("--preemption", type=click.Choice(["recompute", "swap"]), help="What becomes of a victim's KV."),
     click.option("--swap-gb-s", type=RATE, help="To the host and back."),
+    click.option("--acceptance", type=click.FloatRange(0, 1), show_default="no drafter",
+                 help="A drafter of which a token, those before it being right, is accepted with this probability."),
+    click.option("--max-draft-tokens", type=click.IntRange(1, 64), help="Most drafted for a request in one iteration."),
+    click.option("--draft-ms", type=click.FloatRange(0), help="The drafter's time per token of the longest draft."),
     click.option("--memory", type=MemoryParam(), metavar="NAME", show_default="the policy's own",
                  help="Memory policy beside every policy."),
     click.option("--memory-param", "memory_params", multiple=True, metavar="K=V",

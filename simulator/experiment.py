@@ -160,6 +160,8 @@ def _make_simulation(
     swap, sigma = setting.scenario.preemption == "swap", setting.length_error
     if setting.scenario.memory and name == DISTSERVE:
         raise ScenarioError(f"memory: {name} has rules of its own for memory, and takes no others")
+    if setting.scenario.acceptance is not None and name == DISTSERVE:
+        raise ScenarioError(f"acceptance: {name} has no drafter")
     if setting.swaps and name == DISTSERVE:
         raise ScenarioError(f"policy: {name} cannot be replaced under way; live it does not exist")
     if setting.swaps and sigma is not None:
@@ -171,7 +173,11 @@ def _make_simulation(
         ]
         predictor = None if sigma is None else KnownLengths(sigma, setting.seed)
         policy = load_policy(name, params)
-        return Simulation(policy, workload, device, config, predictor, swap, successors)
+        scenario = setting.scenario
+        return Simulation(
+            policy, workload, device, config, predictor, swap, successors,
+            scenario.acceptance or 0.0, scenario.draft_ms / 1000,
+        )  # fmt: skip
     if sigma is not None:
         raise ScenarioError(f"length_error: {DISTSERVE} does not go by lengths")
     try:

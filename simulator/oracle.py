@@ -32,6 +32,7 @@ from accelgen.simulator.metrics import summarise
 from accelgen.simulator.mix import Asked, load_sources, make_workload
 from accelgen.simulator.ordered import Knobs
 from accelgen.simulator.precedence import Script, done_share, next_choices
+from accelgen.simulator.scenarios import ScenarioError
 from accelgen.simulator.times import Rule
 from accelgen.simulator.workload import Workload
 
@@ -120,8 +121,8 @@ def run_oracle(setting: Setting, progress: Progress | None = None) -> Result:
 def bound_of_setting(setting: Setting, swapping: bool = False) -> Bound:
     """No schedule on the workload of `setting` attains more; `swapping`: not even if KV can be swapped out, which the
     scenario itself may allow. Raises TraceError, ScenarioError, UnknownDevice, ProfileError."""
-    scenario = setting.scenario
     device, workload, _ = _workload(setting)
+    scenario = setting.scenario
     swapping = swapping or scenario.preemption == "swap"
     return bound_of(workload, device, scenario.config(ORACLE), Rule(scenario.rule), swapping)
 
@@ -129,6 +130,8 @@ def bound_of_setting(setting: Setting, swapping: bool = False) -> Bound:
 def _workload(setting: Setting) -> tuple[Device, Workload, dict[str, str]]:
     """What it is searched on, and digests of the traces."""
     scenario = setting.scenario
+    if scenario.acceptance is not None:
+        raise ScenarioError("acceptance: neither search nor bound know drafts")
     device = scenario.device()
     asked = Asked(setting.rate, setting.requests, setting.seed, setting.half)
     sources = load_sources(scenario, asked, setting.stand_ins)

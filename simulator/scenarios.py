@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import msgspec
 from msgspec import Meta, Struct, field, structs
 
-from accelgen.proto.config import Config, SloClass
+from accelgen.proto.config import NGRAM, Config, SloClass
 from accelgen.proto.stages import PARTS, STAGES
 from accelgen.simulator.device import Device, UnknownDevice, find_device
 from accelgen.simulator.local_device import profiled_device
@@ -146,6 +146,11 @@ class Scenario(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     prefix_caching: bool = True
     preemption: Literal["recompute", "swap"] = "recompute"  # distserve always swaps
     swap_gb_s: Factor = 25.0  # per device, to the host and back
+    acceptance: Annotated[float, Meta(ge=0, le=1)] | None = (
+        None  # of a drafted token; None: no drafter
+    )
+    max_draft_tokens: Annotated[int, Meta(ge=1, le=64)] = 4  # per request and iteration
+    draft_ms: Annotated[float, Meta(ge=0)] = 0.0  # of the drafter, per token of the longest draft
     memory: str = ""  # memory policy; "" is the policy's own
     memory_params: Params = field(default_factory=dict)
     rule: Rule = Rule.CUMULATIVE  # that figures of goodput and capacity are judged by
@@ -204,6 +209,8 @@ class Scenario(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
             kv_blocks=self.kv_blocks,
             block_size=self.block_size,
             prefix_caching=self.prefix_caching,
+            drafter="" if self.acceptance is None else NGRAM,
+            max_draft_tokens=self.max_draft_tokens,
             memory=self.memory,
             memory_params=self.memory_params,
             replicas=self.replicas,

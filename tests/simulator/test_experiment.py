@@ -13,8 +13,8 @@ from accelgen.proto.profiles import Profile, save_profile
 from accelgen.simulator import crew
 from accelgen.simulator.capacity import find_capacity
 from accelgen.simulator.crew import Crew, CrewError
-from accelgen.simulator.experiment import Result, Setting, Store, key_of, run_setting
-from accelgen.simulator.scenarios import make_scenario
+from accelgen.simulator.experiment import Result, Setting, Store, key_of, run_setting, simulate
+from accelgen.simulator.scenarios import ScenarioError, make_scenario
 from accelgen.simulator.times import Rule
 from accelgen.simulator.traces import VARIABLE
 
@@ -48,6 +48,24 @@ def test_a_setting_repeats_itself() -> None:
     assert told and all(ended <= of == 60 for ended, of in told)
     other = run_setting(setting(requests=60, seed=1))
     assert figures(other) != figures(first)
+
+
+def test_a_scenario_may_have_a_drafter() -> None:
+    """More is drafted where more is accepted; a slow drafter is used less, and the key of the result says all of it."""
+    drafted, keys = [], []
+    for drafts in (
+        {},
+        {"acceptance": 0.2},
+        {"acceptance": 0.9},
+        {"acceptance": 0.9, "draft_ms": 50.0},
+    ):
+        result, run = simulate(setting(scenario=drafts))
+        assert result.summary is not None and result.summary.unfinished == 0
+        drafted.append(run.workers[0].drafted)
+        keys.append(result.key)
+    assert drafted[0] == 0 < drafted[1] < drafted[2] > drafted[3] and len({*keys}) == 4
+    with pytest.raises(ScenarioError, match="acceptance: distserve has no drafter"):
+        run_setting(setting(policy="distserve", scenario={"acceptance": 0.5}))
 
 
 def test_a_run_ends_when_enough_is_out_of_reach() -> None:
