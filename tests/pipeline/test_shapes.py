@@ -104,13 +104,14 @@ def test_memory_pressure_preempts_and_nobody_notices(
     server.down()
 
 
+@pytest.mark.parametrize("drafts", [(), ("--drafter", "ngram", "--draft-tokens", "fixed")])
 def test_what_is_preempted_can_go_to_the_host_and_come_back(
-    launch_server: Callable[..., Any], reference: Reference
+    launch_server: Callable[..., Any], reference: Reference, drafts: tuple[str, ...]
 ) -> None:
-    """The same, by real copies, through a change of schedulers once something has gone there."""
+    """The same, by real copies, through a change of schedulers once something has gone there; also amid drafts."""
     server = launch_server(
         "--kv-blocks", "40", "--max-model-len", "512", "--policy", "sarathi",
-        "--preemption", "swap", "--swap-gb", "0.5",
+        "--preemption", "swap", "--swap-gb", "0.5", *drafts,
     )  # fmt: skip
     with ThreadPoolExecutor(1) as pool:
         asked = pool.submit(ask_many, server, 8, 120)
@@ -125,4 +126,6 @@ def test_what_is_preempted_can_go_to_the_host_and_come_back(
         assert time.monotonic() < until_s
         time.sleep(0.1)
     assert server.gauge("kv_host_blocks") > 40 and server.gauge("kv_unswapped_total") == 0
+    if drafts:
+        assert counted(server, "accelgen:worker_accepted_tokens_total", 1)
     server.down()
