@@ -17,6 +17,7 @@ import msgspec
 from msgspec import Meta, Struct, field, structs
 
 from accelgen.proto.config import Config, SloClass
+from accelgen.proto.policies import parse_routing, unknown_routing
 from accelgen.proto.stages import PARTS, STAGES
 from accelgen.simulator.device import Device, UnknownDevice, find_device
 from accelgen.simulator.local_device import profiled_device
@@ -148,6 +149,7 @@ class Scenario(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     swap_gb_s: Factor = 25.0  # per device, to the host and back
     memory: str = ""  # memory policy; "" is the policy's own
     memory_params: Params = field(default_factory=dict)
+    routing: str = ""  # NAME or NAME:key=value:...; "" leaves the choice of replicas to the policy
     rule: Rule = Rule.CUMULATIVE  # that figures of goodput and capacity are judged by
     policies: dict[str, Params] = field(default_factory=dict)  # parameters, by policy
 
@@ -163,6 +165,8 @@ class Scenario(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
             raise ValueError(f"arrivals: the times of which of {', '.join(sorted(sources))}?")
         if self.memory_params and not self.memory:
             raise ValueError("memory_params: of which memory policy? State memory, too")
+        if self.routing and (fault := unknown_routing(parse_routing(self.routing)[0])):
+            raise ValueError(f"routing: {fault}")
         for name in ("arrivals_of", "slice_s"):
             if getattr(self, name) and not timed:
                 raise ValueError(f"{name}: arrivals are {self.arrivals}, not trace or thinned")
@@ -206,6 +210,7 @@ class Scenario(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
             prefix_caching=self.prefix_caching,
             memory=self.memory,
             memory_params=self.memory_params,
+            routing=self.routing,
             replicas=self.replicas,
             pipeline_depth=self.pipeline_depth,
             max_num_seqs=self.max_num_seqs,
