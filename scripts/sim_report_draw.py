@@ -38,6 +38,7 @@ STYLES = {
     "qoserve": Style("#f08c00", "p", "⬟"),
     "slidingserve": Style("#a0763a", ">", "▶"),
     "slos-serve": Style("#7048e8", "h", "⬢"),
+    "cacheopt": Style("#c2255c", "d", "◆"),
     "distserve": Style("#212529", "*", "★"),
     "here": Style("#b3001b", "o", "●"),
     "paper": Style("#adb5bd", "s", "■"),

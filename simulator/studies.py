@@ -5,6 +5,7 @@ from __future__ import annotations
 from accelgen.simulator import (
     study_adaptive,
     study_budget,
+    study_cacheopt,
     study_costs,
     study_field,
     study_lengths,
@@ -13,6 +14,7 @@ from accelgen.simulator import (
     study_relegation,
     study_setting,
     study_slack,
+    study_slos,
     study_staircase,
 )
 from accelgen.simulator.study import Scale, Section
@@ -21,6 +23,8 @@ SECTIONS: tuple[Section, ...] = (
     *study_setting.SECTIONS,
     study_oracle.SECTION,
     study_field.SECTION,
+    study_cacheopt.SECTION,
+    study_slos.SECTION,
     study_staircase.SECTION,
     study_adaptive.SECTION,
     study_budget.SECTION,
