@@ -139,9 +139,9 @@ def _ablations(found: Found) -> Table:
                 ]
             )
     if rows:
-        gains = [geometric(gains(found, name)) for name in names]
+        worth = [geometric(gains(found, name)) for name in names]
         blank = [NONE] * (1 + len(names))
-        shown = [_beside(gain, said.get(name)) for name, gain in zip(names, gains, strict=True)]
+        shown = [_beside(gain, said.get(name)) for name, gain in zip(names, worth, strict=True)]
         rows.append([text("geometric mean"), *blank, *shown])
         rows.append([text("the paper's"), *blank, *(_paper(said.get(name)) for name in names)])
     heads = ["scenario", f"{ME}, req/s", *(f"{name}, req/s" for name in names)]
