@@ -42,6 +42,7 @@ SMALL = {
     "accelgen_long": 20,
     "three_class": 200,
     "three_class_conv": 100,
+    "cacheopt": 200,
 }
 """Requests per run, by scenario: the whole report in some minutes on two cores. Too few for figures to be quoted."""
 
