@@ -95,7 +95,7 @@ class Goals:
 )
 @click.option("--scale", default=0.2, show_default=True, help="Of the lengths of ShareGPT.")
 @click.option(
-    "--ttft", default=10.0, show_default=True, help="Objective, times that of a lone request."
+    "--ttft", default=5.0, show_default=True, help="Objective, times that of a lone request."
 )
 @click.option(
     "--tpot", default=4.0, show_default=True, help="Objective, times that of a lone request."

@@ -25,42 +25,49 @@ def report(
     """Prints the tables; what is kept of them."""
     medians = {
         (name, rate): {key: _median(rows, name, rate, key) for key in FIGURES}
-        for name in names
         for rate in rates
+        for name in names
     }
-    print(f"| req/s | policy | {' | '.join(head for head, _ in FIGURES.values())} |")
-    print("|---" * (2 + len(FIGURES)) + "|")
-    for rate in rates:
-        for name in names:
-            cells = [form(key, value) for key, value in medians[name, rate].items()]
-            print(f"| {rate:.2f} | {name} | {' | '.join(cells)} |")
-    print(
-        f"\n{names[0]} against the others: times lower or higher (better: more than 1), shares in points"
-    )
-    print(f"| req/s | against | {' | '.join(head for head, _ in FIGURES.values())} |")
-    print("|---" * (2 + len(FIGURES)) + "|")
-    ratios = []
-    for rate in rates:
-        for name in names[1:]:
-            one = {
-                key: compare(key, medians[names[0], rate], medians[name, rate]) for key in FIGURES
-            }
-            ratios.append({"rate": rate, "against": name, **one})
-            print(f"| {rate:.2f} | {name} | {' | '.join(map(_ratio_form, one, one.values()))} |")
+    _print_head("policy")
+    for (name, rate), figures in medians.items():
+        cells = [form(key, value) for key, value in figures.items()]
+        print(f"| {rate:.2f} | {name} | {' | '.join(cells)} |")
+    ratios = [
+        {"rate": rate, "against": name}
+        | {key: compare(key, medians[names[0], rate], medians[name, rate]) for key in FIGURES}
+        for rate in rates
+        for name in names[1:]
+    ]
+    if ratios:
+        print(f"\n{names[0]} to the others: times better (shares: points more)")
+        _print_head("against")
+    for one in ratios:
+        cells = [_ratio_form(key, one[key]) for key in FIGURES]
+        print(f"| {one['rate']:.2f} | {one['against']} | {' | '.join(cells)} |")
     highest = {
         name: highest_rate(rates, [medians[name, rate]["attained"] for rate in rates], wanted)
         for name in names
     }
-    print(f"\nhighest rate at {wanted:.0%} attained: " + "; ".join(
-        f"{name} {'-' if rate is None else f'{rate:.2f} req/s'}" for name, rate in highest.items()
-    ))  # fmt: skip
-    mine = highest[names[0]]
-    for name in names[1:]:
-        theirs = highest[name]
-        if mine and theirs:
-            print(f"{names[0]} to {name}: {mine / theirs:.2f} times")
-    return {"medians": [{"policy": p, "rate": r, **m} for (p, r), m in medians.items()], "ratios": ratios,
-            "highest": highest}  # fmt: skip
+    _print_highest(highest, names[0], rates[-1], wanted)
+    kept = [{"policy": name, "rate": rate, **one} for (name, rate), one in medians.items()]
+    return {"medians": kept, "ratios": ratios, "highest": highest}
+
+
+def _print_head(second: str) -> None:
+    print(f"| req/s | {second} | {' | '.join(head for head, _ in FIGURES.values())} |")
+    print("|---" * (2 + len(FIGURES)) + "|")
+
+
+def _print_highest(highest: dict[str, float | None], mine: str, last: float, wanted: float) -> None:
+    print(f"\nhighest rate at {wanted:.0%} attained:")
+    ours = highest[mine]
+    for name, rate in highest.items():
+        if rate is None:
+            words = "below all rates tried"
+        else:
+            words = f"{'at least ' * (rate == last)}{rate:.2f} req/s"
+        times = f", {mine} {ours / rate:.2f} times" if ours and rate and name != mine else ""
+        print(f"  {name} {words}{times}")
 
 
 def _median(rows: list[dict[str, Any]], name: str, rate: float, key: str) -> float | None:
