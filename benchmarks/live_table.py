@@ -62,10 +62,8 @@ def _print_highest(highest: dict[str, float | None], mine: str, last: float, wan
     print(f"\nhighest rate at {wanted:.0%} attained:")
     ours = highest[mine]
     for name, rate in highest.items():
-        if rate is None:
-            words = "below all rates tried"
-        else:
-            words = f"{'at least ' * (rate == last)}{rate:.2f} req/s"
+        least = "at least " if rate == last else ""
+        words = "below all rates tried" if rate is None else f"{least}{rate:.2f} req/s"
         times = f", {mine} {ours / rate:.2f} times" if ours and rate and name != mine else ""
         print(f"  {name} {words}{times}")
 
