@@ -32,7 +32,7 @@ from accelgen.simulator.study_tails import (
 )
 from accelgen.simulator.times import Rule
 
-WORKLOADS = {"cacheopt": "cacheopt", "cacheopt_long": "accelgen"}
+WORKLOADS = {"cacheopt": "cacheopt", "cacheopt_mixed": "accelgen"}
 """By the name that it has here: the frozen scenario."""
 
 
@@ -205,7 +205,7 @@ SECTION = Section(
     name="cacheopt",
     title="CacheOPT's setting",
     about="OPT-13B on one A100 with 12 GB of KV, which is what is short: answers of ShareGPT (cacheopt), and with 35 %"
-    " long prompts among them (cacheopt_long, AccelGen's setting). Are tails as much lower, and do as many more"
+    " long prompts among them (cacheopt_mixed, AccelGen's setting). Are tails as much lower, and do as many more"
     " requests keep their objectives, as CacheOPT's paper says? Which of its five parts is that due to? What does its"
     " memory do for other policies? The paper's setting is in no source that we have; what is ours of this one,"
     " scenarios.toml says.",
