@@ -41,6 +41,7 @@ BASELINES = (*(arm.name for arm in ALONE), DISTSERVE)
 
 EDF_SIM = Arm("edf_sim", ME, {"admission": "edf_sim"})
 REFUSING = Arm("refusing", ME, {"burst": "refuse"})
+EAGER = Arm("planning at arrivals", ME, {"replan_arrivals": 1})
 SPECULATING = Arm("speculating", ME, changes={"drafter": "ngram"})
 NO_DRAFTER = (
     "Speculation is left out: {} no field `drafter`, so that nothing is drafted in a simulation; the paper's ablation"
@@ -62,7 +63,7 @@ def no_speculation() -> str:
 
 def ablated() -> tuple[Arm, ...]:
     """slos-serve with a part of it otherwise."""
-    return (EDF_SIM, REFUSING, *(() if no_speculation() else (SPECULATING,)))
+    return (EDF_SIM, REFUSING, EAGER, *(() if no_speculation() else (SPECULATING,)))
 
 
 def asks(scale: Scale) -> list[Ask]:

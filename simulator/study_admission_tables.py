@@ -19,6 +19,7 @@ from accelgen.simulator.study_admission import (
     ALONE,
     BASELINES,
     CHATBOT,
+    EAGER,
     EDF_SIM,
     FEW,
     ME,
@@ -148,7 +149,9 @@ def _ablations(found: Found) -> Table:
     heads += [GAINS.get(name, name) for name in names]
     note = (
         "edf_sim: admission by the simulation that the authors use now, in place of the dynamic program. Refusing: who"
-        " is declined is refused, not put into the best-effort queue. The paper says no more of its ablation of bursts"
+        " is declined is refused, not put into the best-effort queue. Planning at arrivals: a round for each of them, not"
+        " for every tenth, or after 0.1 s, which is all the time that a short prompt has. The paper says no more of its"
+        " ablation of bursts"
         f" than its figure. {no_speculation()}"
     )
     title = f"What the parts of {ME} are worth"
@@ -158,13 +161,15 @@ def _ablations(found: Found) -> Table:
 GAINS = {
     EDF_SIM.name: "dp to edf_sim",
     REFUSING.name: "best effort to refusing",
+    EAGER.name: "planning at arrivals to rounds",
     SPECULATING.name: "speculating to not",
 }
+_WITH = (EAGER.name, SPECULATING.name)  # arms that have something more, not less
 
 
 def _gain(name: str, mine: float | None, other: float | None) -> float | None:
     """What the part is worth: with it to without."""
-    return ratio(other, mine) if name == SPECULATING.name else ratio(mine, other)
+    return ratio(other, mine) if name in _WITH else ratio(mine, other)
 
 
 def gains(found: Found, name: str) -> list[float | None]:

@@ -100,7 +100,7 @@ def _tried(found: Found) -> Figure:
                 lines=marks,
             )
         )
-    title = "Attainment at the rates tried; of runs that were given up no more than what they could still reach"
+    title = "Attainment at the rates tried; of runs that were given up, the share until then"
     return Figure("slos-tried", title, panels, found.made(*WORKLOADS))
 
 
@@ -144,7 +144,7 @@ def _say_means(found: Found) -> str:
     nothing = [
         f"{arm} in {one}"
         for one in WORKLOADS
-        for arm in BASELINES
+        for arm in (ME, *BASELINES)
         if per_replica(found, one, arm) == 0
     ]
     left_out = (

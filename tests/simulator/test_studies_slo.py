@@ -153,14 +153,12 @@ def test_four_replicas_beside_one_and_routing_beside_turns() -> None:
     assert [asked[pair.name].scenario.replicas for pair in PAIRS] == [2, 3, 3]
 
 
-def test_parts_are_with_to_without(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = capacities(slos_serve=3.0, edf_sim=2.0, refusing=1.0)
+def test_parts_are_with_to_without() -> None:
+    found = capacities(slos_serve=3.0, edf_sim=2.0, refusing=1.0, planning_at_arrivals=6.0)
     row = row_of(table_of(found, "slos", "slos-parts"), "geometric mean")
     assert row["dp to edf_sim"].value == pytest.approx(1.5)
     assert row["best effort to refusing"].value == pytest.approx(3.0)
-    assert "speculat" in table_of(found, "slos", "slos-parts").note.lower() or any(
-        one.arm == "speculating" for one in section("slos").asks(SMALL)
-    )
+    assert row["planning at arrivals to rounds"].value == pytest.approx(2.0)
 
 
 def test_speculation_is_left_out_with_its_reason_or_run() -> None:
