@@ -149,7 +149,7 @@ def _ablations(found: Found) -> Table:
     heads += [GAINS.get(name, name) for name in names]
     note = (
         "edf_sim: admission by the simulation that the authors use now, in place of the dynamic program. Refusing: who"
-        " is declined is refused, not put into the best-effort queue. Planning at arrivals: a round for each of them, not"
+        " is declined is refused, not put into the best-effort queue. Planning at arrivals: a round for each one, not"
         " for every tenth, or after 0.1 s, which is all the time that a short prompt has. The paper says no more of its"
         " ablation of bursts"
         f" than its figure. {no_speculation()}"
