@@ -160,8 +160,8 @@ def _say_declined(found: Found) -> str:
     if not any(per_replica(found, one, ME) is not None for one in WORKLOADS):
         return ""
     return (
-        f"{COUNTED} So {ME} is at its capacity as soon as it declines one in ten; the requests that it has promised"
-        " something may all be kept then, and are beyond that rate, too."
+        f"{COUNTED} So {ME} is at its capacity when it declines one in ten, at the latest; the requests that it has"
+        " promised something may all be kept then, and are beyond that rate, too."
     )
 
 
