@@ -95,6 +95,12 @@ class Result(Struct, frozen=True, kw_only=True):
         found = self.summary.judged.attainment[rule]
         return min(found, nextafter(self.setting.enough, 0)) if self.given_up else found
 
+    def sessions_attained(self, rule: str) -> float:
+        """The same of sessions: those of which every call attained; a request by itself is one. Only of a run that was
+        not given up is it known."""
+        assert not self.given_up
+        return 0.0 if self.summary is None else self.summary.sessions[rule]
+
 
 def run_setting(setting: Setting, progress: Progress | None = None) -> Result:
     """Simulates it. Raises TraceError, ScenarioError, UnknownDevice, UnknownPolicy, ProfileError."""
