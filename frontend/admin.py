@@ -1,4 +1,5 @@
-"""`/admin/v1/policy`: which scheduling policy is in office, and another one in its place while requests go on.
+"""`/admin/v1/policy`: which scheduling policy and which routing are in office, and others in their place while requests
+go on.
 
 A swap is the supervisor's work: the frontend asks for it over its link and waits for the answer. What has been asked
 for happens whether or not the client stays to hear of it.
@@ -18,7 +19,14 @@ from accelgen.frontend.errors import ApiError, not_activated, quoted
 from accelgen.frontend.schema import Strict, validate
 from accelgen.proto.child import Child
 from accelgen.proto.messages import Directory, PolicyParams, Swap, Swapped
-from accelgen.proto.policies import in_office, known_policies, params_fault, unknown_policy
+from accelgen.proto.policies import (
+    in_office,
+    known_policies,
+    known_routings,
+    params_fault,
+    routing_fault,
+    unknown_policy,
+)
 
 ANSWER_S = 60.0  # a little longer than the stages of a swap may take together
 
@@ -26,16 +34,21 @@ log = structlog.get_logger()
 
 
 class SwapBody(Strict):
-    policy: Annotated[str, Field(min_length=1, max_length=200)]
+    policy: Annotated[str, Field(min_length=1, max_length=200)] | None = None
     params: dict[str, Any] = {}
     dry_run: bool = False
+    routing: Annotated[str, Field(min_length=1, max_length=500)] | None = None
 
 
 def parse_swap(given: dict[str, Any]) -> SwapBody:
-    """Raises ApiError 400 that names the field: an unknown one, a policy that is not installed (with near matches), a
-    parameter that is neither number, text nor truth value."""
+    """Raises ApiError 400 that names the field: an unknown one, neither policy nor routing, a policy that is not
+    installed (with near matches), a parameter that is neither number, text nor truth value, or nobody's."""
     body = validate(SwapBody, given)
-    if fault := unknown_policy(body.policy):
+    if body.policy is None and body.routing is None:
+        raise ApiError(400, "policy is required", "policy", "missing_required_parameter")
+    if body.policy is None and body.params:
+        raise ApiError(400, "params: of which policy? State it, too", "params", "invalid_value")
+    if body.policy is not None and (fault := unknown_policy(body.policy)):
         raise ApiError(400, f"policy: {fault}", "policy", "policy_not_found")
     for name, value in body.params.items():
         try:
@@ -59,12 +72,14 @@ def describe(directory: Directory | None) -> dict[str, Any]:
     return {
         "policy": office.policy,
         "params": office.params,
+        "routing": office.routing,
         "epoch": office.epoch,
         "active_for_s": office.for_s,
         "process_for_s": office.process_s,
         "swap": office.swap,
         "rolled_back": office.rolled_back,
         "installed": known_policies(),
+        "installed_routings": known_routings(),
     }
 
 
@@ -77,15 +92,21 @@ class Swaps:
         self._waiting: dict[int, asyncio.Future[Swapped]] = {}
 
     async def ask(self, body: SwapBody) -> dict[str, Any]:
-        """Raises ApiError: 400 for parameters that the policy does not take, 409 when the swap is refused or fails, 504
-        when nobody answers."""
-        if fault := await asyncio.to_thread(params_fault, body.policy, body.params):
+        """Raises ApiError: 400 for a routing that there is not, or for parameters that policy or routing do not take,
+        409 when the swap is refused or fails, 504 when nobody answers."""
+        if body.policy and (
+            fault := await asyncio.to_thread(params_fault, body.policy, body.params)
+        ):
             raise ApiError(400, f"params: {fault}", "params", "invalid_value")
-        log.info("swap asked for", policy=body.policy, dry_run=body.dry_run)
+        if body.routing and (fault := await asyncio.to_thread(routing_fault, body.routing)):
+            raise ApiError(400, f"routing: {fault}", "routing", "invalid_value")
+        log.info("swap asked for", policy=body.policy, routing=body.routing, dry_run=body.dry_run)
         answer = await self._answer(body)
         if not answer.done:
             raise ApiError(409, answer.line, code="swap_refused")
-        return {"done": True, "policy": body.policy, "detail": answer.line}
+        chosen = {"policy": body.policy, "routing": body.routing}
+        named = {key: value for key, value in chosen.items() if value is not None}
+        return {"done": True, **named, "detail": answer.line}
 
     def take(self) -> None:
         """Hands out what the supervisor has answered."""
@@ -99,7 +120,15 @@ class Swaps:
         ticket = next(self._tickets)
         self._waiting[ticket] = asyncio.get_running_loop().create_future()
         try:
-            self._child.link.send(Swap(body.policy, body.params, body.dry_run, ticket))
+            self._child.link.send(
+                Swap(
+                    body.policy or "",
+                    body.params,
+                    body.dry_run,
+                    ticket,
+                    routing=body.routing or "",
+                )
+            )
             self._child.hear()  # the descriptor tells only of what comes after a send
             self.take()
             async with asyncio.timeout(ANSWER_S):

@@ -123,6 +123,7 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     policy_params: dict[str, float | int | str | bool] = field(default_factory=dict)
     memory: str = ""  # memory policy; "" is the policy's own, of most of them on-demand
     memory_params: dict[str, float | int | str | bool] = field(default_factory=dict)
+    routing: str = ""  # NAME or NAME:key=value:...; "" leaves the choice of replicas to the policy
     replicas: Annotated[int, Meta(ge=1, le=64)] = 1
     pipeline_depth: Annotated[int, Meta(ge=0, le=1)] = 1
     max_num_seqs: Positive = 256

@@ -36,6 +36,7 @@ PRIVATE = {"private": True}
 TokenIds = Annotated[list[Count], Meta(extra=PRIVATE)]
 Salt = Annotated[bytes, Meta(extra=PRIVATE)]
 PolicyName = Annotated[str, Meta(min_length=1, max_length=200, pattern=r"^[^\x00]+$")]
+ChosenPolicy = Annotated[str, Meta(max_length=200, pattern=r"^[^\x00]*$")]  # "": as it is
 Integer = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 # What fits into one argument of a command line (128 KiB), however it is escaped.
 PolicyParams = Annotated[
@@ -512,12 +513,14 @@ class Yield(Body, frozen=True):
 
 class Prepare(Body, frozen=True):
     """supervisor -> scheduler that stands by: make this policy, then say "prepared". `memory`: the memory policy beside
-    it, "" for the policy's own."""
+    it, "" for the policy's own; `routing`: "NAME" or "NAME:key=value:...", "" for the policy's own choice of
+    replicas."""
 
     policy: ShortText
     params: dict[str, Any] = field(default_factory=dict)
     memory: ShortText = ""
     memory_params: dict[str, Any] = field(default_factory=dict)
+    routing: ShortText = ""
 
 
 class Assume(Body, frozen=True):
@@ -537,14 +540,16 @@ class Handoff(Body, frozen=True):
 class Swap(Body, frozen=True):
     """command line, frontend -> supervisor: replace the scheduler by one with this policy, or with `dry_run` only see
     whether it could. Answered by Swapped, with the same `ticket`, when that has been done or refused. `memory` "": the
-    memory policy stays as it was chosen, with its parameters."""
+    memory policy stays as it was chosen, with its parameters; likewise `routing`, and `policy` where only they are to
+    change."""
 
-    policy: PolicyName
+    policy: ChosenPolicy
     params: PolicyParams
     dry_run: bool = False
     ticket: Id = 0
     memory: ShortText = ""
     memory_params: PolicyParams = field(default_factory=dict)
+    routing: ShortText = ""
 
 
 class Swapped(Body, frozen=True):

@@ -1,5 +1,5 @@
-"""Scheduling and memory policies as every process sees them: which are installed, what is wrong with a choice, which
-is in office.
+"""Scheduling policies, memory policies and routings as every process sees them: which are installed, what is wrong with
+a choice, which is in office.
 
 `python -m accelgen.proto.policies NAME PARAMS [GROUP]` prints what is wrong with parameters, in one line, or nothing: a
 policy is foreign code with imports of its own, which those who ask keep out of their process.
@@ -23,7 +23,9 @@ from accelgen.proto.messages import Directory, Role
 
 POLICY_GROUP = "accelgen.policies"
 MEMORY_GROUP = "accelgen.memory"
-_WORDS = {POLICY_GROUP: "policy", MEMORY_GROUP: "memory policy"}
+ROUTING_GROUP = "accelgen.routing"
+_WORDS = {POLICY_GROUP: "policy", MEMORY_GROUP: "memory policy", ROUTING_GROUP: "routing"}
+DEFAULT_ROUTING = "planned"  # the routing of who names none
 _TIMEOUT_S = 60.0
 
 
@@ -35,6 +37,11 @@ def known_policies(group: str = POLICY_GROUP) -> list[str]:
 def known_memories() -> list[str]:
     """Names of the installed memory policies, sorted."""
     return known_policies(MEMORY_GROUP)
+
+
+def known_routings() -> list[str]:
+    """Names of the installed routings, sorted."""
+    return known_policies(ROUTING_GROUP)
 
 
 def unknown_policy(name: str, group: str = POLICY_GROUP) -> str:
@@ -50,6 +57,36 @@ def unknown_policy(name: str, group: str = POLICY_GROUP) -> str:
 def unknown_memory(name: str) -> str:
     """The same of a memory policy."""
     return unknown_policy(name, MEMORY_GROUP)
+
+
+def unknown_routing(name: str) -> str:
+    """The same of a routing."""
+    return unknown_policy(name, ROUTING_GROUP)
+
+
+def parse_routing(text: str) -> tuple[str, dict[str, Any]]:
+    """Name and parameters of "NAME" or "NAME:key=value:..."; a value is a number or true/false where it looks like one,
+    else text. Raises ValueError."""
+    name, *words = text.split(":")
+    params: dict[str, Any] = {}
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not (key and equals):
+            raise ValueError(f"{word!r} of {text!r} is not of the form key=value")
+        try:
+            params[key] = msgspec.json.decode(value, type=int | float | bool | str)
+        except msgspec.DecodeError:
+            params[key] = value
+    return name, params
+
+
+def routing_fault(text: str) -> str:
+    """What is wrong with a choice of a routing, "" if nothing is; it may take as long as `params_fault`."""
+    try:
+        name, params = parse_routing(text)
+    except ValueError as error:
+        return str(error)
+    return unknown_routing(name) or params_fault(name, params, ROUTING_GROUP)
 
 
 def params_fault(policy: str, params: dict[str, Any], group: str = POLICY_GROUP) -> str:
@@ -100,7 +137,8 @@ def fault_in(policy: str, kind: Callable[..., Any], params: dict[str, Any]) -> s
 @dataclass(frozen=True)
 class InOffice:
     """The policy of a running server. `epoch` is None, and `process_s` 0, while no scheduler serves. `swap`: the one
-    under way (policy, dry_run, stage), None for none; `rolled_back`: which policy failed on probation, and how."""
+    under way (policy, dry_run, stage), None for none; `rolled_back`: which policy failed on probation, and how.
+    `routing`: as it was chosen, "planned" if it was not."""
 
     policy: str
     params: dict[str, Any]
@@ -109,6 +147,7 @@ class InOffice:
     process_s: float  # since its process was started
     swap: dict[str, Any] | None
     rolled_back: str | None
+    routing: str = DEFAULT_ROUTING
 
 
 def in_office(directory: Directory) -> InOffice:
@@ -126,6 +165,7 @@ def in_office(directory: Directory) -> InOffice:
         process_s=0.0 if scheduler is None else scheduler.uptime_s,
         swap=facts.get("swap"),
         rolled_back=facts.get("rolled_back"),
+        routing=facts.get("routing") or DEFAULT_ROUTING,
     )
 
 

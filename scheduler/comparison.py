@@ -150,6 +150,7 @@ class Rerun:
     def __init__(self, other: Policy) -> None:
         self.other, self.name = other, other.name
         self.home = 0  # the recorded place, among the views, of the request that arrives next
+        self.chooses = True  # the replica was the policy's choice, not that of a routing
         self.elsewhere = self.arrivals = 0
         self.asked: Asked | None = None
         self.fault = ""  # how it has failed to decide
@@ -163,7 +164,7 @@ class Rerun:
     def admit(self, request: Request, views: Sequence[View]) -> Verdict:
         verdict = self.ask(self.other.admit, request, views)
         self.arrivals += 1
-        self.elsewhere += verdict.replica != self.home
+        self.elsewhere += self.chooses and verdict.replica != self.home
         return Verdict(self.home, verdict.predicted_ttft_s)
 
     def plan(self, view: View, state: Any, start_s: float) -> tuple[Decision, Any]:

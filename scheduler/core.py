@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from accelgen.proto.config import Config
 from accelgen.proto.messages import (
@@ -37,6 +37,8 @@ from accelgen.scheduler.predictors.class_quantiles import ClassMedian
 from accelgen.scheduler.predictors.estimate import LengthPredictor, Traits
 from accelgen.scheduler.replica import Replica
 from accelgen.scheduler.request import Request, end_of, end_reason, requests_of
+from accelgen.scheduler.routing.placement import Placement
+from accelgen.scheduler.routing.policy import Routing, routing_of
 from accelgen.scheduler.speculation import Speculation
 from accelgen.scheduler.table import WAITING
 
@@ -79,9 +81,11 @@ class SchedulerCore:
         replicas: Mapping[int, ReplicaSpec],
         predictor: LengthPredictor | None = None,
         memory: MemoryPolicy | None = None,
+        routing: Routing | None = None,
     ) -> None:
-        """`memory`: the memory policy, if it is not the one that `config` says. Raises UnknownPolicy."""
+        """`memory`, `routing`: if they are not those that `config` says. Raises UnknownPolicy."""
         self.memory = memory or memory_of(policy, config)
+        self.placement = Placement(routing or routing_of(config), policy)
         swaps = config.preemption == "swap"
         limits = Limits(config.max_num_seqs, config.max_num_batched_tokens, config.max_step_s)
         self.config, self.policy = config, policy
@@ -100,7 +104,7 @@ class SchedulerCore:
             )
             for index, spec in replicas.items()
         }
-        self._workers = {index: spec.worker for index, spec in replicas.items()}
+        self.workers = {index: spec.worker for index, spec in replicas.items()}  # incarnations
         self.predictor: LengthPredictor = predictor or ClassMedian()
         self.draining = False
         self.yielding = False  # a successor waits: nothing more is planned
@@ -122,7 +126,8 @@ class SchedulerCore:
         requests = requests_of(submit, frontend)
         if self._is_over(requests[0], now_s):
             return
-        views = [replica.view() for replica in self.replicas.values()]
+        by_index = {index: replica.view() for index, replica in self.replicas.items()}
+        views = [*by_index.values()]
         found = self._inherited.pop(submit.prompt.id, None)
         known = None if found is None else found.replica
         accepted = known is not None or submit.prompt.generated  # by the scheduler before this one
@@ -130,12 +135,16 @@ class SchedulerCore:
         if refusal is not None:
             self._refuse(requests, refusal)
             return
-        verdict = self.policy.admit(requests[0], views)
+        if known is None:
+            verdict = self.placement.choose(requests[0], by_index)
+        else:
+            verdict = replace(self.policy.admit(requests[0], views), replica=known)
         if verdict.refused and not accepted:
             why = Refusal(Reason.REFUSED_SATURATED, verdict.refused, drain_s(views))
             self._refuse(requests, why)
             return
-        home = [*self.replicas][verdict.replica] if known is None else known
+        home = verdict.replica
+        self.placement.settle(requests[0], home, by_index[home], known is not None)
         arrival_s = now_s - submit.waited_s
         queue_s = self._queue_limit_s(submit.slo_class)
         for request in requests:
@@ -212,7 +221,7 @@ class SchedulerCore:
             self._adopted.discard(request.id)
             for choice in (request, *request.children):
                 self.admitted += 1
-                cached, worker = request.cached_tokens, self._workers[index]
+                cached, worker = request.cached_tokens, self.workers[index]
                 word = Admitted(choice.id, index, choice.predicted_ttft_s, cached, worker)
                 self.outbox.append((Role.FRONTEND, choice.frontend, word))
         lost = [id for id in report.unpinned + report.unswapped if self._waits(id)]
@@ -364,6 +373,7 @@ class SchedulerCore:
         home = self._home.pop(request.id)
         self._adopted.discard(request.id)
         self.finished += 1
+        self.placement.end(request, home, self.replicas[home].view())
         orphans = request.children if self.replicas[home].end(request, spoiled) else []
         alive = [child for child in orphans if child.id in self._home]
         for child in alive:

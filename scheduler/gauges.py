@@ -31,6 +31,7 @@ def gauges_of(core: SchedulerCore, decisions: Stopwatch) -> dict[str, float]:
     """Samples by name. Counters end in `_total`."""
     found = {
         f'{PREFIX}scheduler_policy_info{{policy="{core.policy.name}"}}': 1.0,
+        f'{PREFIX}scheduler_routing_info{{routing="{core.placement.routing.name}"}}': 1.0,
         f"{PREFIX}scheduler_step_seconds_sum": decisions.total_s,
         f"{PREFIX}scheduler_step_seconds_count": float(decisions.count),
         f"{PREFIX}scheduler_step_p99_seconds": decisions.p99_s(),
@@ -42,6 +43,7 @@ def gauges_of(core: SchedulerCore, decisions: Stopwatch) -> dict[str, float]:
         label = f'{{replica="{index}"}}'
         running = len(replica.table.running)
         found |= {
+            f"{PREFIX}requests_routed_total{label}": float(core.placement.routed[index]),
             f"{PREFIX}num_requests_running{label}": float(running),
             f"{PREFIX}num_requests_waiting{label}": float(len(replica.table) - running),
             f"{PREFIX}num_tokens_waiting{label}": float(replica.table.waiting_tokens),

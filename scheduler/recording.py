@@ -30,6 +30,7 @@ from accelgen.scheduler.predictors.class_quantiles import ClassMedian
 from accelgen.scheduler.predictors.kinds import is_learner
 from accelgen.scheduler.replica import Replica
 from accelgen.scheduler.request import Request
+from accelgen.scheduler.routing.policy import Routing
 from accelgen.scheduler.snapshot import Experience
 
 CORE_MADE, CALLS, PLAN_BEGUN, LEARNT = "core made", "calls", "plan begun", "learnt"
@@ -39,6 +40,7 @@ LEARNT_EVERY = 256  # plans
 RECORDED_CONFIG = (
     "policy", "policy_params", "pipeline_depth", "max_num_seqs", "max_num_batched_tokens",
     "max_step_s", "slo_classes", "default_class", "preemption", "memory", "memory_params",
+    "routing",
     "drafter", "max_draft_tokens", "draft_tokens",
 )  # fmt: skip
 
@@ -92,8 +94,9 @@ class RecordedCore(SchedulerCore):
         policy: Policy,
         replicas: Mapping[int, ReplicaSpec],
         memory: MemoryPolicy | None = None,
+        routing: Routing | None = None,
     ) -> None:
-        super().__init__(config, policy, replicas, memory=memory)
+        super().__init__(config, policy, replicas, memory=memory, routing=routing)
         self._specs = replicas
         self._calls: list[tuple[str, int, float, Key]] = []
         self._inside = self._said = False
@@ -187,4 +190,5 @@ class RecordedCore(SchedulerCore):
     def _learnt(self) -> bytes:
         known = Experience(self.predictor if is_learner(self.predictor) else ClassMedian())
         known.take_from(self)
+        known.routing_state = None  # a replay puts requests where they were
         return known.packed(self.policy)

@@ -52,6 +52,7 @@ from accelgen.scheduler.recording import (
     submit_key,
 )
 from accelgen.scheduler.replica import Replica, ResultOutOfTurn
+from accelgen.scheduler.routing.planned import PLANNED
 from accelgen.scheduler.snapshot import unpacked
 from accelgen.scheduler.table import ARRIVING, WAITING, RequestTable
 
@@ -80,7 +81,8 @@ class Outcome:
     comparisons: list[Comparison] = field(default_factory=list)
     skipped: Counter[str] = field(default_factory=Counter)
     arrivals: int = 0
-    elsewhere: int = 0  # of them, those that the other policy would have given another replica
+    # of them, those that the other policy would have given another replica, had the routing left it the choice
+    elsewhere: int = 0
     max_batched_tokens: int = 0
     max_step_s: float = 0.0
 
@@ -200,7 +202,8 @@ class _Replay:
         self.part += 1
         self.memory = memory_of(self.policy, config)
         beside = RerunMemory(self.rerun, self.memory)
-        self.core = SchedulerCore(config, self.rerun, specs, memory=beside)
+        self.rerun.chooses = config.routing in ("", PLANNED.name)
+        self.core = SchedulerCore(config, self.rerun, specs, memory=beside, routing=PLANNED)
         for kind, waiting in self.pending.items():  # the rest was for the core before
             self.pending[kind] = [m for m in waiting if m.header.epoch == self.epoch]
         last = (self.outcome.recorded_policy, self.outcome.recorded_params)

@@ -47,6 +47,8 @@ from accelgen.scheduler.memory.policy import MemoryPolicy
 from accelgen.scheduler.policy import Policy
 from accelgen.scheduler.recording import RecordedCore
 from accelgen.scheduler.replica import ResultOutOfTurn
+from accelgen.scheduler.routing.planned import PLANNED
+from accelgen.scheduler.routing.policy import Routing
 from accelgen.scheduler.snapshot import Experience
 
 IDLE_S = 0.2  # longest sleep: heartbeats and the supervisor's words come at least this often
@@ -68,6 +70,7 @@ class Office:
     policy: Policy
     experience: Experience
     memory: MemoryPolicy
+    routing: Routing = PLANNED
     counters: Counter[str] = field(default_factory=Counter)
     decisions: Stopwatch = field(default_factory=Stopwatch)
     failures: int = 0  # sessions in a row that did not get to serve, or not for long
@@ -175,7 +178,8 @@ class Session:
 
     def _make_core(self, inventories: dict[int, Inventory]) -> SchedulerCore:
         specs = {index: _spec_of(life, self.child) for index, life in self._lives.items()}
-        core = RecordedCore(self.child.config, self.office.policy, specs, self.office.memory)
+        office = self.office
+        core = RecordedCore(self.child.config, office.policy, specs, office.memory, office.routing)
         self.office.experience.give_to(core)
         for index, inventory in inventories.items():
             core.inherit(inventory, index)

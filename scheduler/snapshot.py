@@ -21,6 +21,8 @@ from accelgen.scheduler.policy import Policy
 from accelgen.scheduler.predictors.class_quantiles import ClassMedian
 from accelgen.scheduler.predictors.kinds import make_predictor
 from accelgen.scheduler.predictors.learnt import Learner, Learnt, Regression
+from accelgen.scheduler.routing.planned import PLANNED
+from accelgen.scheduler.routing.policy import Routing
 from accelgen.scheduler.speculation import DraftState
 
 VERSION = 1
@@ -43,7 +45,8 @@ class CostState(Struct, frozen=True):
 class Snapshot(Struct, frozen=True):
     """What travels: `outputs` are the output lengths seen last by class, `costs`, `states` and `memory_states` (of the
     policy, and of the memory policy) are by replica. The kind of length predictor, its parameters, and the regression
-    of one that fits any came later; without them it is the class median. So did the memory policy."""
+    of one that fits any came later; without them it is the class median. So did the memory policy, and the routing with
+    its state and the incarnations of the workers, by replica, that this is about."""
 
     version: int
     policy: str
@@ -55,13 +58,17 @@ class Snapshot(Struct, frozen=True):
     regression: Regression | None = None
     memory: str = ON_DEMAND.name
     memory_states: dict[int, Any] = {}
+    routing: str = PLANNED.name
+    routing_state: Any = None
+    workers: dict[int, int] = {}
     drafts: dict[int, DraftState] = {}
 
 
 @dataclass
 class Experience:
     """`patience`: how many times its bound an iteration may take; doubled when one did not come back. `memory`: the
-    name of the memory policy whose `memory_states` they are."""
+    name of the memory policy whose `memory_states` they are. `routing`: likewise, None for no state; `workers`: the
+    incarnations, by replica, that it has known last."""
 
     predictor: Learner = field(default_factory=ClassMedian)
     costs: dict[int, CostModel] = field(default_factory=dict)
@@ -69,6 +76,9 @@ class Experience:
     patience: float = 1.0
     memory: str = ON_DEMAND.name
     memory_states: dict[int, Any] = field(default_factory=dict)
+    routing: str = PLANNED.name
+    routing_state: Any = None
+    workers: dict[int, int] = field(default_factory=dict)
     drafts: dict[int, DraftState] = field(default_factory=dict)
 
     def give_to(self, core: SchedulerCore) -> None:
@@ -82,6 +92,11 @@ class Experience:
             replica.patience = self.patience
             if index in self.drafts:
                 replica.speculation.go_on_from(self.drafts[index])
+        if self.routing == core.placement.routing.name and self.routing_state is not None:
+            core.placement.state = self.routing_state
+            for index, worker in core.workers.items():
+                if self.workers.get(index, worker) != worker:
+                    core.placement.lose(index)
 
     def take_from(self, core: SchedulerCore) -> None:
         """Before a core is given up."""
@@ -92,11 +107,14 @@ class Experience:
             self.memory_states[index] = replica.memory_state
             if replica.speculation.most:
                 self.drafts[index] = replica.speculation.state()
+        self.routing, self.routing_state = core.placement.routing.name, core.placement.state
+        self.workers.update(core.workers)
         came_back = any(replica.steps for replica in core.replicas.values())
         self.patience = 1.0 if came_back else min(MOST_PATIENCE, 2 * self.patience)
 
     def packed(self, policy: Policy) -> bytes:
-        """For a successor. A policy's state that does not travel stays behind, which is logged."""
+        """For a successor. A state that does not travel stays behind, which is logged: that of the routing first, which
+        comes back with the requests that live."""
         costs = {
             index: CostState(c.coefficients, c.scale, c.upper, c.lower, c.observed)
             for index, c in self.costs.items()
@@ -112,28 +130,32 @@ class Experience:
             predictor.params,
             learnt.regression,
             self.memory,
+            routing=self.routing,
+            workers=self.workers,
             drafts=self.drafts,
         )
-        try:
-            states, beside = _built_in(self.states), _built_in(self.memory_states)
-            whole = msgspec.msgpack.encode(
-                msgspec.structs.replace(bare, states=states, memory_states=beside)
-            )
-            if len(whole) <= MOST_BYTES:
-                return whole
-            cause = f"{len(whole)} bytes of {MOST_BYTES} allowed"
-        except (TypeError, ValueError, OverflowError, RecursionError) as error:
-            cause = str(error)
-        log.warning("the policy's state is not handed over", policy=policy.name, cause=cause)
-        return msgspec.msgpack.encode(bare)
+        found = bare
+        for owner, more in (
+            (policy.name, {"states": self.states, "memory_states": self.memory_states}),
+            (self.routing, {"routing_state": self.routing_state}),
+        ):
+            try:
+                more = {name: msgspec.to_builtins(state) for name, state in more.items()}
+                whole = msgspec.structs.replace(found, **more)
+                size = len(msgspec.msgpack.encode(whole))
+                if size <= MOST_BYTES:
+                    found = whole
+                    continue
+                cause = f"{size} bytes of {MOST_BYTES} allowed"
+            except (TypeError, ValueError, OverflowError, RecursionError) as error:
+                cause = str(error)
+            log.warning("the policy's state is not handed over", policy=owner, cause=cause)
+        return msgspec.msgpack.encode(found)
 
 
-def _built_in(states: dict[int, Any]) -> dict[int, Any]:
-    """States as plain values."""
-    return {index: msgspec.to_builtins(state) for index, state in states.items()}
-
-
-def unpacked(data: bytes, policy: Policy, memory: MemoryPolicy = ON_DEMAND) -> Experience:
+def unpacked(
+    data: bytes, policy: Policy, memory: MemoryPolicy = ON_DEMAND, routing: Routing = PLANNED
+) -> Experience:
     """What a forerunner has left; what of it cannot be used is left out, which is logged."""
     if not data:
         return Experience()
@@ -155,6 +177,9 @@ def unpacked(data: bytes, policy: Policy, memory: MemoryPolicy = ON_DEMAND) -> E
         _states(found.states, found.policy, policy),
         memory=memory.name,
         memory_states=_states(found.memory_states, found.memory, memory),
+        routing=routing.name,
+        routing_state=_states({0: found.routing_state}, found.routing, routing).get(0),
+        workers=dict(found.workers),
         drafts=found.drafts,
     )
 
@@ -168,7 +193,9 @@ def _predictor(found: Snapshot) -> Learner:
         return ClassMedian(learnt)
 
 
-def _states(states: dict[int, Any], owner: str, policy: Policy | MemoryPolicy) -> dict[int, Any]:
+def _states(
+    states: dict[int, Any], owner: str, policy: Policy | MemoryPolicy | Routing
+) -> dict[int, Any]:
     """The states of `owner` as those of `policy`; none if that is another one, or they are of another shape."""
     if owner != policy.name:
         return {}

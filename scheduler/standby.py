@@ -15,6 +15,8 @@ from accelgen.scheduler import policies
 from accelgen.scheduler.memory.on_demand import ON_DEMAND
 from accelgen.scheduler.memory.policy import MemoryPolicy, memory_of
 from accelgen.scheduler.policy import Policy, UnknownPolicy, find_policy, load_policy
+from accelgen.scheduler.routing.planned import PLANNED
+from accelgen.scheduler.routing.policy import Routing, routing_of
 from accelgen.scheduler.session import IDLE_S, Office
 from accelgen.scheduler.snapshot import unpacked
 
@@ -36,6 +38,7 @@ class Standby:
         self._child = child
         self._policy: Policy | None = None
         self._memory: MemoryPolicy = ON_DEMAND
+        self._routing: Routing = PLANNED
         self._own = _packages()  # imported before any policy was asked for
 
     def wait(self) -> Office | None:
@@ -69,8 +72,10 @@ class Standby:
                 policy_params=order.params,
                 memory=order.memory,
                 memory_params=order.memory_params,
+                routing=order.routing,
             )
             self._memory = memory_of(self._policy, self._child.config)
+            self._routing = routing_of(self._child.config)
         except UnknownPolicy as error:
             self._child.fail(str(error))
         except Exception as error:  # foreign code: whatever it comes up with is the cause
@@ -88,8 +93,8 @@ class Standby:
         if self._policy is None:
             self._child.fail("told to take office, but not with which policy")
         self._child.epoch = order.term
-        learnt = unpacked(order.snapshot, self._policy, self._memory)
-        return Office(self._child, self._policy, learnt, self._memory)
+        learnt = unpacked(order.snapshot, self._policy, self._memory, self._routing)
+        return Office(self._child, self._policy, learnt, self._memory, self._routing)
 
 
 def _packages() -> set[str]:

@@ -1,4 +1,4 @@
-"""`accelgen policies`: what could schedule, and what does."""
+"""`accelgen policies`: what could schedule and route, and what does."""
 
 from __future__ import annotations
 
@@ -11,7 +11,13 @@ from pathlib import Path
 
 import click
 
-from accelgen.proto.policies import POLICY_GROUP, InOffice, in_office
+from accelgen.proto.policies import (
+    POLICY_GROUP,
+    ROUTING_GROUP,
+    InOffice,
+    in_office,
+    parse_routing,
+)
 from accelgen.supervisor.client import ask_directory
 from accelgen.supervisor.errors import StartError
 from accelgen.supervisor.rundir import find_live
@@ -22,26 +28,33 @@ _COLUMNS = 80
 @click.command(name="policies")
 @click.option("--run-dir", default="", help="Run directory, where several servers run.")
 def command(run_dir: str) -> int:
-    """List the installed policies. Of a running server: which is active, in which epoch, for how long."""
+    """List the installed policies and routings. Of a running server: which are active, in which epoch, for how long."""
     try:
         office = in_office(ask_directory(find_live(run_dir)))
     except StartError as error:
         if run_dir:
             raise click.ClickException(str(error)) from error
         office = None
-    modules = {point.name: point.module for point in entry_points(group=POLICY_GROUP)}
-    width = max(map(len, modules), default=0)
-    for name, module in sorted(modules.items()):
-        active = office is not None and office.policy == name
-        phrase = about(name, docstring(module), max(20, _COLUMNS - width - 4))
-        click.echo(f"{'*' if active else ' '} {name:{width}}  {phrase}".rstrip())
-        if office is not None and active:
-            click.echo(" " * (width + 4) + _life(office))
+    _list(POLICY_GROUP, *(("", "") if office is None else (office.policy, _life(office))))
+    click.echo("\nRouting, which replica a request goes to:")
+    active, told = ("", "") if office is None else _routing(office)
+    _list(ROUTING_GROUP, active, told)
     if office is not None and office.swap:
         click.echo(f"\nswap under way: {office.swap['policy']}, {office.swap['stage']}")
     if office is not None and office.rolled_back:
         click.echo(f"\nrolled back: {office.rolled_back}")
     return 0
+
+
+def _list(group: str, active: str, told: str) -> None:
+    """A line for each that is installed; below the active one what is `told` of it."""
+    modules = {point.name: point.module for point in entry_points(group=group)}
+    width = max(map(len, modules), default=0)
+    for name, module in sorted(modules.items()):
+        phrase = about(name, docstring(module), max(20, _COLUMNS - width - 4))
+        click.echo(f"{'*' if name == active else ' '} {name:{width}}  {phrase}".rstrip())
+        if name == active and told:
+            click.echo(" " * (width + 4) + told)
 
 
 def docstring(module: str) -> str:
@@ -62,6 +75,12 @@ def about(name: str, described: str, width: int) -> str:
     sentence = words.partition(". ")[0].rstrip(".")
     ends = [end.start() for end in re.finditer("[,:;] |$", sentence) if end.start() <= width]
     return sentence[: ends[-1]] if ends else textwrap.shorten(sentence, width, placeholder=" ...")
+
+
+def _routing(office: InOffice) -> tuple[str, str]:
+    """Name and parameters of the active one."""
+    name, params = parse_routing(office.routing)
+    return name, " ".join(f"{key}={value}" for key, value in params.items())
 
 
 def _life(office: InOffice) -> str:

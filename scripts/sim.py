@@ -73,7 +73,7 @@ command.add_command(report)
 )
 def list_names(file: Path | None) -> None:
     """Scenarios, policies, devices and stand-ins for traces, by name."""
-    from accelgen.proto.policies import known_memories, known_policies
+    from accelgen.proto.policies import known_memories, known_policies, known_routings
     from accelgen.simulator.device import known_devices
     from accelgen.simulator.scenarios import SYNTHETIC, load_scenarios
     from accelgen.simulator.synthetic import STAND_INS
@@ -87,6 +87,7 @@ def list_names(file: Path | None) -> None:
     click.echo(f"Policies (--policy): {', '.join(known_policies())}")
     click.echo("  distserve: with --replicas 2 or more, not among the installed ones")
     click.echo(f"Memory policies (--memory): {', '.join(known_memories())}")
+    click.echo(f"Routings (--routing): {', '.join(known_routings())}")
     devices = ", ".join(f"{model} on {hardware}" for model, hardware in known_devices())
     click.echo(f"Devices (--model, --hardware): {devices}")
     click.echo(f"Stand-ins (--trace {SYNTHETIC}NAME): {', '.join(STAND_INS)}")

@@ -14,6 +14,7 @@ from accelgen.scripts.sim_params import (
     ListParam,
     MemoryParam,
     PolicyParam,
+    RoutingParam,
     SloParam,
     memory_params,
 )
@@ -36,7 +37,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 _OVERRIDES = (
     "model", "hardware", "kv_gb", "kv_blocks", "block_size", "host_ms", "profile_file", "replicas", "tensor_parallel",
-    "max_num_seqs", "max_num_batched_tokens", "pipeline_depth", "preemption", "swap_gb_s", "memory",
+    "max_num_seqs", "max_num_batched_tokens", "pipeline_depth", "preemption", "swap_gb_s", "memory", "routing",
     "acceptance", "max_draft_tokens", "draft_ms",
     "arrivals", "cv", "max_tokens", "cut_tokens", "rule",
 )  # fmt: skip
@@ -74,6 +75,8 @@ _WORKLOAD = (
                  help="Memory policy beside every policy."),
     click.option("--memory-param", "memory_params", multiple=True, metavar="K=V",
                  help="Parameter of the memory policy of --memory."),
+    click.option("--routing", type=RoutingParam(), metavar="NAME[:K=V...]", show_default="planned",
+                 help="Which of the replicas a request goes to."),
     click.option("--arrivals", type=click.Choice(["poisson", "gamma", "trace", "thinned"]),
                  help="Arrival process; trace: the times of the trace, scaled."),
     click.option("--cv", type=RATE, help="Of the gaps, with --arrivals gamma."),
@@ -200,4 +203,5 @@ def title_of(name: str, scenario: Scenario) -> str:
     beside = (
         f", memory {words_of(scenario.memory, scenario.memory_params)}" if scenario.memory else ""
     )
-    return f"{name}: {scenario.about}; {size}{where}, {scenario.requests} requests{beside}"
+    to = f", routing {scenario.routing}" if scenario.routing else ""
+    return f"{name}: {scenario.about}; {size}{where}, {scenario.requests} requests{beside}{to}"

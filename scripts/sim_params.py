@@ -11,9 +11,12 @@ import click
 from accelgen.proto.policies import (
     MEMORY_GROUP,
     POLICY_GROUP,
+    ROUTING_GROUP,
     fault_in,
+    parse_routing,
     unknown_memory,
     unknown_policy,
+    unknown_routing,
 )
 from accelgen.scripts.chat_objective import ObjectiveError, parse_objective
 from accelgen.simulator.distserve import NAME as DISTSERVE
@@ -58,6 +61,22 @@ class MemoryParam(click.ParamType):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         if fault := unknown_memory(value):
+            self.fail(fault, param, ctx)
+        return str(value)
+
+
+class RoutingParam(click.ParamType):
+    """An installed routing, `NAME` or `NAME:KEY=VALUE:...`."""
+
+    name = "routing"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        try:
+            name, params = parse_routing(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+        fault = unknown_routing(name) or fault_in(name, _installed(name, ROUTING_GROUP), params)
+        if fault:
             self.fail(fault, param, ctx)
         return str(value)
 

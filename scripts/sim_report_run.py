@@ -74,7 +74,7 @@ def _search(crew: Crew, shown: Bars, search: Search) -> tuple[Capacity, list[Res
     def attained(rate: float) -> float:
         results = [_one(crew, shown, setting) for setting in search.at(rate)]
         runs.extend(results)
-        return fmean(result.attainment(result.setting.scenario.rule) for result in results)
+        return fmean(search.attained(result) for result in results)
 
     first = search.settings[0].rate
     found = find_capacity(attained, search.wanted, first, search.most, search.tolerance)

@@ -52,7 +52,11 @@ def as_table(directory: Directory) -> str:
     state = "draining" if directory.draining else "ready" if directory.ready else "starting"
     rows = [_COLUMNS, *(_row(member) for member in directory.members)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(_COLUMNS))]
-    lines = [f"{facts['url']}  {state}  model {facts['model']}  policy {facts['policy']}", ""]
+    beside = f"  routing {facts['routing']}" if facts.get("routing") else ""
+    lines = [
+        f"{facts['url']}  {state}  model {facts['model']}  policy {facts['policy']}{beside}",
+        "",
+    ]
     for row in rows:
         cells = [
             cell.ljust(width) if column in (0, 3) else cell.rjust(width)

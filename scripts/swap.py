@@ -1,4 +1,4 @@
-"""`accelgen swap`: another scheduling policy for a running server, while requests go on."""
+"""`accelgen swap`: another scheduling policy, or routing, for a running server, while requests go on."""
 
 from __future__ import annotations
 
@@ -7,7 +7,13 @@ from typing import Any
 import click
 
 from accelgen.proto.messages import Swap
-from accelgen.proto.policies import MEMORY_GROUP, params_fault, unknown_memory, unknown_policy
+from accelgen.proto.policies import (
+    MEMORY_GROUP,
+    params_fault,
+    routing_fault,
+    unknown_memory,
+    unknown_policy,
+)
 from accelgen.scripts.up import parse_params
 from accelgen.supervisor.client import ask_to_swap
 from accelgen.supervisor.errors import StartError
@@ -16,12 +22,14 @@ from accelgen.supervisor.swap import ASSUME_S, PREPARE_S, YIELD_S
 
 
 @click.command(name="swap")
-@click.argument("policy")
+@click.argument("policy", default="")
 @click.option("--param", "params", multiple=True, metavar="K=V", help="Parameter of the policy.")
 @click.option("--memory", default="", metavar="NAME",
               help="Memory policy beside it.  [default: as it was chosen]")  # fmt: skip
 @click.option("--memory-param", "memory_params", multiple=True, metavar="K=V",
               help="Parameter of the memory policy of --memory.")  # fmt: skip
+@click.option("--routing", default="", metavar="NAME[:K=V...]",
+              help="Which replica a request goes to; POLICY may be left out.  [default: as it was chosen]")  # fmt: skip
 @click.option("--dry-run", is_flag=True, help="Only see whether it could take over.")
 @click.option("--run-dir", default="", help="Run directory, where several servers run.")
 def command(
@@ -29,19 +37,19 @@ def command(
     params: tuple[str, ...],
     memory: str,
     memory_params: tuple[str, ...],
+    routing: str,
     dry_run: bool,
     run_dir: str,
 ) -> int:
-    """Replace the scheduler of a running server by one with POLICY. Requests go on; no token is lost or repeated. The
-    memory policy stays unless another one is named.
+    """Replace the scheduler of a running server by one with POLICY. Requests go on; no token is lost or repeated.
+    Memory policy and routing stay unless others are named.
 
     If the new one fails within its probation, the policy before comes back. Exit status 1 if the swap was refused."""
-    if fault := unknown_policy(policy):
-        raise click.BadParameter(fault, param_hint="POLICY")
-    given = parse_params(params)
-    if fault := params_fault(policy, given):
-        raise click.BadParameter(fault, param_hint="--param")
-    swap = Swap(policy, given, dry_run, 0, memory, _memory_params(memory, memory_params))
+    given = _params(policy, params, bool(memory or routing))
+    beside = _memory_params(memory, memory_params)
+    if routing and (fault := routing_fault(routing)):
+        raise click.BadParameter(fault, param_hint="--routing")
+    swap = Swap(policy, given, dry_run, 0, memory, beside, routing)
     try:
         answer = ask_to_swap(find_live(run_dir), swap, PREPARE_S + YIELD_S + ASSUME_S + 5.0)
     except StartError as error:
@@ -51,6 +59,20 @@ def command(
         raise click.ClickException(f"not swapped: {answer.line}")
     click.echo(answer.line)
     return 0
+
+
+def _params(policy: str, params: tuple[str, ...], others: bool) -> dict[str, Any]:
+    """Parameters of the policy, which may stay as it is where `others` are to change; both are checked."""
+    given = parse_params(params, "--param")
+    if not policy and not others:
+        raise click.UsageError("which policy? State POLICY, or what else is to change: --routing")
+    if not policy and given:
+        raise click.BadParameter("of which policy? State POLICY, too", param_hint="--param")
+    if policy and (fault := unknown_policy(policy)):
+        raise click.BadParameter(fault, param_hint="POLICY")
+    if policy and (fault := params_fault(policy, given)):
+        raise click.BadParameter(fault, param_hint="--param")
+    return given
 
 
 def _memory_params(memory: str, params: tuple[str, ...]) -> dict[str, Any]:

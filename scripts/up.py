@@ -10,7 +10,7 @@ import click
 import msgspec
 
 from accelgen.proto.config import Config, ConfigError, make_config
-from accelgen.proto.policies import known_memories, known_policies
+from accelgen.proto.policies import known_memories, known_policies, known_routings
 from accelgen.supervisor.errors import StartError
 from accelgen.supervisor.launch import serve
 
@@ -42,6 +42,7 @@ HELP = {
     "max_choices": "Largest accepted `n`.",
     "policy": "Scheduling policy: {policies}.",
     "memory": "Memory policy beside it: {memories}; the policy's own if not given.",
+    "routing": "Which replica a request goes to: {routings}, parameters as NAME:key=value; planned if not given.",
     "replicas": "Number of copies of the model, each with KV manager and worker.",
     "pipeline_depth": "Plans made ahead of the worker: 0 or 1.",
     "max_num_seqs": "Most requests in one iteration.",
@@ -67,10 +68,11 @@ _TYPES: dict[type, Any] = {int: int, float: float, bool: bool, str: str}
 def options(function: Callable[..., Any]) -> Callable[..., Any]:
     """Gives a command one option per field of Config that has a line in HELP."""
     defaults = Config()
-    policies, memories = ", ".join(known_policies()), ", ".join(known_memories())
+    kinds = {"policies": known_policies, "memories": known_memories, "routings": known_routings}
+    lists = {kind: ", ".join(names()) for kind, names in kinds.items()}
     for name in reversed(HELP):
         default = getattr(defaults, name)
-        words = HELP[name].format(policies=policies, memories=memories)
+        words = HELP[name].format(**lists)
         option = "--" + name.replace("_", "-")
         names = [name, f"{option}/--no-{option[2:]}" if isinstance(default, bool) else option]
         if name.endswith("_s"):

@@ -19,7 +19,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct, field
 
-from accelgen.proto.policies import MEMORY_GROUP, POLICY_GROUP
+from accelgen.proto.policies import MEMORY_GROUP, POLICY_GROUP, ROUTING_GROUP, parse_routing
 from accelgen.scheduler.decision import BadDecision
 from accelgen.scheduler.policy import UnknownPolicy, load_policy
 from accelgen.simulator.detail import Detail, Log
@@ -95,6 +95,12 @@ class Result(Struct, frozen=True, kw_only=True):
         found = self.summary.judged.attainment[rule]
         return min(found, nextafter(self.setting.enough, 0)) if self.given_up else found
 
+    def sessions_attained(self, rule: str) -> float:
+        """The same of sessions: those of which every call attained; a request by itself is one. Only of a run that was
+        not given up is it known."""
+        assert not self.given_up
+        return 0.0 if self.summary is None else self.summary.sessions[rule]
+
 
 def run_setting(setting: Setting, progress: Progress | None = None) -> Result:
     """Simulates it. Raises TraceError, ScenarioError, UnknownDevice, UnknownPolicy, ProfileError."""
@@ -160,6 +166,8 @@ def _make_simulation(
     swap, sigma = setting.scenario.preemption == "swap", setting.length_error
     if setting.scenario.memory and name == DISTSERVE:
         raise ScenarioError(f"memory: {name} has rules of its own for memory, and takes no others")
+    if setting.scenario.routing and name == DISTSERVE:
+        raise ScenarioError(f"routing: {name} has a rule of its own for that, and takes no other")
     if setting.scenario.acceptance is not None and name == DISTSERVE:
         raise ScenarioError(f"acceptance: {name} has no drafter")
     if setting.swaps and name == DISTSERVE:
@@ -204,7 +212,7 @@ def key_of(setting: Setting) -> str:
     if setting.scenario.profile_file:
         digest.update(_file_digest(Path(setting.scenario.profile_file)))
     for policy in [setting.policy, *(one.policy for one in setting.swaps)]:
-        digest.update(_code_digest(policy, setting.scenario.memory))
+        digest.update(_code_digest(policy, setting.scenario.memory, setting.scenario.routing))
     return digest.hexdigest()[:24]
 
 
@@ -214,16 +222,16 @@ def _file_digest(path: Path) -> bytes:
 
 
 @cache
-def _code_digest(policy: str, memory: str) -> bytes:
+def _code_digest(policy: str, memory: str, routing: str) -> bytes:
     digest = sha256()
-    for path in modules_read(policy, memory):
+    for path in modules_read(policy, memory, parse_routing(routing)[0]):
         digest.update(sha256(path.read_bytes()).digest())
     return digest.digest()
 
 
-def modules_read(policy: str, memory: str = "") -> list[Path]:
-    """The file of every module of the package that this one, the policy and the memory policy import, directly or not,
-    sorted. A policy imports its own memory policy."""
+def modules_read(policy: str, memory: str = "", routing: str = "") -> list[Path]:
+    """The file of every module of the package that this one, the policy, the memory policy and the routing import,
+    directly or not, sorted. A policy imports its own memory policy."""
     names = [__name__]
     searched = [ORACLE_MODULE] if policy == ORACLE else []
     names += [
@@ -232,7 +240,8 @@ def modules_read(policy: str, memory: str = "") -> list[Path]:
         if entry.name == policy or (searched and entry.module.startswith("accelgen."))
     ]
     names += searched
-    names += [entry.module for entry in entry_points(group=MEMORY_GROUP) if entry.name == memory]
+    for group, chosen in ((MEMORY_GROUP, memory), (ROUTING_GROUP, routing)):
+        names += [entry.module for entry in entry_points(group=group) if entry.name == chosen]
     found: dict[str, Path] = {}
     while names:
         name = names.pop()

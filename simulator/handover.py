@@ -1,10 +1,10 @@
 """Another policy takes over a simulated server, as `accelgen swap` does it live.
 
 Whoever is in office yields: nothing more is planned until its iterations have come back. Then its successor inherits
-the KV managers' inventories and what has been learnt (length predictor, cost models, what became of drafts, the states
-of a policy and of a memory policy of the same names), and hears of every live request again: prompt, tokens so far, and
-for how long it has waited. Requests that ran go on where they were; whoever had ended is given back. It takes no time
-of its own (live: an iteration and 50 ms).
+the KV managers' inventories and what has been learnt (length predictor, cost models, what became of drafts, the state
+of the routing, and those of a policy and of a memory policy of the same names), and hears of every live request again:
+prompt, tokens so far, and for how long it has waited. Requests that ran go on where they were; whoever had ended is
+given back. It takes no time of its own (live: an iteration and 50 ms).
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ def successor(
     assert old.settled and not old.outbox
     core = SchedulerCore(config, policy, specs, old.predictor)
     core.finished, core.refused = old.finished, old.refused
+    if core.placement.routing.name == old.placement.routing.name:
+        core.placement.state = old.placement.state
     for index, kv in enumerate(kvs):
         before, after = old.replicas[index], core.replicas[index]
         after.cost = before.cost

@@ -118,12 +118,14 @@ class Decisions(Struct, frozen=True):
 
     each_s: Spread
     share_of_jct: float
+    longest_s: float = 0.0
 
     @classmethod
     def of(cls, run: Run, times: Times) -> Decisions:
         each_s = np.array(run.decision_s)
         jct_s = float(times.jct_s[times.succeeded].sum())
-        return cls(Spread.of(each_s), float(each_s.sum()) / jct_s if jct_s else 0.0)
+        share = float(each_s.sum()) / jct_s if jct_s else 0.0
+        return cls(Spread.of(each_s), share, float(each_s.max(initial=0.0)))
 
 
 class Summary(Struct, frozen=True):

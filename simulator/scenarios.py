@@ -17,6 +17,7 @@ import msgspec
 from msgspec import Meta, Struct, field, structs
 
 from accelgen.proto.config import NGRAM, Config, SloClass
+from accelgen.proto.policies import parse_routing, unknown_routing
 from accelgen.proto.stages import PARTS, STAGES
 from accelgen.simulator.device import Device, UnknownDevice, find_device
 from accelgen.simulator.local_device import profiled_device
@@ -153,6 +154,7 @@ class Scenario(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     draft_ms: Annotated[float, Meta(ge=0)] = 0.0  # of the drafter, per token of the longest draft
     memory: str = ""  # memory policy; "" is the policy's own
     memory_params: Params = field(default_factory=dict)
+    routing: str = ""  # NAME or NAME:key=value:...; "" leaves the choice of replicas to the policy
     rule: Rule = Rule.CUMULATIVE  # that figures of goodput and capacity are judged by
     policies: dict[str, Params] = field(default_factory=dict)  # parameters, by policy
 
@@ -168,6 +170,8 @@ class Scenario(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
             raise ValueError(f"arrivals: the times of which of {', '.join(sorted(sources))}?")
         if self.memory_params and not self.memory:
             raise ValueError("memory_params: of which memory policy? State memory, too")
+        if self.routing and (fault := unknown_routing(parse_routing(self.routing)[0])):
+            raise ValueError(f"routing: {fault}")
         for name in ("arrivals_of", "slice_s"):
             if getattr(self, name) and not timed:
                 raise ValueError(f"{name}: arrivals are {self.arrivals}, not trace or thinned")
@@ -213,6 +217,7 @@ class Scenario(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
             max_draft_tokens=self.max_draft_tokens,
             memory=self.memory,
             memory_params=self.memory_params,
+            routing=self.routing,
             replicas=self.replicas,
             pipeline_depth=self.pipeline_depth,
             max_num_seqs=self.max_num_seqs,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from accelgen.simulator import (
     study_adaptive,
     study_budget,
+    study_cacheopt,
     study_costs,
     study_field,
     study_lengths,
@@ -13,6 +14,7 @@ from accelgen.simulator import (
     study_relegation,
     study_setting,
     study_slack,
+    study_slos,
     study_staircase,
 )
 from accelgen.simulator.study import Scale, Section
@@ -21,6 +23,8 @@ SECTIONS: tuple[Section, ...] = (
     *study_setting.SECTIONS,
     study_oracle.SECTION,
     study_field.SECTION,
+    study_cacheopt.SECTION,
+    study_slos.SECTION,
     study_staircase.SECTION,
     study_adaptive.SECTION,
     study_budget.SECTION,
@@ -38,6 +42,8 @@ SMALL = {
     "accelgen_long": 20,
     "three_class": 200,
     "three_class_conv": 100,
+    "cacheopt": 200,  # with fewer, KV is not short
+    "slos_reasoning": 200,  # the first dozen comes at once
 }
 """Requests per run, by scenario: the whole report in some minutes on two cores. Too few for figures to be quoted."""
 

@@ -25,13 +25,15 @@ from accelgen.simulator.synthetic import STAND_INS
 
 @dataclass(frozen=True)
 class Arm:
-    """A policy under the name that it has in tables and figures; `replicas` more than 1 only where it needs them."""
+    """A policy under the name that it has in tables and figures; `replicas` more than 1 only where it needs them.
+    `changes`: fields of the scenario that are the arm's own (memory policy, what becomes of a victim's KV)."""
 
     name: str
     policy: str
     params: Mapping[str, Any] = field(default_factory=dict)
     replicas: int = 1
     length_error: float | None = None
+    changes: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of(cls, policy: str, **params: Any) -> Arm:
@@ -50,8 +52,8 @@ class Run:
 
 @dataclass(frozen=True)
 class Search:
-    """The highest rate at which a share `wanted` of the requests attains. `settings` at the rate to begin with, one per
-    seed; per device where an arm has more than one."""
+    """The highest rate at which a share `wanted` of the requests attains, or, with `sessions`, of the sessions.
+    `settings` at the rate to begin with, one per seed; of all devices together where an arm has more than one."""
 
     workload: str
     arm: str
@@ -59,9 +61,15 @@ class Search:
     settings: tuple[Setting, ...]
     most: float
     tolerance: float
+    sessions: bool = False
 
     def at(self, rate: float) -> list[Setting]:
         return [structs.replace(setting, rate=rate) for setting in self.settings]
+
+    def attained(self, result: Result) -> float:
+        """What counts for the search of a run of it."""
+        rule = result.setting.scenario.rule
+        return result.sessions_attained(rule) if self.sessions else result.attainment(rule)
 
 
 Ask = Run | Search
@@ -105,14 +113,20 @@ class Scale:
         rates = list(rates)
         return [self.run(workload, scenario, arm, rate, detailed) for arm in arms for rate in rates]
 
-    def search(self, workload: str, scenario: Scenario, arm: Arm, wanted: float) -> Search:
-        first, enough = middle_rate(scenario) * arm.replicas, enough_for(wanted, scenario)
+    def search(
+        self, workload: str, scenario: Scenario, arm: Arm, wanted: float, sessions: bool = False
+    ) -> Search:
+        """With `sessions` no run is given up early: requests that miss may be many of few sessions."""
+        first = middle_rate(scenario) * arm.replicas
+        enough = 0.0 if sessions else enough_for(wanted, scenario)
         settings = self._settings(workload, scenario, arm, first, enough=enough)
-        return Search(workload, arm.name, wanted, settings, most_rate(scenario), self.tolerance)
+        most, tolerance = most_rate(scenario), self.tolerance
+        return Search(workload, arm.name, wanted, settings, most, tolerance, sessions)
 
     def _settings(
         self, workload: str, scenario: Scenario, arm: Arm, rate: float, **more: Any
     ) -> tuple[Setting, ...]:
+        scenario = structs.replace(scenario, **arm.changes)
         if arm.replicas > 1:
             scenario = structs.replace(scenario, replicas=arm.replicas)
         policy, error = (arm.policy, dict(arm.params)), arm.length_error

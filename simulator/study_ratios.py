@@ -46,16 +46,16 @@ class Measure:
     form: str = "{:.2f}×"
 
 
-def _times(ours: float, theirs: float) -> float | None:
+def times_of(ours: float, theirs: float) -> float | None:
     """Infinite if they have nothing and we have something; None if neither has."""
     return ours / theirs if theirs > 0 else inf if ours > 0 else None
 
 
-def _lower(ours: float, theirs: float) -> float | None:
-    return _times(theirs, ours)
+def lower(ours: float, theirs: float) -> float | None:
+    return times_of(theirs, ours)
 
 
-def _points(ours: float, theirs: float) -> float:
+def points(ours: float, theirs: float) -> float:
     return 100 * (ours - theirs)
 
 
@@ -72,16 +72,16 @@ ATTAINED = figure_of(f"judged.attainment.{GAP}")
 GOODPUT = figure_of(f"goodput.{GAP}")
 TOKENS = figure_of("token_throughput")
 MEASURES = (
-    Measure("goodput", GOODPUT, _times),
-    Measure("token throughput", TOKENS, _times),
-    Measure("request throughput", figure_of("request_throughput"), _times),
-    Measure("mean JCT", figure_of("latency.jct_s.mean"), _lower),
-    Measure("attainment", ATTAINED, _points, "{:+.1f} points"),
-    Measure("JCT attainment", end_to_end, _points, "{:+.1f} points"),
+    Measure("goodput", GOODPUT, times_of),
+    Measure("token throughput", TOKENS, times_of),
+    Measure("request throughput", figure_of("request_throughput"), times_of),
+    Measure("mean JCT", figure_of("latency.jct_s.mean"), lower),
+    Measure("attainment", ATTAINED, points, "{:+.1f} points"),
+    Measure("JCT attainment", end_to_end, points, "{:+.1f} points"),
     Measure(
-        "compute utilisation", figure_of("machine.compute_utilisation"), _points, "{:+.1f} points"
+        "compute utilisation", figure_of("machine.compute_utilisation"), points, "{:+.1f} points"
     ),
-    Measure("unallocated KV", figure_of("machine.kv_utilisation"), _points, "{:+.1f} points"),
+    Measure("unallocated KV", figure_of("machine.kv_utilisation"), points, "{:+.1f} points"),
 )
 
 

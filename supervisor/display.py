@@ -107,7 +107,7 @@ def ready_block(directory: Directory, took_s: float, detached: bool = False) -> 
         f"AccelGen is ready after {took_s:.1f} s.",
         f"  URL      {facts['url']}/v1",
         f"  model    {facts['model']}{_model_facts(workers)}",
-        f"  policy   {facts['policy']}",
+        f"  policy   {facts['policy']}{_routing(facts)}",
     ]
     lines += [f"  memory   {_memory(member)}" for member in workers]
     lines.append(f"  logs     {facts['run_dir']}/logs")
@@ -117,6 +117,10 @@ def ready_block(directory: Directory, took_s: float, detached: bool = False) -> 
     stop = f"`{command} down`" if detached else f"Ctrl-C or `{command} down`"
     lines += [f"  {command} chat", "", f"Stop it with {stop}.", ""]
     return "\n".join(lines)
+
+
+def _routing(facts: dict[str, Any]) -> str:
+    return f", routing {facts['routing']}" if facts.get("routing") else ""
 
 
 def _warnings(facts: dict[str, Any], workers: list[Member]) -> list[str]:

@@ -76,7 +76,11 @@ def _supervise(
         start_recorder(config.recorder_events, config.recorder_bytes)
         core = SupervisorCore(
             assignment=Assignment(
-                config.policy, config.policy_params, config.memory, config.memory_params
+                config.policy,
+                config.policy_params,
+                config.memory,
+                config.memory_params,
+                config.routing,
             ),
             seats=all_seats(config.frontends, config.replicas),
             pid=os.getpid(),
@@ -104,6 +108,7 @@ def _facts(config: Config, listener: socket.socket, context_tokens: int) -> dict
         "policy_params": config.policy_params,
         "memory": config.memory,
         "memory_params": config.memory_params,
+        "routing": config.routing,
         "run_dir": config.run_dir,
         "context_tokens": context_tokens,  # what the model allows; a worker's facts say what there is room for
         "shutdown_timeout_s": config.shutdown_timeout_s,

@@ -23,12 +23,14 @@ class Seat:
 
 @dataclass(frozen=True)
 class Assignment:
-    """What a scheduler is to run. `memory` "": the policy's own memory policy."""
+    """What a scheduler is to run. `memory` "": the policy's own memory policy; `routing` "": its own choice of
+    replicas."""
 
     policy: str
     params: dict[str, Any] = field(default_factory=dict)
     memory: str = ""
     memory_params: dict[str, Any] = field(default_factory=dict)
+    routing: str = ""
 
 
 @dataclass

@@ -192,12 +192,16 @@ class Office:
         return []
 
     def _aim(self, swap: Swap) -> Assignment:
-        """What a swap leads to: the memory policy stays unless it names another one."""
+        """What a swap leads to: of policy, memory policy and routing, those stay that it does not name."""
         now = self.assignment
-        memory = (
-            (swap.memory, swap.memory_params) if swap.memory else (now.memory, now.memory_params)
+        policy, memory = swap if swap.policy else now, swap if swap.memory else now
+        return Assignment(
+            policy.policy,
+            policy.params,
+            memory.memory,
+            memory.memory_params,
+            swap.routing or now.routing,
         )
-        return Assignment(swap.policy, swap.params, *memory)
 
     def keep(self, seat: Seat, snapshot: bytes) -> None:
         """What the scheduler of this seat hands over."""
@@ -260,6 +264,7 @@ class Office:
         self.facts["policy"], self.facts["policy_params"] = assignment.policy, assignment.params
         self.facts["memory"] = assignment.memory
         self.facts["memory_params"] = assignment.memory_params
+        self.facts["routing"] = assignment.routing
 
     def _announce(self) -> None:
         """Which swap is under way, for the Directory."""

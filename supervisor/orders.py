@@ -12,7 +12,11 @@ def prepare(one: Occupant, assignment: Assignment) -> Send:
     assert one.peer is not None
     one.assignment = assignment
     order = Prepare(
-        assignment.policy, assignment.params, assignment.memory, assignment.memory_params
+        assignment.policy,
+        assignment.params,
+        assignment.memory,
+        assignment.memory_params,
+        assignment.routing,
     )
     return Send(one.peer, order, one.epoch)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,24 @@ import msgspec
 
 from accelgen.proto.config import NGRAM, Config
 from accelgen.proto.key_file import KeyFileError, read_keys
-from accelgen.proto.policies import MEMORY_GROUP, params_fault, unknown_memory, unknown_policy
+from accelgen.proto.policies import (
+    MEMORY_GROUP,
+    params_fault,
+    routing_fault,
+    unknown_memory,
+    unknown_policy,
+)
 from accelgen.supervisor.checkpoint import BUNDLED, Checkpoint, locate, open_checkpoint
 from accelgen.supervisor.errors import StartError
 from accelgen.supervisor.linux import available_memory_bytes, has_cuda_driver
 
 _LEAST_BLOCKS = 2  # with one block there is room for a prompt or an answer, hardly for both
+# What a replica takes on a CPU beside weights and KV cache, once it serves: 340 MiB of a worker's own (torch, buffers
+# of iterations) and 20 MiB of a KV manager's were measured. Libraries are shared and not in it.
+REPLICA_BYTES = 384 << 20
+KV_SHARE = (
+    0.5  # of what is left, for the caches of several replicas; one alone is sized by its worker
+)
 
 
 def check(config: Config) -> tuple[Config, Checkpoint]:
@@ -24,6 +37,7 @@ def check(config: Config) -> tuple[Config, Checkpoint]:
     check_policy(config.policy)
     check_params(config.policy, config.policy_params)
     check_memory_policy(config.memory, config.memory_params)
+    check_routing(config.routing)
     _check_key_files(config)
     _check_profile(config.profile_file)
     _check_device(config.device, config.dtype)
@@ -31,8 +45,9 @@ def check(config: Config) -> tuple[Config, Checkpoint]:
     checkpoint = open_checkpoint(folder)
     check_lengths(config, checkpoint)
     drafter = open_drafter(config.drafter, checkpoint)
-    check_memory(config, checkpoint, drafter)
-    check_swap(config, checkpoint, drafter)
+    models = [checkpoint] if drafter is None else [checkpoint, drafter]
+    config = share_memory(config, check_memory(config, *models), *models)
+    check_swap(config, *models)
     hub_name = "" if folder.name == BUNDLED or Path(config.model).is_dir() else config.model
     name = config.served_model_name or Path(hub_name or folder).name
     known = {"model": str(folder), "served_model_name": name}
@@ -89,6 +104,13 @@ def check_memory_policy(name: str, params: dict[str, Any]) -> None:
         raise StartError(f"--memory-param: {fault}", status=2)
 
 
+def check_routing(routing: str) -> None:
+    """Raises StartError (status 2), with near matches if no installed package offers `routing`, or if it does not take
+    the parameters. "" leaves the choice of replicas to the policy."""
+    if routing and (fault := routing_fault(routing)):
+        raise StartError(f"--routing: {fault}", status=2)
+
+
 def check_lengths(config: Config, checkpoint: Checkpoint) -> None:
     """Raises StartError (status 2) with the numbers if the longest request is more than the model allows or than the
     stated number of KV blocks holds, or if these are too few for anything."""
@@ -131,29 +153,50 @@ def check_lengths(config: Config, checkpoint: Checkpoint) -> None:
         )
 
 
-def check_memory(config: Config, checkpoint: Checkpoint, drafter: Checkpoint | None = None) -> None:
-    """Raises StartError with the numbers if weights (and a KV cache of fixed size), those of a drafter included, cannot
-    fit the memory of a CPU machine. On a GPU the worker itself knows better."""
+def check_memory(config: Config, *models: Checkpoint) -> int:
+    """Bytes left on a CPU machine beside processes, weights and KV caches (the stated size, else the least) of all
+    replicas, for the model and a drafter if there is one; 0 where the memory is a GPU's, of which the worker itself
+    knows better. Raises StartError with the numbers if they cannot fit."""
     if config.device == "cuda" or (config.device == "auto" and has_cuda_driver()):
-        return
-    models = [checkpoint] if drafter is None else [checkpoint, drafter]
-    weights = sum(one.weights_bytes(config.dtype) for one in models) * config.replicas
-    kv_tokens = config.kv_blocks * config.block_size * config.replicas
-    cache = kv_tokens * sum(one.kv_token_bytes(config.dtype) for one in models)
+        return 0
+    weights = sum(one.weights_bytes(config.dtype) for one in models)
+    cache = _least_cache(config, models)
+    needed = (REPLICA_BYTES + weights + cache) * config.replicas
     available = available_memory_bytes()
-    if weights + cache <= available:
-        return
-    parts = f"{_mib(weights)} for weights ({config.dtype})"
-    if cache:
-        parts += f" + {_mib(cache)} for {config.kv_blocks} KV blocks of {config.block_size} tokens"
+    if needed <= available:
+        return available - needed
+    blocks = f"{config.kv_blocks}" if config.kv_blocks else f"at least {_LEAST_BLOCKS}"
+    parts = (
+        f"{_mib(REPLICA_BYTES)} for processes + {_mib(weights)} for weights ({config.dtype})"
+        f" + {_mib(cache)} for {blocks} KV blocks of {config.block_size} tokens"
+    )
+    hint = ""
     if config.replicas > 1:
-        parts += f" in {config.replicas} replicas"
+        parts += f" in each of {config.replicas} replicas"
+        fit = available // (REPLICA_BYTES + weights + cache)
+        hint = f"; --replicas {fit} would fit" if fit else ""
     raise StartError(
-        f"not enough memory: {_mib(weights + cache)} needed ({parts}), {_mib(available)} available"
+        f"not enough memory: {_mib(needed)} needed ({parts}), {_mib(available)} available{hint}"
     )
 
 
-def check_swap(config: Config, checkpoint: Checkpoint, drafter: Checkpoint | None = None) -> None:
+def _least_cache(config: Config, models: Sequence[Checkpoint]) -> int:
+    """Bytes of the smallest KV cache that a replica may have."""
+    blocks = config.kv_blocks or _LEAST_BLOCKS
+    return blocks * config.block_size * sum(one.kv_token_bytes(config.dtype) for one in models)
+
+
+def share_memory(config: Config, left: int, *models: Checkpoint) -> Config:
+    """`config` with an upper bound for the KV cache of each of several replicas, where its size is left to the workers:
+    these start at once, and each of them sees all the memory that is free. `left`: what `check_memory` says."""
+    if config.replicas == 1 or config.kv_blocks or not left:
+        return config
+    each = _least_cache(config, models) + int(left * KV_SHARE) // config.replicas
+    bound = min(each, config.kv_memory_bytes) if config.kv_memory_bytes else each
+    return msgspec.structs.replace(config, kv_memory_bytes=bound)
+
+
+def check_swap(config: Config, checkpoint: Checkpoint, *others: Checkpoint) -> None:
     """Raises StartError (status 2) with the numbers if the host's memory does not have what `swap_gb` asks for, beside
     weights and KV cache where these lie there, too, or if that is less than one block."""
     if config.preemption != "swap":
@@ -169,7 +212,7 @@ def check_swap(config: Config, checkpoint: Checkpoint, drafter: Checkpoint | Non
     available = available_memory_bytes()
     weights = 0
     if config.device == "cpu" or (config.device == "auto" and not has_cuda_driver()):
-        models = [checkpoint] if drafter is None else [checkpoint, drafter]
+        models = [checkpoint, *others]
         weights = sum(one.weights_bytes(config.dtype) for one in models) * config.replicas
     if weights + swap > available:
         parts = f"{config.swap_gb:g} GB of swap space"

@@ -16,6 +16,7 @@ CPU_SHARE = 0.25  # of the memory free after loading: others live on this machin
 TOKENS_PER_SEQ = 512  # enough for max_num_seqs conversations of this length, on CPU
 LONGEST_REQUESTS = 4  # or for this many of the longest allowed
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # glibc's malloc.h
+CUDA_CONTEXT = 512 << 20  # what a process takes of a GPU before it has allocated anything
 CPU_RESERVE = 600 << 20  # interpreter, libraries, activations
 
 
@@ -139,7 +140,9 @@ def size_host(config: Config, block_bytes: int) -> int:
 def _automatic_bytes(
     config: Config, block_bytes: int, max_len: int, free: int, device: torch.device, reserve: int
 ) -> int:
-    if device.type == "cuda":
+    if device.type == "cuda" and config.replicas > 1:
+        budget = _share_of_gpu(config, block_bytes, device)
+    elif device.type == "cuda":
         total = int(torch.cuda.mem_get_info(device)[1])
         budget = int(total * config.gpu_memory_utilization) - (total - free)
         budget -= CPU_RESERVE + reserve  # activations of one step
@@ -150,6 +153,21 @@ def _automatic_bytes(
     if config.kv_memory_bytes:
         budget = min(budget, config.kv_memory_bytes)
     return max(0, budget)
+
+
+def _share_of_gpu(config: Config, block_bytes: int, device: torch.device) -> int:
+    """What one of several replicas on a GPU may take for its KV: they start together, so that how much is free says
+    nothing; each has an equal share of what may be used. Raises LoadError with the numbers if that is used up."""
+    total = int(torch.cuda.mem_get_info(device)[1])
+    share = int(total * config.gpu_memory_utilization) // config.replicas
+    taken = int(torch.cuda.memory_reserved(device)) + CUDA_CONTEXT + CPU_RESERVE
+    if share - taken < block_bytes:
+        raise LoadError(
+            f"replicas: {config.replicas} on one GPU have {mib(share)} each of {mib(total)}"
+            f" (gpu_memory_utilization {config.gpu_memory_utilization:g}); weights, the process and"
+            f" activations need {mib(taken)}, and no KV block is left"
+        )
+    return share - taken
 
 
 def _with_length(config: Config, blocks: int, block_bytes: int, wanted_len: int) -> KvSize:

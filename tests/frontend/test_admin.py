@@ -116,6 +116,20 @@ def test_a_swap(closed: Any, admin: httpx.Client, wait: Any) -> None:
     assert reply.result().json() == {"done": True, "policy": "accelgen", "detail": "has taken over"}
 
 
+@pytest.mark.parametrize("policy", [None, "vllm"])
+def test_a_swap_of_the_routing(
+    closed: Any, admin: httpx.Client, wait: Any, policy: str | None
+) -> None:
+    body = {"routing": "prefix-affinity:share=0.5"}
+    named = body if policy is None else {"policy": policy, **body}
+    with ThreadPoolExecutor(1) as pool:
+        reply = pool.submit(admin.post, PATH, json=named)
+        swap = asked(closed, wait)
+        assert (swap.policy, swap.params, swap.routing) == (policy or "", {}, body["routing"])
+        closed.supervisor.tell(Swapped(True, "has taken over", swap.ticket))
+        assert reply.result(10).json() == {"done": True, "detail": "has taken over", **named}
+
+
 def test_a_swap_that_is_refused(closed: Any, admin: httpx.Client, wait: Any) -> None:
     with ThreadPoolExecutor(1) as pool:
         reply = pool.submit(admin.post, PATH, json={"policy": "vllm"})
@@ -176,6 +190,15 @@ def test_a_swap_that_is_refused_later(closed: Any, admin: httpx.Client, wait: An
         ({"policy": "vllm", "params": {"x": "y" * 501}}, "params.x", "at most 500"),
         ({"policy": "vllm", "params": {"x": 2**64}}, "params.x", "must be a number"),
         ({"policy": "vllm", "params": dict.fromkeys(map(str, range(33)), 1)}, "params", "most 32"),
+        ({"params": {"x": 1}}, "policy", "is required"),
+        ({"routing": "planned", "params": {"x": 1}}, "params", "of which policy? State it, too"),
+        ({"routing": ""}, "routing", "at least 1 character"),
+        ({"routing": "x" * 501}, "routing", "at most 500 characters"),
+        ({"routing": 3}, "routing", "must be a valid string"),
+        ({"routing": "leastload"}, "routing", "no routing 'leastload'; did you mean least-load?"),
+        ({"routing": "a\0b"}, "routing", "there is no routing"),
+        ({"routing": "prefix-affinity:share=2"}, "routing", "share: 2, must be at most 1"),
+        ({"policy": "vllm", "routing": "planned:x=1"}, "routing", "has no parameter 'x'"),
         ({"policy": "accelgen", "params": {"gama_s": 1}}, "params", "no parameter 'gama_s'; it has"),
         ({"policy": "accelgen", "params": {"gamma_s": "x"}}, "params", "must be a number, got 'x'"),
     ],
@@ -194,19 +217,22 @@ def test_which_policy_is_in_office(
     closed: Any, admin: httpx.Client, wait: Any, make_schedulers: Any
 ) -> None:
     facts = {"policy": "sarathi", "policy_params": {"chunk": 256}, "policy_s": 12.5}
+    facts["routing"] = "least-load"
     swap = {"policy": "vllm", "dry_run": False, "stage": "preparing"}
     members = make_schedulers(("ready", 7, 3.5), ("standby", 8, 1.0))
     facts |= {"swap": swap, "rolled_back": "other: no"}
     closed.supervisor.tell(Directory(members, True, False, facts))
     found = wait(lambda: (r := admin.get(PATH).json())["policy"] == "sarathi" and r, "facts")
     assert {"accelgen", "sarathi", "vllm"} <= set(found.pop("installed"))
+    assert {"planned", "round-robin", "least-load"} <= set(found.pop("installed_routings"))
     assert found == {
         "policy": "sarathi", "params": {"chunk": 256}, "epoch": 7, "active_for_s": 12.5,
-        "process_for_s": 3.5, "swap": swap, "rolled_back": "other: no",
+        "process_for_s": 3.5, "swap": swap, "rolled_back": "other: no", "routing": "least-load",
     }  # fmt: skip
     closed.supervisor.tell(Directory([], False, False, {"policy": "vllm", "swap": None}))
     found = wait(lambda: (r := admin.get(PATH).json())["policy"] == "vllm" and r, "facts")
     assert (found["epoch"], found["swap"], found["rolled_back"]) == (None, None, None)
+    assert found["routing"] == "planned"  # nothing was said of it
 
 
 @pytest.fixture

@@ -7,17 +7,18 @@ from collections import Counter
 from pathlib import Path
 
 import msgpack
+import msgspec
 import pytest
 from recorded_world import RecordedWorld, recording_to
 
 from accelgen.proto.messages import Objective, Reason
-from accelgen.proto.recording import RecordingError, read_recording
+from accelgen.proto.recording import Fact, RecordingError, read_recording
 from accelgen.scheduler.comparison import PolicyFailed
 from accelgen.scheduler.core import SchedulerCore
 from accelgen.scheduler.policies.sarathi import Sarathi
 from accelgen.scheduler.policies.vllm import Vllm
 from accelgen.scheduler.policy import Decision, load_policy
-from accelgen.scheduler.recording import LEARNT_EVERY, RecordedCore
+from accelgen.scheduler.recording import CORE_MADE, LEARNT_EVERY, RecordedCore
 from accelgen.scheduler.replay import (
     FOREIGN,
     NOT_LEARNT,
@@ -26,6 +27,7 @@ from accelgen.scheduler.replay import (
     recorded_policy,
     replay,
 )
+from accelgen.scheduler.snapshot import Snapshot
 
 POLICIES = ["accelgen", "sarathi", "vllm"]
 OBJECTIVES = [
@@ -84,6 +86,31 @@ def test_the_recorded_policy_decides_the_same(policy: str, tmp_path: Path) -> No
         )
     assert seen["plans"] > 500 and min(seen.values()) > 3, seen
     assert others > 50
+
+
+@pytest.mark.parametrize("routing", ["round-robin", "prefix-affinity"])
+def test_requests_are_put_where_the_routing_had_put_them(routing: str, tmp_path: Path) -> None:
+    """The choice was not the policy's, so that it is not compared; what a routing remembers is not recorded."""
+    path = tmp_path / "dump"
+    for seed in range(4):
+        draw = random.Random(seed)
+        with recording_to(path):
+            world = RecordedWorld("sarathi", replicas=3, routing=routing)
+            load(world, draw, 20, 0.4)
+            if seed % 2:
+                world.crash(0.2)
+            world.run()
+        recording = read_recording(path)
+        for policy in ("sarathi", "vllm"):
+            outcome = replay(recording, load_policy(policy, {}))
+            assert not outcome.skipped and not outcome.elsewhere and outcome.arrivals >= 20
+            assert (different(outcome) == 0) == (policy == "sarathi"), seed
+        made = [e for e in recording.events if isinstance(e, Fact) and e.name == CORE_MADE]
+        assert len(made) == 1 + seed % 2
+        for one in made:
+            known = msgspec.msgpack.decode(one.values["snapshot"], type=Snapshot)
+            assert (known.routing, known.routing_state) == (routing, None)
+            assert one.values["config"]["routing"] == routing
 
 
 @pytest.mark.parametrize("policy", ["qoserve", "slidingserve"])

@@ -132,6 +132,24 @@ def test_what_a_memory_policy_has_learnt_goes_through_a_term(process: Process) -
         process.await_phase("standby")
 
 
+def test_what_a_routing_remembers_goes_through_a_term(process: Process) -> None:
+    """To one of the same name; another one begins anew."""
+    for term, (routing, turn) in enumerate([("round-robin", 3), ("least-load", None)], 1):
+        told = msgspec.structs.replace(
+            learnt("vllm"), routing="round-robin", routing_state=3, workers={0: 5, 3: 6}
+        )
+        process.heard.clear()
+        snapshot = msgspec.msgpack.encode(told)
+        process.tell(Prepare("vllm", routing=routing), Assume(term, snapshot))
+        process.await_phase("waiting for workers")
+        process.tell(Yield())
+        handoff = process.hear(lambda body: isinstance(body, Handoff))
+        found = msgspec.msgpack.decode(handoff.snapshot, type=Snapshot)
+        assert (found.routing, found.routing_state) == (routing, turn)
+        assert found.workers == {0: 5, 3: 6}
+        process.await_phase("standby")
+
+
 def test_it_takes_office_again_and_again(process: Process) -> None:
     for term in range(1, 4):
         process.tell(Prepare("sarathi"), Assume(term))
@@ -152,6 +170,8 @@ def test_it_takes_office_again_and_again(process: Process) -> None:
     [
         (Prepare("nonsense"), "there is no policy 'nonsense'; known: "),
         (Prepare("sarathi", {"x": 1}), "policy_params: sarathi: "),
+        (Prepare("sarathi", routing="round"), "there is no routing 'round'; did you mean"),
+        (Prepare("sarathi", routing="planned:x=1"), "routing: planned: "),
         (Prepare("sarathi", {}, "cacheop"), "there is no memory policy 'cacheop'; did you mean"),
         (Prepare("sarathi", {}, "cacheopt", {"x": 1}), "memory_params: cacheopt: "),
         (Assume(1), "told to take office, but not with which policy"),

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from accelgen.proto.policies import known_policies
+from accelgen.proto.policies import known_policies, known_routings
 from accelgen.scripts.policies import about, command, docstring
 
 
@@ -15,7 +15,12 @@ def test_every_policy_is_told_in_a_line(monkeypatch: pytest.MonkeyPatch, tmp_pat
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))  # no server
     done = CliRunner().invoke(command, standalone_mode=False)
     lines = done.output.splitlines()
+    gap = lines.index("")
+    lines, routings = lines[:gap], lines[gap + 2 :]
+    assert done.output.splitlines()[gap + 1] == "Routing, which replica a request goes to:"
     assert [line.split()[0] for line in lines] == known_policies()
+    assert [line.split()[0] for line in routings] == known_routings()
+    lines += routings
     assert all(len(line) <= 80 and len(line.split()) > 1 for line in lines)
     phrases = [" ".join(line.split()[1:]) for line in lines]
     assert len(set(phrases)) == len(phrases)

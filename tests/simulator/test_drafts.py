@@ -82,7 +82,7 @@ def test_swapping_amid_drafts(policy: str, depth: int) -> None:
         policy, arrivals, 0.5, pipeline_depth=depth, kv_blocks=24, preemption="swap", swap=True
     )
     assert [len(fate.token_s) for fate in run.fates] == [40] * 12
-    assert sum(fate.preemptions for fate in run.fates) > 3
+    assert sum(fate.preemptions for fate in run.fates) >= 3
     assert run.workers[0].accepted > 100
 
 

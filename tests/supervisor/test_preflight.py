@@ -223,16 +223,63 @@ def test_a_hub_name_where_downloads_are_forbidden(monkeypatch: pytest.MonkeyPatc
 
 def test_memory_is_reckoned_with_numbers(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoint = open_checkpoint(model)
-    monkeypatch.setattr(preflight, "available_memory_bytes", lambda: 5 * 2**20)
+    monkeypatch.setattr(preflight, "available_memory_bytes", lambda: 773 * 2**20)
     config = Config(device="cpu", kv_blocks=1000, block_size=16, replicas=2)
     preflight.check_memory(msgspec.structs.replace(config, kv_blocks=100), checkpoint)
     with pytest.raises(StartError) as refused:
         preflight.check_memory(config, checkpoint)
     assert str(refused.value) == (
-        "not enough memory: 8 MiB needed (0 MiB for weights (auto) + 8 MiB for 1000 KV blocks of"
-        " 16 tokens in 2 replicas), 5 MiB available"
+        "not enough memory: 776 MiB needed (384 MiB for processes + 0 MiB for weights (auto)"
+        " + 4 MiB for 1000 KV blocks of 16 tokens in each of 2 replicas), 773 MiB available;"
+        " --replicas 1 would fit"
     )
-    preflight.check_memory(msgspec.structs.replace(config, device="cuda"), checkpoint)
+    assert preflight.check_memory(msgspec.structs.replace(config, device="cuda"), checkpoint) == 0
+
+
+def test_more_replicas_than_the_memory_has_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the bundled model, whose weights are nothing beside what a process takes."""
+    monkeypatch.setattr(linux, "_CUDA_DEVICES", ())
+    monkeypatch.setattr(preflight, "available_memory_bytes", lambda: 23_444 << 20)
+    with pytest.raises(StartError) as refused:
+        preflight.check(Config(replicas=64))
+    assert refused.value.status == 1 and str(refused.value) == (
+        "not enough memory: 25,214 MiB needed (384 MiB for processes + 10 MiB for weights (auto)"
+        " + 0 MiB for at least 2 KV blocks of 16 tokens in each of 64 replicas), 23,444 MiB"
+        " available; --replicas 59 would fit"
+    )
+    preflight.check(Config(replicas=59))
+
+
+def test_replicas_share_what_is_left_for_their_kv_caches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each worker by itself would take a quarter of what is free: more than four of them more than there is."""
+    monkeypatch.setattr(linux, "_CUDA_DEVICES", ())
+    monkeypatch.setattr(preflight, "available_memory_bytes", lambda: 10_000 << 20)
+    config, checkpoint = preflight.check(Config(replicas=8))
+    beside = 8 * (preflight.REPLICA_BYTES + checkpoint.weights_bytes("auto"))
+    assert beside + 8 * config.kv_memory_bytes < 10_000 << 20
+    assert 2 * 8 * config.kv_memory_bytes == pytest.approx((10_000 << 20) - beside, rel=1e-3)
+    assert preflight.check(Config())[0].kv_memory_bytes == 0  # one alone knows better
+    assert preflight.check(Config(replicas=8, kv_blocks=64))[0].kv_memory_bytes == 0
+    lower = preflight.check(Config(replicas=8, kv_memory_bytes=1 << 20))[0]
+    assert lower.kv_memory_bytes == 1 << 20
+
+
+@pytest.mark.parametrize(
+    ("routing", "line"),
+    [
+        ("roundrobin", "there is no routing 'roundrobin'; did you mean round-robin?"),
+        ("xyzzy", "there is no routing 'xyzzy'; known: least-load, planned, prefix-affinity, round-robin"),
+        ("prefix-affinity:shore=1", "prefix-affinity has no parameter 'shore'; it has share (0.3),"),
+        ("prefix-affinity:share=2", "prefix-affinity: share: 2, must be at most 1"),
+        ("prefix-affinity:apart=x", "apart of prefix-affinity must be a whole number, got 'x'"),
+        ("prefix-affinity:share", "'share' of 'prefix-affinity:share' is not of the form key=value"),
+        ("round-robin:x=1", "round-robin has no parameter 'x'; it has none"),
+    ],
+)  # fmt: skip
+def test_a_routing_that_cannot_be(routing: str, line: str) -> None:
+    with pytest.raises(StartError) as refused:
+        preflight.check(Config(routing=routing))
+    assert str(refused.value).startswith(f"--routing: {line}") and refused.value.status == 2
 
 
 def test_swap_space_that_the_machine_does_not_have(
@@ -272,10 +319,11 @@ def test_a_drafter_is_found_and_reckoned_with(
     config, checkpoint = preflight.check(Config(model=str(model), drafter="drafter"))
     assert config.drafter == str(drafter)  # wherever the worker is started
     assert preflight.check(Config(model=str(model), drafter="ngram"))[0].drafter == "ngram"
-    monkeypatch.setattr(preflight, "available_memory_bytes", lambda: 5 * 2**20)
+    room = preflight.REPLICA_BYTES + 5 * 2**20
+    monkeypatch.setattr(preflight, "available_memory_bytes", lambda: room)
     config = Config(device="cpu", kv_blocks=1000, block_size=16)
-    preflight.check_memory(config, checkpoint)
-    with pytest.raises(StartError, match="8 MiB needed"):
+    assert preflight.check_memory(config, checkpoint) > 0
+    with pytest.raises(StartError, match="392 MiB needed .* 8 MiB for 1000 KV blocks"):
         preflight.check_memory(config, checkpoint, open_checkpoint(drafter))
 
 

@@ -108,6 +108,21 @@ def test_the_memory_policy_stays_unless_another_one_is_named() -> None:
     )
 
 
+def test_the_routing_stays_unless_another_one_is_named() -> None:
+    bench = Changing()
+    chosen = Assignment("first", {"z": 3}, routing="round-robin")
+    bench.core.office.assignment, bench.core.office.exchange = chosen, None
+    bench.ask()
+    assert bench.orders(NEW)[-1] == Prepare("other", {"x": 1}, routing="round-robin")
+    bench.go_through()
+    assert bench.core.facts["routing"] == "round-robin"
+    assert bench.office().routing == "round-robin"
+    named = Swap("", {}, routing="prefix-affinity:share=0.5")
+    assert bench.core.office._aim(named) == Assignment(
+        "other", {"x": 1}, routing="prefix-affinity:share=0.5"
+    )
+
+
 def test_without_a_spare_a_process_is_started() -> None:
     bench = Changing(spare=False)
     assert bench.started[-1] == (NEW, 0) and not bench.told(Yield)

@@ -45,6 +45,10 @@ def test_help_lists_policies_and_defaults(capsys: pytest.CaptureFixture[str]) ->
     assert f"Scheduling policy: {installed}. [default".replace(" ", "") in shown.replace(" ", "")
     words = "Memory policy beside it: cacheopt, on-demand; the policy's own if not given."
     assert words.replace(" ", "") in shown.replace(" ", "")
+    words = (
+        "goes to: least-load, planned, prefix-affinity, round-robin, parameters as NAME:key=value;"
+    )
+    assert words.replace(" ", "") in shown.replace(" ", "")
     assert "Port to listen on; 0: any free one. [default: 8000]" in shown
     assert "0: from free memory. [default: 0]" in shown
     assert "prompt beginnings. [default: on]" in shown and "{policies}" not in shown

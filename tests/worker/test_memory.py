@@ -47,6 +47,25 @@ def test_an_automatic_length_is_lowered_to_what_fits_and_says_so() -> None:
     assert size.note == "max_model_len lowered from 2048 to 160: the KV cache has 10 blocks"
 
 
+def test_replicas_on_one_gpu_have_equal_shares(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever comes first must not take what the others need, and none sees what those that load will take."""
+    gpu = torch.device("cuda", 0)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (5 << 30, 20 << 30))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: 2 << 30)
+    beside = (2 << 30) + memory.CUDA_CONTEXT + memory.CPU_RESERVE
+    for replicas in (2, 4):
+        size = size_kv(Config(replicas=replicas), BLOCK, 2048, gpu)
+        share = int(0.9 * (20 << 30)) // replicas
+        assert size.total_bytes == (share - beside) // BLOCK * BLOCK
+        assert replicas * (size.total_bytes + beside) <= 0.9 * (20 << 30)
+    with pytest.raises(LoadError) as refused:
+        size_kv(Config(replicas=8), BLOCK, 2048, gpu)
+    assert str(refused.value) == (
+        "replicas: 8 on one GPU have 2,304 MiB each of 20,480 MiB (gpu_memory_utilization 0.9);"
+        " weights, the process and activations need 3,160 MiB, and no KV block is left"
+    )
+
+
 def test_the_limit_of_the_control_group_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     numbers = {"memory.max": 700 << 20, "memory.current": 200 << 20}
