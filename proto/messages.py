@@ -353,7 +353,8 @@ class KvReport(Body, frozen=True):
 
 
 class Batch(Body, frozen=True):
-    """kvmanager -> worker: a Plan with block tables. Copies happen before the forward pass.
+    """kvmanager -> worker: a Plan with block tables. Done in this order: requests are forgotten, cut and introduced;
+    `copy_from` is copied to `copy_to`; copies to the host and back begin; block tables change; the forward pass.
 
     Request ids[i] processes tokens starts[i] .. starts[i]+counts[i]; before that its block table gets
     `table[table_at[i] : table_at[i]+table_counts[i]] = ` the next table_counts[i] of `table_blocks` (what lay beyond
@@ -362,8 +363,8 @@ class Batch(Body, frozen=True):
 
     Beside the forward pass, the KV of request out_ids[i] is copied from the next out_counts[i] blocks of `out_from` to
     those of `out_to` on the host, and that of in_ids[i] from `in_from` on the host to `in_to`: after all that was
-    computed before, and one copy after the other. Nothing in this batch changes what is copied, or touches a block that
-    is copied to."""
+    computed before, and one copy after the other. A block of `copy_from` can be one of `in_to`: its last reader has it
+    copied, and it is handed out. The forward pass neither changes what is copied nor touches what is copied to."""
 
     step: Id
     new: list[Prompt]

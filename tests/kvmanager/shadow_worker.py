@@ -1,7 +1,8 @@
 """A worker without a model that checks every KV read, for tests of whatever makes Batches.
 
 Its KV memory holds, instead of keys and values, a digest of the token prefix whose KV should lie there (the tenant's
-salt included). A Batch is run like a real one: forget, introduce, change tables, copy, write, read. A read that finds
+salt included). A Batch is run like a real one: forget, introduce, copy, begin to copy to and from the host, change tables,
+write, read. A read that finds
 anything but the digest of the reader's own prefix is an aliasing, copy-on-write, eviction or prefix-cache bug.
 
 A copy to the host or back takes until it is said to be done. It could happen at any moment in between: so what is
@@ -78,11 +79,11 @@ class ShadowWorker:
         are not done yet when it is, unless there was nothing to compute."""
         self.step = batch.step
         self._introduce(batch)
+        self._copy(batch)
         self._begin_copies(batch)
         entries = list(zip(batch.ids, batch.starts, batch.counts, strict=True))
         assert len(set(batch.ids)) == len(batch.ids), "an id occurs twice"
         self._change_tables(batch)
-        self._copy(batch)
         self._write(entries)
         counts, tokens = [], []
         for id, start, count in entries:

@@ -109,6 +109,22 @@ def test_it_takes_pins_to_come_back() -> None:
     assert report.unpinned == [3] and report.stayed == []
 
 
+def test_a_block_that_is_copied_away_may_be_copied_to_in_the_same_plan() -> None:
+    """Of two forked siblings one begins to write, and copies the shared tail; the other one's pin is withdrawn for who
+    comes back, and the tail is handed out."""
+    replica = Replica(num_blocks=4, host_blocks=4)
+    replica.begin(9, 8)
+    replica.plan(swap_out=[9])
+    family = [make_prompt(1, range(6)), make_prompt(2, range(6), parent=1)]
+    replica.core.on_lookup(make_lookup(*family, make_prompt(3, range(6), parent=1)))
+    replica.plan((1, 0, 6), moved=replica.done())
+    forks = [(2, 1, 5), (3, 1, 5)]
+    report = replica.plan((2, 5, 1), forks=forks, release=[1], swap_in=[9])
+    assert report.unpinned == [3] and report.stayed == []
+    assert {*replica.batch.copy_from} & {*replica.batch.in_to}
+    assert replica.plan((2, 6, 1), moved=replica.done()).dropped == []
+
+
 def test_a_prefix_that_leaves_can_be_hit() -> None:
     replica = Replica()
     replica.begin(1, 9)

@@ -13,7 +13,7 @@ from msgspec import structs
 from accelgen.proto.config import Config
 from accelgen.proto.messages import Batch, Held, Prompt, Sampling
 from accelgen.worker import memory
-from accelgen.worker.core import WorkerCore
+from accelgen.worker.core import MAX_FAILURES, WorkerCore
 from accelgen.worker.engine import host_bytes, start_engine
 from accelgen.worker.faults import LoadError
 from accelgen.worker.hostcache import Copies, HostCache, runs
@@ -139,6 +139,62 @@ def test_a_request_goes_and_comes_back(core: WorkerCore) -> None:
     resumed = core.execute(batch(5, [(1, 10, 1, 0, [9, 8, 7])]))
     assert first.tokens[0] == first.tokens[1] and resumed.tokens == gone.tokens
     core.execute(batch(6, [], release=[1, 2, 3]))
+
+
+def test_a_block_is_copied_before_another_comes_to_its_place(core: WorkerCore) -> None:
+    """One Batch copies block 3 (a shared tail, about to be written) and hands it to who comes back."""
+    new = [Prompt(1, [*range(10)], GREEDY), Prompt(2, [*range(20, 28)], GREEDY)]
+    core.execute(batch(0, [(1, 0, 10, 0, [1, 2, 3]), (2, 0, 8, 0, [4, 5])], new=new))
+    core.execute(batch(1, [], **out([2], [2], [4, 5], [0, 1])))
+    cache = core.runner.cache
+    shared = contents(cache, [3])
+    returning = back([2], [2], [0, 1], [3, 4])
+    core.execute(batch(2, [(1, 10, 1, 2, [9])], copy_from=[3], copy_to=[9], **returning))
+    kept = 10 % 4  # tokens that were in the block; the next one is written behind them
+    for tensor, before in zip((*cache.keys, *cache.values), shared, strict=True):
+        assert torch.equal(tensor[9, :kept], before[0, :kept])
+
+
+def test_the_wait_for_copies_is_no_part_of_an_iteration(bench: Any) -> None:
+    """Whoever learns from `run_s` how long an iteration takes must not learn how long copies do."""
+    now_s = 0.0
+
+    class Slow(HostCache):
+        def take_done(self, wait: bool) -> list[int]:
+            nonlocal now_s
+            now_s += 0.2 * wait
+            return super().take_done(wait)
+
+    runner = bench("llama").core.runner
+    core = WorkerCore(runner, clock=lambda: now_s, host=Slow(runner.cache, 16))
+    core.execute(batch(0, [(1, 0, 4, 0, [1])], new=[Prompt(1, [1] * 4, GREEDY)]))
+    idle = core.execute(batch(1, [], **out([1], [1], [1], [0])))
+    assert idle.run_s == 0.0 and core.run_s == 0.0
+    assert core.execute(batch(2, [])).wait_s == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize("way", ["out", "back"])
+def test_a_copy_that_raises_fails_its_requests_alone(
+    core: WorkerCore, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a forward pass does that finds no memory: the others go on, and so does the worker."""
+    new = [Prompt(1, [1] * 4, GREEDY), Prompt(2, [2] * 4, GREEDY)]
+    core.execute(batch(0, [(1, 0, 4, 0, [1]), (2, 0, 4, 0, [2])], new=new))
+    columns = out([1], [1], [1], [0])
+    if way == "back":
+        core.execute(batch(1, [], **columns))
+        columns = back([1], [1], [0], [1])
+
+    def no_memory(_: Copies) -> None:
+        raise torch.OutOfMemoryError("tried to allocate a lot")
+
+    assert core.host is not None
+    monkeypatch.setattr(core.host, "copy", no_memory)
+    result = core.execute(batch(2, [(2, 4, 1, 1, [3])], **columns))
+    assert result.failed == [1] and "copy" in result.causes[0]
+    assert result.moved == [1] and result.ids == [2]
+    for step in range(3, 3 + MAX_FAILURES):
+        assert core.execute(batch(step, [(2, step + 2, 1, 2, [])], **columns)).failed == [1]
 
 
 def test_only_the_beginning_of_what_is_away_may_be_kept(core: WorkerCore) -> None:
