@@ -1,7 +1,8 @@
 """The worker's core: applies Batches in order, answers with StepResults. No sockets; time comes from a clock given.
 
 A request that does not fit its entry, or whose logits are not numbers, fails alone. A forward pass that raises fails
-the requests of its batch. Only a broken device, or a forward pass that keeps raising, ends the worker (FatalError).
+the requests of its batch, a copy to or from the host those that it was for. Only a broken device, or one of both that
+keeps raising, ends the worker (FatalError).
 """
 
 from __future__ import annotations
@@ -75,7 +76,7 @@ class WorkerCore:
         end_s = self._clock()
         self._idle_since_s = end_s  # waiting for copies is idle time, too
         if self.host is not None:  # without entries there is nothing else to do but wait
-            moved += self.host.take_done(wait=not works)
+            moved += self.host.take_done(wait=not works and not moved)
         self._count(works, wait_s, end_s - begin_s)
         done = [work.request.id for work in works if work.request.id not in failed]
         return StepResult(
@@ -95,7 +96,7 @@ class WorkerCore:
         """Every request known here and what the cache holds of it, for a KV manager that asks. It can count on all
         copies being done, and is not told of them again."""
         if self.host is not None:
-            self.host.take_done(wait=True)
+            self.host.finish()
         size = self.runner.cache.block_size
         held: list[Held] = [request.held(size) for request in self.requests.values()]
         return Inventory(self.step, held)

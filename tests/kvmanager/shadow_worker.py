@@ -76,7 +76,7 @@ class ShadowWorker:
 
     def run(self, batch: Batch, linger: int = 0) -> StepResult:
         """Executes `batch` and samples for every entry that reaches the end of what is known. The last `linger` copies
-        are not done yet when it is, unless there was nothing to compute."""
+        are not done yet when it is; without anything to compute at least the oldest is waited for."""
         self.step = batch.step
         self._introduce(batch)
         self._copy(batch)
@@ -94,7 +94,7 @@ class ShadowWorker:
                 tokens.append(sampled_token(known))
                 known.append(tokens[-1])
             counts.append(int(samples))
-        moved = self.finish_copies(linger if entries else 0)
+        moved = self.finish_copies(linger if entries else min(linger, len(self.copies) - 1))
         return StepResult(batch.step, batch.ids, counts, tokens, [], [], [], 0.0, 0.0, moved)
 
     def inventory(self) -> Inventory:

@@ -12,11 +12,11 @@ from msgspec import structs
 
 from accelgen.proto.config import Config
 from accelgen.proto.messages import Batch, Held, Prompt, Sampling
-from accelgen.worker import memory
+from accelgen.worker import hostcache, memory
 from accelgen.worker.core import MAX_FAILURES, WorkerCore
 from accelgen.worker.engine import host_bytes, start_engine
 from accelgen.worker.faults import LoadError
-from accelgen.worker.hostcache import Copies, HostCache, runs
+from accelgen.worker.hostcache import Copies, HostCache, pin, portions, runs, stage
 from accelgen.worker.kvcache import KvCache, LayerShape
 from accelgen.worker.memory import size_host
 from accelgen.worker.swap_timing import measure_swaps
@@ -61,12 +61,12 @@ def test_there_and_back(device: str) -> None:
     others = [block for block in range(32) if block not in (3, 4, 9, 1, 20, 30, 21, 22)]
     untouched = contents(cache, others)
     host.copy(Copies((7, 8), [3, 4, 9, 1], [5, 6, 2, 0], True))
-    assert host.take_done(wait=True) == [7, 8] and host.take_done(wait=True) == []
+    assert host.take_done(wait=True) == [7, 8] and host.finish() == []
     for tensor in (*cache.keys, *cache.values):
         tensor[[3, 4, 9, 1]] = -1.0
     host.copy(Copies((7,), [5, 6], [20, 30], False))
     host.copy(Copies((8,), [2, 0], [21, 22], False))
-    assert host.take_done(wait=True) == [7, 8]
+    assert host.finish() == [7, 8]
     assert same(contents(cache, [20, 30, 21, 22]), before)
     assert same(contents(cache, others), untouched)
 
@@ -83,9 +83,74 @@ def test_a_copy_is_behind_what_was_computed_before_it(device: str) -> None:
         host.copy(Copies((round,), everything, everything, True))
         host.copy(Copies((round + 100,), everything, there, False))
         done = host.take_done(wait=False)
-        done += host.take_done(wait=True)
+        done += host.finish()
         assert done == [round, round + 100]
         assert all((tensor[128:] == round).all() for tensor in (*cache.keys, *cache.values))
+
+
+def test_the_way_through_the_device_is_that_without() -> None:
+    """What a GPU does, with tensors that are here: any blocks, in pieces of any size."""
+    for seed in range(40):
+        random = Random(seed)
+        cache, other = filled("cpu"), filled("cpu")
+        here, there = HostCache(cache, 24), HostCache(other, 24)
+        for out in (True, False, True):
+            count = random.randint(1, 20)
+            sides = [random.sample(range(size), count) for size in (32, 24)]
+            copies = Copies((1,), *(sides if out else sides[::-1]), out)
+            here.copy(copies)
+            pieces = [*portions(copies, random.randint(0, 7))]
+            assert [*pieces[0].sources, *pieces[-1].sources][0] == copies.sources[0]
+            for part in pieces:
+                stage(there.layers, there.rows, part)
+        assert torch.equal(here.rows, there.rows) and here.rows.any()
+        assert same(contents(cache, [*range(32)]), contents(other, [*range(32)]))
+
+
+def test_a_copy_takes_a_call_per_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not one per run and layer: between host and device, that is, where a call is dear."""
+    host = HostCache(filled("cpu"), 24)
+    calls = []
+    monkeypatch.setattr(hostcache, "runs", lambda blocks: calls.append(len(blocks)) or runs(blocks))
+    stage(host.layers, host.rows, Copies((1,), [5, 9, 2], [3, 4, 8], True))
+    stage(host.layers, host.rows, Copies((1,), [3, 4, 8], [1, 2, 3], False))
+    assert calls == [3, 3]
+
+
+class FakeCuda:
+    """What pins memory. `limit`: bytes that it has."""
+
+    def __init__(self, limit: int = 1 << 40) -> None:
+        self.limit, self.pinned = limit, {}
+
+    def cudaHostRegister(self, at: int, size: int, flags: int) -> int:
+        if size > self.limit:
+            return 2
+        self.pinned[at] = size
+        return 0
+
+    def cudaHostUnregister(self, at: int) -> None:
+        del self.pinned[at]
+
+
+def test_exactly_what_is_stated_is_pinned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not the next power of two, and as long as it is needed."""
+    cuda = FakeCuda()
+    monkeypatch.setattr(torch.cuda, "cudart", lambda: cuda)
+    rows = torch.zeros(1000, 77)
+    pin(rows)
+    assert cuda.pinned == {rows.data_ptr(): 308_000}
+    del rows
+    assert cuda.pinned == {}
+    cuda.limit = 1 << 20
+    with pytest.raises(LoadError, match=r"swap_gb: the host does not pin 4 MiB \(CUDA error 2\)"):
+        pin(torch.zeros(1 << 20))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_the_memory_is_pinned() -> None:
+    host = HostCache(filled("cuda"), 24)
+    assert host.rows.is_pinned()
 
 
 # --- the core -------------------------------------------------------------------------------------------------------
@@ -357,7 +422,9 @@ def test_an_engine_says_what_it_has(tiny: Any) -> None:
         model=str(tiny("llama")), block_size=4, kv_blocks=32, max_model_len=64,
         preemption="swap", swap_gb=20e-6, profile_file="none",
     )  # fmt: skip
-    engine = start_engine(config)
+    phases = []
+    engine = start_engine(config, lambda phase, silent_s: phases.append((phase, silent_s)))
+    assert phases[-1] == ("swap space", pytest.approx(60.0))
     assert engine.facts.host_blocks == 20_000 // (4 * 2 * 2 * 2 * 8 * 4)
     assert engine.core.host is not None
     assert engine.core.host.total_bytes == host_bytes(engine.facts)
