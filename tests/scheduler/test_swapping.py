@@ -33,7 +33,9 @@ def prompt_of(length: int, seed: int) -> list[int]:
 
 
 def swapping(policy: str, host_blocks: int, **config: object) -> World:
-    return World(policy, host_blocks=host_blocks, preemption="swap", **config)  # type: ignore[arg-type]
+    """Memory is given on demand, so that requests have to give way."""
+    config = {"memory": "on-demand", "preemption": "swap", **config}
+    return World(policy, host_blocks=host_blocks, **config)  # type: ignore[arg-type]
 
 
 # --- the table -------------------------------------------------------------------------------------------------------
@@ -281,6 +283,7 @@ def test_a_replay_decides_the_same(policy: str, tmp_path: Path) -> None:
             world = RecordedWorld(
                 policy, blocks=draw.choice([18, 24]), host_blocks=draw.choice([8, 200]),
                 pipeline_depth=draw.randrange(2), max_num_seqs=8, preemption="swap",
+                memory="on-demand",
             )  # fmt: skip
             for id in range(1, draw.randrange(4, 20)):
                 prompt = prompt_of(draw.randrange(1, 30), id)
@@ -290,7 +293,7 @@ def test_a_replay_decides_the_same(policy: str, tmp_path: Path) -> None:
         assert not outcome.skipped and all(one.same for one in outcome.comparisons), seed
         assert sum(one.step >= 0 for one in outcome.comparisons) == len(world.plans)
         moved += sum(len(plan.swap_out) + len(plan.swap_in) for plan in world.plans)
-    assert moved > 4 or policy == "orca"
+    assert moved > (1 if policy == "slos-serve" else 4) or policy == "orca"
 
 
 # --- allocations and embedding by a policy ---------------------------------------------------------------------------
