@@ -93,7 +93,7 @@ class KvCore:
         self._name_lenders(plan)
         ids, starts, counts, dropped = self._place_entries(plan, work)
         stayed = self._swap_in(plan.swap_in, work)
-        short = self._allocate(plan)
+        short = self._allocate(plan, {*dropped})
         self.tables.lenders.clear()
         self.counters["dropped"] += len(dropped)
         self.counters["copies"] += len(work.copy_to)
@@ -109,7 +109,7 @@ class KvCore:
         cuts.clear()
         report = self._report(
             plan.step, dropped, unpinned=work.unpinned, swapped_out=work.out_ids,
-            unswapped=unswapped, stayed=stayed, short_ids=[*short], short_blocks=[*short.values()],
+            freeing=work.out_frees, unswapped=unswapped, stayed=stayed, short_ids=[*short], short_blocks=[*short.values()],
         )  # fmt: skip
         return batch, report
 
@@ -298,15 +298,15 @@ class KvCore:
             if lender is not None and guest in self._requests:
                 self.tables.lenders[guest] = lender
 
-    def _allocate(self, plan: Plan) -> dict[int, int]:
+    def _allocate(self, plan: Plan, dropped: set[int]) -> dict[int, int]:
         """Gives requests the blocks that the plan says. Returns who holds another number, and which, hosts of others
-        included."""
+        and those whose entry was `dropped` included."""
         short = {}
         for id, blocks in zip(plan.allocate_ids, plan.allocate_blocks, strict=False):
             request = self._requests.get(id)
             if request is not None:
                 self.tables.resize(request, blocks)
-                if len(request.table) != blocks:
+                if len(request.table) != blocks or id in dropped:
                     short[id] = len(request.table)
         for id, host in self.tables.loans.resized.items():
             if self._requests.get(id) is host:

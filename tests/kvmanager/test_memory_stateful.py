@@ -48,9 +48,15 @@ class MemoryLife(RuleBasedStateMachine):
         block_size=st.integers(1, 4),
         host_blocks=st.integers(0, 30),
         prefix_caching=st.sampled_from([True, True, False]),
+        dice=DICE,
     )
     def begin(
-        self, num_blocks: int, block_size: int, host_blocks: int, prefix_caching: bool
+        self,
+        num_blocks: int,
+        block_size: int,
+        host_blocks: int,
+        prefix_caching: bool,
+        dice: Random,
     ) -> None:
         self.shape = (num_blocks, block_size, prefix_caching, host_blocks)
         self.core = KvCore(*self.shape)
@@ -60,6 +66,9 @@ class MemoryLife(RuleBasedStateMachine):
         self.moved: list[int] = []  # the worker has said so, the core has not heard of it
         self.next_id = 1
         self.step = 0
+        for _ in range(3):
+            self.submit(dice)
+        self.plan(dice, 6)
 
     # --- arrivals ------------------------------------------------------------------------------------------------
 
@@ -382,7 +391,7 @@ def test_everything_happens() -> None:
     MemoryLife.seen.clear()
     for seed in range(40):
         dice, life = Random(seed), MemoryLife()
-        life.begin(dice.randint(10, 30), dice.randint(1, 4), dice.randint(5, 30), True)
+        life.begin(dice.randint(10, 30), dice.randint(1, 4), dice.randint(5, 30), True, dice)
         for _ in range(25):
             life.submit(dice)
             life.plan(dice, 3)

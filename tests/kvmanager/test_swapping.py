@@ -228,6 +228,42 @@ def test_what_the_worker_does_not_have_is_not_away() -> None:
     assert replica.core.check() == []
 
 
+def test_what_a_copy_will_free() -> None:
+    """Not what its request holds beyond use (that is free at once), nor what others share, nor what is borrowed."""
+    replica = Replica(num_blocks=16)
+    replica.begin(1, 10, allocate=[(1, 8)])
+    report = replica.plan(swap_out=[1])
+    assert (report.freeing, report.leaving, report.free) == ([3], 3, 13)
+    replica.core.on_lookup(make_lookup(make_prompt(2, [2] * 9)))
+    replica.plan((2, 0, 9), moved=replica.done())
+    replica.core.on_lookup(make_lookup(make_prompt(3, [2] * 9)))
+    assert replica.plan((3, 8, 1), (2, 9, 1)).dropped == []
+    assert replica.plan((3, 9, 1), swap_out=[2]).freeing == [1]  # of 3, two are shared
+    assert embedded(tokens=9).plan(swap_out=[2]).freeing == [0]  # all of its host
+
+
+def test_a_grant_is_told_if_its_entry_was_dropped() -> None:
+    """The scheduler takes the entry back, and with it what it has noted of the request's blocks."""
+    replica = Replica(num_blocks=8)
+    replica.begin(1, 6)
+    report = replica.plan((1, 99, 1), allocate=[(1, 5)])
+    assert report.dropped == [1] and len(replica.blocks(1)) == 5
+    assert (report.short_ids, report.short_blocks) == ([1], [5])
+
+
+def test_no_block_of_a_failed_request_can_be_hit() -> None:
+    """Nor those that it left on the device when it went out, and that are nobody's since."""
+    replica = Replica()
+    replica.begin(1, 10)
+    replica.plan(swap_out=[1])
+    replica.plan(swap_in=[1], moved=replica.done())
+    replica.plan((1, 10, 1), moved=replica.done())
+    assert replica.core.on_lookup(make_lookup(make_prompt(2, [1] * 9))).hit_tokens == [8]
+    report = replica.plan(release=[1], spoiled=[1])
+    assert report.unpinned == [2]
+    assert replica.core.on_lookup(make_lookup(make_prompt(3, [1] * 9))).hit_tokens == [0]
+
+
 # --- beyond need -----------------------------------------------------------------------------------------------------
 
 
