@@ -314,7 +314,8 @@ class BlockTables:
         """Keeps the KV of the first `keep` tokens, pinned like a prefix hit; the rest of the blocks is given back. What
         is on the host stays there."""
         assert 0 < keep <= request.computed and not request.moving
-        self.cuts[request.id] = keep
+        # Not more than it has been told already: what was given up may be in others' hands.
+        self.cuts[request.id] = min(keep, self.cuts.get(request.id, keep))
         blocks = -(-keep // self.block_size)
         request.computed, known = keep, request.computed
         if request.host:

@@ -204,6 +204,28 @@ def test_what_is_away_survives_a_takeover() -> None:
     assert replica.batch.new[0].tokens == [1] * 8 and replica.batch.cut_to == []
 
 
+def test_what_was_given_up_is_not_kept_after_all() -> None:
+    """Two requests have computed the same in blocks of their own. One is looked up again, and shares the blocks of the
+    other from then on; a new scheduler adopts it before the worker has heard of that. What the worker has for it is in
+    blocks that are somebody else's by now."""
+    replica = Replica(num_blocks=8)
+    replica.core.on_lookup(make_lookup(make_prompt(1, [7] * 9), make_prompt(2, [7] * 9)))
+    replica.plan((1, 0, 9), (2, 0, 9))
+    for tokens in (9, 8):
+        assert replica.core.on_inventory(replica.worker.inventory()) == []
+        for id in (1, 2):
+            replica.core.on_lookup(Lookup([make_prompt(id, [7] * tokens)], adopt=True))
+        if tokens == 9:
+            replica.core.on_lookup(make_lookup(make_prompt(2, [7] * 9)))
+            assert {*replica.blocks(2)} <= {*replica.blocks(1)}
+    replica.plan()
+    assert dict(zip(replica.batch.cut_ids, replica.batch.cut_to, strict=True)) == {1: 7, 2: 0}
+    replica.begin(3, 20)  # in whose place
+    replica.core = KvCore(8, SIZE, host_blocks=16)
+    assert replica.core.on_inventory(replica.worker.inventory()) == []
+    assert replica.held(2).computed == 0
+
+
 @pytest.mark.parametrize(
     "held",
     [
