@@ -18,7 +18,15 @@ from accelgen.frontend.errors import ApiError, not_activated, quoted
 from accelgen.frontend.schema import Strict, validate
 from accelgen.proto.child import Child
 from accelgen.proto.messages import Directory, PolicyParams, Swap, Swapped
-from accelgen.proto.policies import in_office, known_policies, params_fault, unknown_policy
+from accelgen.proto.policies import (
+    MEMORY_GROUP,
+    in_office,
+    known_memories,
+    known_policies,
+    params_fault,
+    unknown_memory,
+    unknown_policy,
+)
 
 ANSWER_S = 60.0  # a little longer than the stages of a swap may take together
 
@@ -29,26 +37,38 @@ class SwapBody(Strict):
     policy: Annotated[str, Field(min_length=1, max_length=200)]
     params: dict[str, Any] = {}
     dry_run: bool = False
+    memory: Annotated[str, Field(max_length=200)] = ""
+    memory_params: dict[str, Any] = {}
 
 
 def parse_swap(given: dict[str, Any]) -> SwapBody:
-    """Raises ApiError 400 that names the field: an unknown one, a policy that is not installed (with near matches), a
-    parameter that is neither number, text nor truth value."""
+    """Raises ApiError 400 that names the field: an unknown one, a policy or memory policy that is not installed (with
+    near matches), a parameter that is neither number, text nor truth value, or belongs to no memory policy."""
     body = validate(SwapBody, given)
     if fault := unknown_policy(body.policy):
         raise ApiError(400, f"policy: {fault}", "policy", "policy_not_found")
-    for name, value in body.params.items():
+    if body.memory and (fault := unknown_memory(body.memory)):
+        raise ApiError(400, f"memory: {fault}", "memory", "policy_not_found")
+    _check_params("params", body.params)
+    _check_params("memory_params", body.memory_params)
+    if body.memory_params and not body.memory:
+        message = "memory_params: of which memory policy? State `memory`, too"
+        raise ApiError(400, message, "memory_params", "invalid_value")
+    return body
+
+
+def _check_params(field: str, params: dict[str, Any]) -> None:
+    for name, value in params.items():
         try:
             msgspec.convert({name: value}, PolicyParams)
         except msgspec.ValidationError:
-            param = f"params.{quoted(name)[1:-1]}"
+            param = f"{field}.{quoted(name)[1:-1]}"
             message = f"{param}: must be a number, true, false or a text of at most 500 characters"
             raise ApiError(400, message, param, "invalid_value") from None
     try:
-        msgspec.convert(body.params, PolicyParams)
+        msgspec.convert(params, PolicyParams)
     except msgspec.ValidationError:
-        raise ApiError(400, "params: at most 32 are possible", "params", "invalid_value") from None
-    return body
+        raise ApiError(400, f"{field}: at most 32 are possible", field, "invalid_value") from None
 
 
 def describe(directory: Directory | None) -> dict[str, Any]:
@@ -65,6 +85,9 @@ def describe(directory: Directory | None) -> dict[str, Any]:
         "swap": office.swap,
         "rolled_back": office.rolled_back,
         "installed": known_policies(),
+        "memory": office.memory,
+        "memory_params": office.memory_params,
+        "installed_memory": known_memories(),
     }
 
 
@@ -77,11 +100,14 @@ class Swaps:
         self._waiting: dict[int, asyncio.Future[Swapped]] = {}
 
     async def ask(self, body: SwapBody) -> dict[str, Any]:
-        """Raises ApiError: 400 for parameters that the policy does not take, 409 when the swap is refused or fails, 504
-        when nobody answers."""
+        """Raises ApiError: 400 for parameters that the policy or the memory policy does not take, 409 when the swap is
+        refused or fails, 504 when nobody answers."""
         if fault := await asyncio.to_thread(params_fault, body.policy, body.params):
             raise ApiError(400, f"params: {fault}", "params", "invalid_value")
-        log.info("swap asked for", policy=body.policy, dry_run=body.dry_run)
+        memory = (body.memory, body.memory_params, MEMORY_GROUP)
+        if body.memory and (fault := await asyncio.to_thread(params_fault, *memory)):
+            raise ApiError(400, f"memory_params: {fault}", "memory_params", "invalid_value")
+        log.info("swap asked for", policy=body.policy, memory=body.memory, dry_run=body.dry_run)
         answer = await self._answer(body)
         if not answer.done:
             raise ApiError(409, answer.line, code="swap_refused")
@@ -99,7 +125,8 @@ class Swaps:
         ticket = next(self._tickets)
         self._waiting[ticket] = asyncio.get_running_loop().create_future()
         try:
-            self._child.link.send(Swap(body.policy, body.params, body.dry_run, ticket))
+            memory = (body.memory, body.memory_params)
+            self._child.link.send(Swap(body.policy, body.params, body.dry_run, ticket, *memory))
             self._child.hear()  # the descriptor tells only of what comes after a send
             self.take()
             async with asyncio.timeout(ANSWER_S):

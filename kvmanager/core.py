@@ -24,7 +24,7 @@ class KvCore:
     """Block tables, prefix cache and pins of one replica, and what of it lies on the host (`host_blocks`).
 
     `counters` has: queries and hits (tokens), copies, swapped_out, swapped_in (blocks), dropped (entries), unpinned,
-    unswapped (requests)."""
+    unswapped (requests), never_used (blocks that requests held when they ended, and had not used)."""
 
     def __init__(
         self, num_blocks: int, block_size: int, prefix_caching: bool = True, host_blocks: int = 0
@@ -41,6 +41,14 @@ class KvCore:
     @property
     def pool(self) -> BlockPool:
         return self.tables.pool
+
+    @property
+    def unused_blocks(self) -> int:
+        """Blocks that running requests hold and have no KV in: what has been given ahead of need, or lent."""
+        return sum(self._unused(request) for request in self._requests.values())
+
+    def _unused(self, request: Request) -> int:
+        return len(request.table) + request.computed // -self.block_size if request.running else 0
 
     @property
     def num_requests(self) -> int:
@@ -262,6 +270,7 @@ class KvCore:
             request = self._requests.get(id)
             if request is None:
                 continue
+            self.counters["never_used"] += self._unused(request)
             self.tables.drop(request)
             self.tables.cuts.pop(id, None)
             del self._requests[id]

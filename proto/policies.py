@@ -13,17 +13,18 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from typing import Any
 
 import msgspec
 
-from accelgen.proto.messages import Directory, Role
+from accelgen.proto.messages import Directory, Member, Role
 
 POLICY_GROUP = "accelgen.policies"
 MEMORY_GROUP = "accelgen.memory"
 _WORDS = {POLICY_GROUP: "policy", MEMORY_GROUP: "memory policy"}
+MEMORY_INFO = "accelgen:scheduler_memory_info"  # a scheduler's sample: which memory policy it runs
 _TIMEOUT_S = 60.0
 
 
@@ -100,7 +101,8 @@ def fault_in(policy: str, kind: Callable[..., Any], params: dict[str, Any]) -> s
 @dataclass(frozen=True)
 class InOffice:
     """The policy of a running server. `epoch` is None, and `process_s` 0, while no scheduler serves. `swap`: the one
-    under way (policy, dry_run, stage), None for none; `rolled_back`: which policy failed on probation, and how."""
+    under way (policy, dry_run, stage), None for none; `rolled_back`: which policy failed on probation, and how.
+    `memory`: the memory policy beside it, "" while it is not known which one the policy has brought."""
 
     policy: str
     params: dict[str, Any]
@@ -109,6 +111,8 @@ class InOffice:
     process_s: float  # since its process was started
     swap: dict[str, Any] | None
     rolled_back: str | None
+    memory: str = ""
+    memory_params: dict[str, Any] = field(default_factory=dict)
 
 
 def in_office(directory: Directory) -> InOffice:
@@ -126,7 +130,18 @@ def in_office(directory: Directory) -> InOffice:
         process_s=0.0 if scheduler is None else scheduler.uptime_s,
         swap=facts.get("swap"),
         rolled_back=facts.get("rolled_back"),
+        memory=facts.get("memory", "") or _own_memory(scheduler),
+        memory_params=facts.get("memory_params", {}),
     )
+
+
+def _own_memory(scheduler: Member | None) -> str:
+    """The memory policy that a policy has brought along, as its scheduler tells."""
+    for sample in scheduler.gauges if scheduler is not None else ():
+        name, _, label = sample.partition("{memory=")
+        if name == MEMORY_INFO:
+            return label.strip('"}')
+    return ""
 
 
 def main(policy: str, encoded: str, group: str = POLICY_GROUP) -> int:

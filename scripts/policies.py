@@ -8,10 +8,18 @@ import re
 import textwrap
 from importlib.metadata import entry_points
 from pathlib import Path
+from typing import Any
 
 import click
 
-from accelgen.proto.policies import POLICY_GROUP, InOffice, in_office
+from accelgen.proto.policies import (
+    MEMORY_GROUP,
+    POLICY_GROUP,
+    InOffice,
+    in_office,
+    known_memories,
+    known_policies,
+)
 from accelgen.supervisor.client import ask_directory
 from accelgen.supervisor.errors import StartError
 from accelgen.supervisor.rundir import find_live
@@ -22,26 +30,39 @@ _COLUMNS = 80
 @click.command(name="policies")
 @click.option("--run-dir", default="", help="Run directory, where several servers run.")
 def command(run_dir: str) -> int:
-    """List the installed policies. Of a running server: which is active, in which epoch, for how long."""
+    """List the installed policies, and the memory policies that can work beside any of them (--memory). Of a running
+    server: which are active, in which epoch, for how long."""
     try:
         office = in_office(ask_directory(find_live(run_dir)))
     except StartError as error:
         if run_dir:
             raise click.ClickException(str(error)) from error
         office = None
-    modules = {point.name: point.module for point in entry_points(group=POLICY_GROUP)}
-    width = max(map(len, modules), default=0)
-    for name, module in sorted(modules.items()):
-        active = office is not None and office.policy == name
-        phrase = about(name, docstring(module), max(20, _COLUMNS - width - 4))
-        click.echo(f"{'*' if active else ' '} {name:{width}}  {phrase}".rstrip())
-        if office is not None and active:
-            click.echo(" " * (width + 4) + _life(office))
+    names = [*known_policies(), *known_memories()]
+    width = max(map(len, names), default=0)
+    _list(POLICY_GROUP, width, office and office.policy, office and _life(office))
+    click.echo("\nMemory policies, beside any of them (--memory):")
+    _list(MEMORY_GROUP, width, office and office.memory, office and params_of(office.memory_params))
     if office is not None and office.swap:
         click.echo(f"\nswap under way: {office.swap['policy']}, {office.swap['stage']}")
     if office is not None and office.rolled_back:
         click.echo(f"\nrolled back: {office.rolled_back}")
     return 0
+
+
+def _list(group: str, width: int, active: str | None, about_it: str | None) -> None:
+    """A line for each policy of a group, and another one below the one that is active."""
+    modules = {point.name: point.module for point in entry_points(group=group)}
+    for name, module in sorted(modules.items()):
+        phrase = about(name, docstring(module), max(20, _COLUMNS - width - 4))
+        click.echo(f"{'*' if name == active else ' '} {name:{width}}  {phrase}".rstrip())
+        if name == active and about_it:
+            click.echo(" " * (width + 4) + about_it)
+
+
+def params_of(params: dict[str, Any]) -> str:
+    """As they are stated on the command line."""
+    return " ".join(f"{key}={value}" for key, value in params.items())
 
 
 def docstring(module: str) -> str:
@@ -65,8 +86,7 @@ def about(name: str, described: str, width: int) -> str:
 
 
 def _life(office: InOffice) -> str:
-    params = "".join(f"{key}={value} " for key, value in office.params.items())
-    line = f"{params}active for {office.for_s:,.0f} s"
+    line = f"{params_of(office.params)} active for {office.for_s:,.0f} s".lstrip()
     if office.epoch is None:
         return f"{line}, no scheduler at the moment"
     return f"{line}, epoch {office.epoch}, its process for {office.process_s:,.0f} s"

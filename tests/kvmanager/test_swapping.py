@@ -341,6 +341,21 @@ def test_a_guest_lives_in_its_host_and_gives_back() -> None:
         assert replica.plan((1, at, 1)).dropped == []
 
 
+def test_what_is_given_and_not_used_is_counted() -> None:
+    replica = Replica(num_blocks=8)
+    replica.begin(1, 6, allocate=[(1, 7)])
+    assert replica.core.unused_blocks == 5
+    replica.begin(2, 8, embed=[(2, 1)])
+    loans = replica.core.tables.loans
+    assert (loans.guests, loans.living_inside, replica.core.unused_blocks) == (1, 1, 3)
+    replica.plan((2, 8, 1), embed=[(2, 1)])
+    replica.plan((1, 6, 1), release=[2])
+    assert (loans.guests, loans.living_inside, replica.core.unused_blocks) == (1, 0, 5)
+    assert replica.core.counters["never_used"] == 0
+    replica.plan(release=[1])
+    assert (replica.core.counters["never_used"], replica.core.unused_blocks) == (5, 0)
+
+
 def test_the_host_goes_first() -> None:
     replica = embedded()
     report = replica.plan((2, 8, 1), release=[1])
