@@ -116,8 +116,9 @@ class KvCore:
         )  # fmt: skip
         cuts.clear()
         report = self._report(
-            plan.step, dropped, unpinned=work.unpinned, swapped_out=work.out_ids,
-            freeing=work.out_frees, unswapped=unswapped, stayed=stayed, short_ids=[*short], short_blocks=[*short.values()],
+            plan.step, dropped, unpinned=work.unpinned,
+            swapped_out=work.out_ids, freeing=work.out_frees, unswapped=unswapped, stayed=stayed,
+            short_ids=[*short], short_blocks=[*short.values()],
         )  # fmt: skip
         return batch, report
 

@@ -328,9 +328,10 @@ class KvReport(Body, frozen=True):
     `swapped_out`: copies to the host have begun. `unswapped`: they could not (no room there), and the KV was dropped
     instead. `stayed`: what was to be swapped in, but did not fit. `away_ids`: those of `hit_ids` with KV on the host.
     `short_ids`: requests that hold another number of blocks than their tokens and the plan tell (an allocation not
-    granted in full, or to one whose entry was dropped, blocks lent to or returned by a guest), and `short_blocks` how many they hold.
-    `leaving`: blocks that become free when copies are done. `host_free`: blocks of the host that are free. `freeing`:
-    how many become free when the copy of each of `swapped_out` is done (not those that others share, or have lent)."""
+    granted in full, or to one whose entry was dropped, blocks lent to or returned by a guest), and `short_blocks` how
+    many they hold. `leaving`: blocks that become free when copies are done. `freeing`: how many become free when the
+    copy of each of `swapped_out` is done (not those that others share, or have lent). `host_free`: blocks of the host
+    that are free."""
 
     step: Annotated[int, Meta(ge=-1)]
     free: Count

@@ -40,9 +40,11 @@ def command(run_dir: str) -> int:
         office = None
     names = [*known_policies(), *known_memories()]
     width = max(map(len, names), default=0)
-    _list(POLICY_GROUP, width, office and office.policy, office and _life(office))
+    active, life = (office.policy, _life(office)) if office is not None else ("", "")
+    memory, params = (office.memory, office.memory_params) if office is not None else ("", {})
+    _list(POLICY_GROUP, width, active, life)
     click.echo("\nMemory policies, beside any of them (--memory):")
-    _list(MEMORY_GROUP, width, office and office.memory, office and params_of(office.memory_params))
+    _list(MEMORY_GROUP, width, memory, params_of(params))
     if office is not None and office.swap:
         click.echo(f"\nswap under way: {office.swap['policy']}, {office.swap['stage']}")
     if office is not None and office.rolled_back:
@@ -50,8 +52,8 @@ def command(run_dir: str) -> int:
     return 0
 
 
-def _list(group: str, width: int, active: str | None, about_it: str | None) -> None:
-    """A line for each policy of a group, and another one below the one that is active."""
+def _list(group: str, width: int, active: str, about_it: str) -> None:
+    """A line for each policy of a group, and another one below the one that is active ("": none)."""
     modules = {point.name: point.module for point in entry_points(group=group)}
     for name, module in sorted(modules.items()):
         phrase = about(name, docstring(module), max(20, _COLUMNS - width - 4))

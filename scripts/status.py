@@ -63,7 +63,9 @@ def as_table(directory: Directory) -> str:
             for column, (cell, width) in enumerate(zip(row, widths, strict=True))
         ]
         lines.append("  ".join(cells).rstrip())
-    if spaces := [space for member in directory.members if (space := swap_space(member, directory))]:
+    if spaces := [
+        space for member in directory.members if (space := swap_space(member, directory))
+    ]:
         lines += ["", *spaces]
     if why := facts.get("no_spare"):
         lines += ["", f"no spare scheduler: {why}"]

@@ -240,8 +240,21 @@ def test_which_policy_is_in_office(
 def make_schedulers() -> Callable[..., list[Member]]:
     def make(*facts: tuple[str, int, float]) -> list[Member]:
         return [
-            Member(Role.SCHEDULER, i, 1, "", 5 + i, epoch, phase, 1, up_s, 0.0, 1, None,
-                   {'accelgen:scheduler_memory_info{memory="cacheopt"}': 1.0})
+            Member(
+                Role.SCHEDULER,
+                i,
+                1,
+                "",
+                5 + i,
+                epoch,
+                phase,
+                1,
+                up_s,
+                0.0,
+                1,
+                None,
+                {'accelgen:scheduler_memory_info{memory="cacheopt"}': 1.0},
+            )
             for i, (phase, epoch, up_s) in enumerate(facts)
         ]
 

@@ -1,9 +1,9 @@
 """A worker without a model that checks every KV read, for tests of whatever makes Batches.
 
 Its KV memory holds, instead of keys and values, a digest of the token prefix whose KV should lie there (the tenant's
-salt included). A Batch is run like a real one: forget, introduce, copy, begin to copy to and from the host, change tables,
-write, read. A read that finds
-anything but the digest of the reader's own prefix is an aliasing, copy-on-write, eviction or prefix-cache bug.
+salt included). A Batch is run like a real one: forget, introduce, copy, begin to copy to and from the host, change
+tables, write, read. A read that finds anything but the digest of the reader's own prefix is an aliasing, copy-on-write,
+eviction or prefix-cache bug.
 
 A copy to the host or back takes until it is said to be done. It could happen at any moment in between: so what is
 copied must not change meanwhile, and nobody may touch the place that it goes to.

@@ -147,8 +147,11 @@ class MemoryLife(RuleBasedStateMachine):
             swap_out,
             swap_in=[id for id in away if dice.random() < 0.4 or id in moved],
             moved=moved,
-            allocate=[(id, dice.choice([dice.randint(0, 8), 30]))
-                      for id in everyone if dice.random() < 0.25],
+            allocate=[
+                (id, dice.choice([dice.randint(0, 8), 30]))
+                for id in everyone
+                if dice.random() < 0.25
+            ],
             embed=embed,
             spoiled=[id for id in release if dice.random() < 0.3],
         )

@@ -94,6 +94,25 @@ def test_a_guest_in_a_full_cache(growth: bool) -> None:
     world.check_idle()
 
 
+def test_one_new_guest_per_host_and_plan() -> None:
+    """Two candidates could live in it side by side; the second one moves in an iteration later."""
+    world = world_of(20)
+    world.tell({304: 304, 16: 16})
+    world.submit(1, prompt_of(16, 1), max_tokens=304, objective=EASY)
+    run_until(world, 1, 16)
+    assert world.core.replicas[0].free_blocks == 0
+    for id in (2, 3):
+        world.submit(id, prompt_of(16, id), max_tokens=16, objective=EASY)
+    world.run()
+    assert starts(world, 2) + 1 == starts(world, 3)
+    for plan in world.plans:
+        assert len(set(plan.embed_hosts)) == len(plan.embed_hosts)
+    assert world.kvs[0].tables.loans.guests == 2
+    for id in (2, 3):
+        assert world.delivered[id] == expected(prompt_of(16, id), 16)
+    world.check_idle()
+
+
 def test_without_embedding_it_waits() -> None:
     world = world_of(10, embed=False)
     world.tell({144: 144, 16: 16})

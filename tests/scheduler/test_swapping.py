@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from msgspec.msgpack import decode, encode
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
+from msgspec.msgpack import decode, encode
 from recorded_world import RecordedWorld, recording_to
 from scene import Scene, request
 from world import POLICIES, World, expected
