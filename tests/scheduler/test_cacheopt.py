@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import Phase, event, given, settings
+from hypothesis import Phase, event, example, given, settings
 from hypothesis import strategies as st
 from memory_world import MemoryWorld
 from recorded_world import RecordedWorld, recording_to
@@ -466,6 +466,10 @@ def note_guests(world: MemoryWorld) -> None:
     siblings=st.booleans(),
     hosts=st.booleans(),
 )
+@example(  # a forked choice was lent what it could not use, and started in vain for ever
+    seed=72508, policy="vllm", params={"crossover": False}, depth=1, blocks=14, host_blocks=6,
+    copies_s=None, siblings=True, hosts=True,
+)  # fmt: skip
 def test_any_load_under_any_policy(
     seed: int, policy: str, params: dict[str, Any], depth: int, blocks: int, host_blocks: int,
     copies_s: float | None, siblings: bool, hosts: bool,
