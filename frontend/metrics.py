@@ -52,6 +52,7 @@ _HELP = {
     "process_resident_bytes": "Resident memory of a process.",
     # the scheduler's
     "scheduler_policy_info": "1, labelled with the scheduling policy.",
+    "scheduler_memory_info": "1, labelled with the memory policy.",
     "scheduler_step_seconds": "Time the scheduler takes to plan one iteration.",
     "scheduler_step_p99_seconds": "99th percentile of the time of the last 512 plans.",
     "scheduler_steps_total": "Iterations planned.",
@@ -82,6 +83,10 @@ _HELP = {
     "kv_swapped_in_total": "KV blocks copied back from the host's memory.",
     "kv_unswapped_total": "Requests that could not be swapped out: their KV was dropped.",
     "kv_blocks_lent_total": "KV blocks that a request did not use and another one lived in.",
+    "kv_guests": "Requests that live in blocks of others.",
+    "kv_guests_total": "Requests that have begun to live in blocks of others.",
+    "kv_blocks_unused": "KV blocks that running requests have been given and hold nothing in, yet.",
+    "kv_blocks_never_used_total": "KV blocks that requests had been given and had not used when they ended.",
     "kv_evictions_total": "Cached prefix blocks given up for others.",
     "kv_entries_dropped_total": "Planned entries that could not be placed.",
     "kv_pins_withdrawn_total": "Waiting requests whose cached prefix was given to others.",

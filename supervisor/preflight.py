@@ -164,7 +164,7 @@ def share_memory(config: Config, checkpoint: Checkpoint, left: int) -> Config:
 
 def check_swap(config: Config, checkpoint: Checkpoint) -> None:
     """Raises StartError (status 2) with the numbers if the host's memory does not have what `swap_gb` asks for, beside
-    weights and KV cache where these lie there, too, or if that is less than one block."""
+    weights and a KV cache of fixed size (`kv_blocks`) where these lie there, too, or if that is less than one block."""
     if config.preemption != "swap":
         return
     block_bytes = config.block_size * checkpoint.kv_token_bytes(config.dtype)
@@ -176,15 +176,17 @@ def check_swap(config: Config, checkpoint: Checkpoint) -> None:
         )
     swap = int(config.swap_gb * 1e9) * config.replicas
     available = available_memory_bytes()
-    weights = 0
+    others = {}
     if config.device == "cpu" or (config.device == "auto" and not has_cuda_driver()):
-        weights = checkpoint.weights_bytes(config.dtype) * config.replicas
-    if weights + swap > available:
+        others["weights"] = checkpoint.weights_bytes(config.dtype) * config.replicas
+        others["KV cache"] = config.kv_blocks * block_bytes * config.replicas
+    needed = swap + sum(others.values())
+    if needed > available:
         parts = f"{config.swap_gb:g} GB of swap space"
         parts += f" in each of {config.replicas} replicas" if config.replicas > 1 else ""
-        parts += f" and {_mib(weights)} for weights" if weights else ""
+        parts += "".join(f" + {_mib(size)} for {what}" for what, size in others.items() if size)
         raise StartError(
-            f"--swap-gb: {parts} need {_mib(weights + swap)} of the host's memory,"
+            f"--swap-gb: {parts} need {_mib(needed)} of the host's memory,"
             f" {_mib(available)} are available",
             status=2,
         )

@@ -27,6 +27,7 @@ from accelgen.worker.timing import measure
 
 ROUGH_FIT_S = 3.0
 ROUGH_SWAPS_S = 0.5
+SWAP_S_PER_GB = 2.0  # silence while swap space is made ready
 OVERHEAD_BYTES = 600 << 20  # the budget: resident memory beyond weights and KV cache
 
 Announce = Callable[[str, float], None]  # phase name, seconds it may stay silent
@@ -72,6 +73,8 @@ def start_engine(
     )
     cache = KvCache(loaded.shapes, kv.num_blocks, config.block_size, loaded.dtype, loaded.device)
     host_blocks = size_host(config, kv.block_bytes)
+    if host_blocks:  # every page is touched, and on CUDA pinned
+        announce("swap space", 60.0 + SWAP_S_PER_GB * config.swap_gb)
     host = HostCache(cache, host_blocks) if host_blocks else None
     keep_freed_memory()
     runner = Runner(loaded, cache, backend.make_pass)

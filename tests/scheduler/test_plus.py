@@ -33,9 +33,7 @@ def most_in_time(jobs: list[tuple[float, float]]) -> int:
 
 @given(
     st.lists(
-        st.tuples(
-            st.integers(1, 20).map(lambda n: n / 4), st.integers(1, 60).map(lambda n: n / 4)
-        ),
+        st.tuples(st.integers(1, 20).map(lambda n: n / 4), st.integers(1, 60).map(lambda n: n / 4)),
         min_size=1,
         max_size=6,
     )

@@ -144,7 +144,7 @@ class FakeWorker:
         flat = [token for tokens in sampled for token in tokens]
         causes = ["made to fail"] * len(failed)
         seconds = self.seconds(batch)
-        moved = self._finish(older if batch.ids else len(self.copies))
+        moved = self._finish(older if batch.ids else max(1, older))
         return StepResult(batch.step, ids, counts, flat, failed, causes, [], 0.0, seconds, moved)
 
     def seconds(self, batch: Batch) -> float:
