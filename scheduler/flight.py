@@ -44,9 +44,11 @@ class Confirmed:
 
 @dataclass(slots=True)
 class Outcome:
-    """What a StepResult brought for one request: its new tokens, and how it ended if it did."""
+    """What a StepResult brought for one request: its new tokens, whether its thinking ended with them, and how it ended
+    if it did."""
 
     request: Request
     tokens: list[int]
     reason: Reason | None = None
     detail: str = ""
+    ends_thinking: bool = False
