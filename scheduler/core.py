@@ -128,7 +128,7 @@ class SchedulerCore:
         if refusal is not None:
             self._refuse(requests, refusal)
             return
-        verdict = self.policy.admit(requests[0], views)
+        verdict = self.policy.admit(requests[0], views, now_s)
         if verdict.refused and not accepted:
             why = Refusal(Reason.REFUSED_SATURATED, verdict.refused, drain_s(views))
             self._refuse(requests, why)
