@@ -10,15 +10,15 @@ docs/policies.md, read in the authors' code, `gulang2019/SLOServe`, folder `SLOs
    best effort. `routing` false: round robin alone.
 
 Reconstructed: the rules of planning that the sources leave open (admission.py, survey.py, edf_sim.py, best_effort.py in
-`scheduler/slos_serve`). Nobody waits for a plan when no admitted request has work. What prompts leave of a batch goes
-to decodes that are not due, then to best effort. Output lengths are predicted, known in the paper; out of blocks, a
-best-effort request, the last to have come, or else the admitted one with the latest deadline is recomputed. Whoever
-runs unknown to the plan counts as admitted if it could keep its pace alone. A request that states no objective is best
-effort. Who may be refused is judged at arrival, by the state of that moment, and who is then not refused is admitted.
-When admitted decodes alone cannot keep their pace, each batch has all of them and at least `LEAST_PREFILL` tokens of
-prompts, admitted or best effort. A round costs at most about 10 ms: it judges fewer than `MOST_NEW` where many prompts
-wait (the next round follows at once), and where more than `MOST_PROMPTS` wait, nobody; then batches are made for the
-present decodes alone.
+`scheduler/slos_serve`). Nobody waits for a round when no admitted request has work, or who has less than two of its
+intervals to spare: at light load these would be the ones to be late. What prompts leave of a batch goes to decodes that
+are not due, then to best effort. Output lengths are predicted, known in the paper; out of blocks, a best-effort request,
+the last to have come, or else the admitted one with the latest deadline is recomputed. Whoever runs unknown to the plan
+counts as admitted if it could keep its pace alone. A request that states no objective is best effort. Who may be refused
+is judged at arrival, by the state of that moment, and who is then not refused is admitted. When admitted decodes alone
+cannot keep their pace, each batch has all of them and at least `LEAST_PREFILL` tokens of prompts, admitted or best
+effort. A round costs at most about 10 ms: it judges fewer than `MOST_NEW` where many prompts wait (the next round
+follows at once), and where more than `MOST_PROMPTS` wait, nobody; then batches are made for the present decodes alone.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from itertools import islice
 import numpy as np
 from msgspec import Struct, structs
 
+from accelgen.scheduler.cost_model import Work
 from accelgen.scheduler.policies.shared import (
     Batch,
     at_least,
@@ -196,10 +197,20 @@ class SlosServe:
             return True
         if state.finished >= self.replan_finishes or state.has_more:
             return True
-        news = sum(1 for _ in islice(new_places(view.table), self.replan_arrivals))
-        if news >= self.replan_arrivals:
+        news = [slot for _, slot in islice(new_places(view.table), self.replan_arrivals)]
+        if len(news) >= self.replan_arrivals or self._is_urgent(view, news, start_s):
             return True
-        return news > 0 and not self._has_admitted_work(view.table, state)
+        return bool(news) and not self._has_admitted_work(view.table, state)
+
+    def _is_urgent(self, view: View, news: list[int], start_s: float) -> bool:
+        """Whether one of them would lose what time it has if it waited for the next round, and a batch after it."""
+        table = view.table
+        for slot, at_s in zip(news, self._places(table, news), strict=True):
+            begun, end = int(table.computed[slot]), int(table.length[slot])
+            work = Work(end - begun, prefill_work=(end * end - begun * begun) / 2)
+            if at_s - start_s - view.cost.predict(work) < 2 * self.replan_s:
+                return True
+        return False
 
     def _has_admitted_work(self, table: RequestTable, state: Memory) -> bool:
         if next(admitted_places(table), None) is not None:

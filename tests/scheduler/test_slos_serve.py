@@ -3,6 +3,7 @@ go. A Scene's iteration takes 10 ms and 0.1 ms per token."""
 
 from __future__ import annotations
 
+from collections import Counter
 from math import inf
 from typing import Any
 
@@ -15,6 +16,8 @@ from accelgen.proto.config import Config, SloClass
 from accelgen.proto.messages import Objective, Reason
 from accelgen.scheduler.policies.slos_serve import LEAST_PREFILL, MOST_PROMPTS, Memory, SlosServe
 from accelgen.scheduler.policy import StepStats, load_policy
+from accelgen.scheduler.slos_serve import routing
+from accelgen.scheduler.slos_serve.routing import mixed
 from accelgen.scheduler.slos_serve.standing import PRIORITY_S, standing_by_key, standing_of
 from accelgen.scheduler.slos_serve.survey import Rules, Survey
 from accelgen.simulator.device import Device
@@ -269,6 +272,16 @@ def test_a_plan_is_followed_until_something_happens() -> None:
     assert scene.state.admitted >= ids(scene, *news)
 
 
+def test_who_has_no_time_to_spare_does_not_wait_for_a_round() -> None:
+    """100 tokens take 20 ms: due in 219 ms they have less than two rounds' time to spare, due in 221 ms they have it."""
+    for ttft_s, made_s in ((0.219, 1.02), (0.221, 1.0)):
+        scene = Scene(SlosServe(), PLENTY)
+        scene.running(32, 32)
+        made_at_s(scene, 1.0)
+        new = scene.waiting(100, ttft_s=ttft_s, at_s=1.02)
+        assert (new in scene.plan(1.02)) == (made_s == 1.02) and scene.state.made_s == made_s
+
+
 def test_enough_finished_requests_are_a_reason_to_plan() -> None:
     scene = Scene(SlosServe(), PLENTY)
     scene.running(32, 32)
@@ -448,6 +461,46 @@ def test_a_request_goes_to_the_first_replica_whose_plan_has_room() -> None:
     assert verdict.predicted_ttft_s == pytest.approx(0.35 + after_s) and not verdict.refused
     verdict = policy.admit(request(5, 3000, loose), [full.view, free.view], 0.0)
     assert verdict.predicted_ttft_s == pytest.approx(0.31)
+
+
+def test_round_robin_goes_round_whatever_n_is() -> None:
+    """The prompt of a call with n choices has the first of n ids."""
+    for n in (1, 2, 3, 4, 64):
+        for replicas in (2, 3, 4):
+            met = Counter(mixed(1 + n * i) % replicas for i in range(300))
+            assert len(met) == replicas and max(met.values()) < 1.4 * 300 / replicas
+
+
+def test_routing_goes_by_the_clock() -> None:
+    """What was promised by 0.35 s is due soon at 0.3 s, and so is what an iteration in flight leaves for later; a token of
+    long ago is no clock."""
+    policy = SlosServe()
+    idle = Scene(policy, PLENTY)
+    idle.running(32, 32, last_s=1.0, ttft_s=0.5)
+    newcomer = request(4, 500, Objective(0.5, 0.2))
+    views = [idle.view, idle.view]
+    early, late, flying = (policy.admit(newcomer, views, at_s) for at_s in (1.0, 50.0, 0.9))
+    assert early.predicted_ttft_s == pytest.approx(0.01 + 0.0501)
+    assert late.predicted_ttft_s == pytest.approx(early.predicted_ttft_s)
+    assert flying.predicted_ttft_s == pytest.approx(0.1 + early.predicted_ttft_s)
+    full = busy(policy)
+    quick = request(4, 400, Objective(0.2, 0.2))  # 51 ms, of the 311 that the other one needs until 0.35 s
+    for at_s, refused in ((0.0, True), (0.3, True)):
+        assert bool(strict(burst="refuse").admit(quick, [full.view], at_s).refused) == refused
+    assert not policy.admit(request(4, 400, Objective(0.5, 0.2)), [full.view], 0.0).refused
+
+
+def test_an_arrival_asks_only_so_many_busy_replicas() -> None:
+    """Those with the most prompts are left out."""
+    policy = SlosServe()
+    full = Scene(policy, 10 * PLENTY, seats=512)
+    for _ in range(routing.MOST_WORK):
+        full.waiting(16, ttft_s=60.0)
+    free = Scene(policy, PLENTY)
+    asked = request(4, 100, Objective(0.5, 0.2))
+    assert {policy.admit(asked, views, 0.0).replica for views in ([full.view, free.view], [free.view, full.view])} == {0, 1}  # fmt: skip
+    refusing = SlosServe(burst="refuse")
+    assert refusing.admit(asked, [full.view], 0.0).refused
 
 
 def test_without_routing_it_is_round_robin() -> None:
