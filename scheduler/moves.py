@@ -101,7 +101,7 @@ def _hold_back(
             continue
         free -= demand - lent
         seats -= starts[at]
-        if lent:
+        if host is not None and lent:
             spare[host] -= lent
         if returns[at]:
             back.append(slot)

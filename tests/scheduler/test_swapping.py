@@ -290,7 +290,7 @@ def test_a_replay_decides_the_same(policy: str, tmp_path: Path) -> None:
         assert not outcome.skipped and all(one.same for one in outcome.comparisons), seed
         assert sum(one.step >= 0 for one in outcome.comparisons) == len(world.plans)
         moved += sum(len(plan.swap_out) + len(plan.swap_in) for plan in world.plans)
-    assert moved > 4 or policy == "orca"
+    assert moved > (1 if policy == "slos-serve" else 4) or policy == "orca"
 
 
 # --- allocations and embedding by a policy ---------------------------------------------------------------------------
