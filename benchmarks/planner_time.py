@@ -1,12 +1,12 @@
 """What planning costs `slos-serve`: processor time of a round that judges and plans, and of an arrival that is routed.
 
-    python benchmarks/planner_time.py [--running 0,32,128,246] [--waiting 0,10,50,200] [--params admission=edf_sim] [--write]
+    python benchmarks/planner_time.py [--running 0,32,128,246] [--waiting 0,10,50,200] [--params admission=edf_sim]
 
-A replica's table is drawn anew for each sample: so many requests decode, so many admitted prompts wait (as many as there
-are seats), and ten new requests are judged. `round` is one `plan` that makes a plan, `arrival` one `admit` that asks
-four such replicas, which is the worst case where none of them has room. Objectives are those of SLOs-Serve's services (3
-or 5 times a prompt alone; 50 or 100 ms per token; arXiv 2504.08784), requests a twentieth of them ahead of or behind
-their line. The paper's budget is 10 ms. The clock is the thread's processor time.
+A replica's table is drawn anew for each sample: so many requests decode, so many admitted prompts wait (as many as
+there are seats), and ten new requests are judged. `round` is one `plan` that makes a plan, `arrival` one `admit` that asks
+four such replicas, which is the worst case where none of them has room. Objectives are those of SLOs-Serve's services
+(3 or 5 times a prompt alone; 50 or 100 ms per token; arXiv 2504.08784), decodes a few percent ahead of or behind their
+line. The paper's budget is 10 ms. The clock is the thread's processor time. `--write` keeps the figures.
 """
 
 from __future__ import annotations
@@ -135,7 +135,8 @@ def main(running: str, waiting: str, samples: int, params: str, write: bool) -> 
         for queue in map(int, waiting.split(",")):
             row = measure(policy, many, queue, samples)
             rows.append(row)
-            figures = [[row[f"{name}_{of}_ms"] for of in ("p50", "p99", "max")] for name in ("round", "arrival")]  # fmt: skip
+            names, of = ("round", "arrival"), ("p50", "p99", "max")
+            figures = [[row[f"{name}_{one}_ms"] for one in of] for name in names]
             shown = "  ".join(f"{a:9.2f} {b:8.2f} {c:8.2f}" for a, b, c in figures)
             late = " over" if max(figures[0][1], figures[1][1]) > BUDGET_MS else ""
             print(f"{row['running']:7} {row['waiting']:8} {shown}{late}", flush=True)

@@ -12,11 +12,10 @@ docs/policies.md, read in the authors' code, `gulang2019/SLOServe`, folder `SLOs
 Reconstructed: the rules of planning that the sources leave open (admission.py, survey.py, edf_sim.py, best_effort.py in
 `scheduler/slos_serve`). Nobody waits for a round when no admitted request has work, or who has less than two of its
 intervals to spare: at light load these would be the ones to be late. What prompts leave of a batch goes to decodes that
-are not due, then to best effort. Output lengths are predicted, known in the paper; out of blocks, a best-effort request,
-the last to have come, or else the admitted one with the latest deadline is recomputed. Whoever runs unknown to the plan
-counts as admitted if it could keep its pace alone. A request that states no objective is best effort. Who may be refused
-is judged at arrival, by the state of that moment, and who is then not refused is admitted. When admitted decodes alone
-cannot keep their pace, each batch has all of them and at least `LEAST_PREFILL` tokens of prompts, admitted or best
+are not due, then to best effort. Output lengths are predicted, known in the paper; out of blocks, a best-effort
+request, the last to have come, or else the admitted one with the latest deadline is recomputed. Whoever runs unknown to
+the plan counts as admitted if it could keep its pace alone. A request that states no objective is best effort. Who may
+be refused is judged at arrival, by the state of that moment, and is else admitted. When admitted decodes alone cannot keep their pace, each batch has all of them and at least `LEAST_PREFILL` tokens of prompts, admitted or best
 effort. A round costs at most about 10 ms: it judges fewer than `MOST_NEW` where many prompts wait (the next round
 follows at once), and where more than `MOST_PROMPTS` wait, nobody; then batches are made for the present decodes alone.
 """
@@ -64,7 +63,7 @@ from accelgen.scheduler.slos_serve.survey import Rules, Survey, due_s, too_slow_
 from accelgen.scheduler.table import FAR_S, Bools, Ints, RequestTable
 
 LEAST_PREFILL = 128  # tokens
-MOST_EVENTS = 1500  # of simulations per round, about: 5 microseconds each
+MOST_EVENTS = 900  # of simulations per round, about: 5 microseconds each
 MOST_STEPS = 600  # of walks per round, about: 10 microseconds each
 MOST_PROMPTS = 160  # that a round walks along
 
@@ -258,7 +257,7 @@ class SlosServe:
         """Ids of those that are admitted, and the plan for them and the old ones; None if the old ones' decodes alone
         are too many."""
         problem = survey.problem()
-        if len(survey.standing.prompts) > MOST_PROMPTS:
+        if len(survey.standing.prompts) > self._most_prompts:
             problem = replace(problem, candidates=())
         if self.admission == "dp":
             feasible = relaxed(problem)
@@ -276,12 +275,17 @@ class SlosServe:
         """How many a round judges: for each of them the walk goes along all prompts that follow; `edf_sim` simulates
         all requests."""
         prompts = len(standing.prompts)
-        if prompts > MOST_PROMPTS:
+        if prompts > self._most_prompts:
             return 0
         if self.admission == "dp":
             return max(1, min(MOST_NEW, (MOST_STEPS - 3 * prompts) // (prompts + 1)))
-        events = 3 * (len(view.table.running) + prompts + MOST_NEW)
-        return max(1, min(MOST_NEW, MOST_EVENTS // events))
+        events = 2 * len(standing.decoding) + 3 * (prompts + MOST_NEW)
+        return max(1, min(MOST_NEW, MOST_EVENTS // events - 1))
+
+    @property
+    def _most_prompts(self) -> int:
+        """That a round walks along; a simulation costs more than a walk."""
+        return MOST_PROMPTS if self.admission == "dp" else MOST_PROMPTS // 2
 
     def _overloaded(self, survey: Survey) -> Plan:
         decodes = sum(survey.counts)

@@ -69,9 +69,7 @@ class Problem:
     def start(self) -> Place:
         return Place(0, 0.0, self.counts, self.steady)
 
-    def step(
-        self, place: Place, candidate: Candidate, due_s: float | None = None
-    ) -> Place | None:
+    def step(self, place: Place, candidate: Candidate, due_s: float | None = None) -> Place | None:
         """The walk goes on to the deadline of a further candidate (or, of this one, `due_s`); None if it cannot be
         kept, or if all these decodes together cannot go on."""
         due_s = candidate.due_s if due_s is None else due_s

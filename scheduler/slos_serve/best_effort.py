@@ -5,8 +5,8 @@ that run will still need; a prompt only if the rest of the batch holds the whole
 decode. They are evicted when admitted requests need their blocks or seats, last come, first out; their tokens are kept,
 and one prefill of prompt and answer brings the KV back.
 
-Reconstructed: the first of the queue is cut where it does not fit, so that it cannot wait for ever for a batch as long as
-itself; others for which this batch is too short are passed over. One for which there is no KV holds up those behind it.
+Reconstructed: the first of the queue is cut where it does not fit, so that it cannot wait for ever for a batch as long
+as itself; others for which this batch is too short are passed over. One for which there is no KV holds up those behind.
 """
 
 from __future__ import annotations

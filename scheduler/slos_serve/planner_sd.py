@@ -108,7 +108,9 @@ class SdPlanner:
             unit_s = min(one.unit_s, window_s)
             size = self.roofline.time_to_batch(unit_s, one.steps)
             prefill, times = size - one.used, int(window_s / unit_s + _CLOSE)
-            if prefill < 0 and unit_s < one.unit_s:  # the window is too short, and nothing is due in it
+            if (
+                prefill < 0 and unit_s < one.unit_s
+            ):  # the window is too short, and nothing is due in it
                 unit_s, times = one.unit_s, 0
                 size = self.roofline.time_to_batch(unit_s, one.steps)
                 prefill = size - one.used

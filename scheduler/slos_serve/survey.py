@@ -241,9 +241,7 @@ class Survey:
         if thinking is None or request.thought:
             return [demand]
         response_s = request.objective.tpot_s
-        pace_s = (
-            self.tiers[-1] if response_s is None else reduced_s(response_s)
-        )
+        pace_s = self.tiers[-1] if response_s is None else reduced_s(response_s)
         return in_parts(demand, thinking, len(request.generated), pace_s)
 
     def _tier(self, tpot_s: float) -> int:
