@@ -15,9 +15,10 @@ intervals to spare: at light load these would be the ones to be late. What promp
 are not due, then to best effort. Output lengths are predicted, known in the paper; out of blocks, a best-effort
 request, the last to have come, or else the admitted one with the latest deadline is recomputed. Whoever runs unknown to
 the plan counts as admitted if it could keep its pace alone. A request that states no objective is best effort. Who may
-be refused is judged at arrival, by the state of that moment, and is else admitted. When admitted decodes alone cannot keep their pace, each batch has all of them and at least `LEAST_PREFILL` tokens of prompts, admitted or best
-effort. A round costs at most about 10 ms: it judges fewer than `MOST_NEW` where many prompts wait (the next round
-follows at once), and where more than `MOST_PROMPTS` wait, nobody; then batches are made for the present decodes alone.
+be refused is judged at arrival, by the state of that moment, and is else admitted. When admitted decodes alone cannot
+keep their pace, each batch has all of them and at least `LEAST_PREFILL` tokens of prompts, admitted or best effort. A
+round costs at most about 10 ms: it judges fewer than `MOST_NEW` where many prompts wait (the next round follows at
+once), and where more than `MOST_PROMPTS` wait, nobody; then batches are made for the present decodes alone.
 """
 
 from __future__ import annotations
