@@ -4,9 +4,9 @@
 
 A replica's table is drawn anew for each sample: so many requests decode, so many admitted prompts wait (as many as
 there are seats), and ten new requests are judged. `round` is one `plan` that makes a plan, `arrival` one `admit` that
-asks four such replicas, which is the worst case where none of them has room. Objectives are those of SLOs-Serve's services
-(3 or 5 times a prompt alone; 50 or 100 ms per token; arXiv 2504.08784), decodes a few percent ahead of or behind their
-line. The paper's budget is 10 ms. The clock is the thread's processor time. `--write` keeps the figures.
+asks four such replicas, which is the worst case where none of them has room. Objectives are those of SLOs-Serve's
+services (3 or 5 times a prompt alone; 50 or 100 ms per token; arXiv 2504.08784), decodes a few percent ahead of or
+behind their line. The paper's budget is 10 ms. The clock is the thread's processor time. `--write` keeps the figures.
 """
 
 from __future__ import annotations
