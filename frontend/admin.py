@@ -126,9 +126,8 @@ class Swaps:
         answer = await self._answer(body)
         if not answer.done:
             raise ApiError(409, answer.line, code="swap_refused")
-        chosen = {"policy": body.policy, "routing": body.routing}
-        named = {key: value for key, value in chosen.items() if value is not None}
-        return {"done": True, **named, "detail": answer.line}
+        told = {key: value for key, value in named.items() if value}
+        return {"done": True, **told, "detail": answer.line}
 
     def take(self) -> None:
         """Hands out what the supervisor has answered."""

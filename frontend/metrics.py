@@ -46,6 +46,7 @@ _HELP = {
     "admission_rejections_total": "Requests that the scheduler refused on arrival.",
     "request_slo_met_total": "Calls that kept a stated objective.",
     "request_slo_violation_total": "Calls that missed a stated objective.",
+    "request_best_effort_total": "Calls whose objectives were not promised, where the policy promises any.",
     "frontend_open_requests": "Choices that are being generated.",
     "frontend_messages_total": "Messages on the link to the scheduler by what became of them.",
     "process_up": "1 for a process that the supervisor believes alive.",
@@ -172,6 +173,8 @@ class Metrics:
         stated = {slo: kept for slo, kept in stated.items() if kept is not None}
         if stated:
             stated["all"] = all(stated.values())
+        if verdict.best_effort:
+            self.count("request_best_effort_total", slo_class=verdict.slo_class)
         labels = {"stage": verdict.stage} if verdict.stage else {}
         for slo, kept in stated.items():
             name = "request_slo_met_total" if kept else "request_slo_violation_total"

@@ -105,12 +105,14 @@ class Thinking(Body, frozen=True):
 
 class Objective(Body, frozen=True):
     """What the client asked for; None is "not stated". Bounded by the class in the configuration. Of an answer that
-    begins with `thinking`, `tpot_s` is the response's."""
+    begins with `thinking`, `tpot_s` is the response's. `refuses`: rather not at all than as best effort, where the
+    policy promises objectives (slos-serve)."""
 
     ttft_s: Seconds | None = None
     tpot_s: Seconds | None = None
     e2e_s: Seconds | None = None
     thinking: Thinking | None = None
+    refuses: bool = False
 
 
 class Prompt(Body, frozen=True):
@@ -198,7 +200,8 @@ class Member(Body, frozen=True):
 
 
 class End(Body, frozen=True):
-    """The one terminal event of a request. `detail` is for people; `retry_after_s` only with a refusal."""
+    """The one terminal event of a request. `detail` is for people; `retry_after_s` only with a refusal. `best_effort`:
+    the policy promises objectives, and has not promised those of this request."""
 
     id: Id
     reason: Reason
@@ -207,6 +210,7 @@ class End(Body, frozen=True):
     queue_s: Seconds = 0.0  # arrival at the scheduler until first planned
     cached_tokens: Count = 0  # prompt tokens found in the prefix cache
     preemptions: Count = 0
+    best_effort: bool = False
 
 
 # --- frontend and scheduler --------------------------------------------------------------------------------------

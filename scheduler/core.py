@@ -134,9 +134,9 @@ class SchedulerCore:
             self._refuse(requests, refusal)
             return
         if known is None:
-            verdict = self.placement.choose(requests[0], by_index)
+            verdict = self.placement.choose(requests[0], by_index, now_s)
         else:
-            verdict = replace(self.policy.admit(requests[0], views), replica=known)
+            verdict = replace(self.policy.admit(requests[0], views, now_s), replica=known)
         if verdict.refused and not accepted:
             why = Refusal(Reason.REFUSED_SATURATED, verdict.refused, drain_s(views))
             self._refuse(requests, why)

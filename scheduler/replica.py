@@ -117,6 +117,7 @@ class Replica:
             self.table.first_s[slot] = now_s - lived_s
             if self.table.remaining(np.array([slot]))[0] == 1 and not self.table.away[slot]:
                 self._stalled_s = None
+                self.table.key[slot] = self._key(slot)  # the place that it would have if it waited
                 self.table.start(slot)
                 return
         self.enqueue(slot)
@@ -162,6 +163,8 @@ class Replica:
         work = clip(reach.entries, self.table.block_size, self.limits, self.cost)
         for slot, key in decision.requeue.items():
             self.table.move(slot, key)
+        for slot in decision.declined:
+            self.table.request(slot).best_effort = True
         self._note_starving(bool(decision.slots) or self.moves.pending, now_s)
         alone = (self._release or self.moves.pending) and not self.flights
         idle_words = forks or alone or decision.preempt or reach.back or self._grows(decision)

@@ -33,6 +33,7 @@ class Scene:
         self.state: Any = policy.initial()
         self.preempted: list[int] = []
         self.requeued: list[int] = []
+        self.declined: list[int] = []
 
     @property
     def view(self) -> View:
@@ -64,6 +65,7 @@ class Scene:
         """Tokens by slot; nothing is carried out but changes of the order."""
         decision, self.state = self.policy.plan(self.view, self.state, at_s)
         self.preempted, self.requeued = decision.preempt, [*decision.requeue]
+        self.declined = decision.declined
         for slot, key in decision.requeue.items():
             assert key == self.policy.order_key(self.view, slot, self.state)
             self.table.move(slot, key)
