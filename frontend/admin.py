@@ -20,11 +20,14 @@ from accelgen.frontend.schema import Strict, validate
 from accelgen.proto.child import Child
 from accelgen.proto.messages import Directory, PolicyParams, Swap, Swapped
 from accelgen.proto.policies import (
+    MEMORY_GROUP,
     in_office,
+    known_memories,
     known_policies,
     known_routings,
     params_fault,
     routing_fault,
+    unknown_memory,
     unknown_policy,
 )
 
@@ -38,30 +41,42 @@ class SwapBody(Strict):
     params: dict[str, Any] = {}
     dry_run: bool = False
     routing: Annotated[str, Field(min_length=1, max_length=500)] | None = None
+    memory: Annotated[str, Field(max_length=200)] = ""
+    memory_params: dict[str, Any] = {}
 
 
 def parse_swap(given: dict[str, Any]) -> SwapBody:
-    """Raises ApiError 400 that names the field: an unknown one, neither policy nor routing, a policy that is not
-    installed (with near matches), a parameter that is neither number, text nor truth value, or nobody's."""
+    """Raises ApiError 400 that names the field: an unknown one, nothing to change, a policy or memory policy that is
+    not installed (with near matches), a parameter that is neither number, text nor truth value, or nobody's."""
     body = validate(SwapBody, given)
-    if body.policy is None and body.routing is None:
+    if body.policy is None and body.routing is None and not body.memory:
         raise ApiError(400, "policy is required", "policy", "missing_required_parameter")
     if body.policy is None and body.params:
         raise ApiError(400, "params: of which policy? State it, too", "params", "invalid_value")
     if body.policy is not None and (fault := unknown_policy(body.policy)):
         raise ApiError(400, f"policy: {fault}", "policy", "policy_not_found")
-    for name, value in body.params.items():
+    if body.memory and (fault := unknown_memory(body.memory)):
+        raise ApiError(400, f"memory: {fault}", "memory", "policy_not_found")
+    _check_params("params", body.params)
+    _check_params("memory_params", body.memory_params)
+    if body.memory_params and not body.memory:
+        message = "memory_params: of which memory policy? State `memory`, too"
+        raise ApiError(400, message, "memory_params", "invalid_value")
+    return body
+
+
+def _check_params(field: str, params: dict[str, Any]) -> None:
+    for name, value in params.items():
         try:
             msgspec.convert({name: value}, PolicyParams)
         except msgspec.ValidationError:
-            param = f"params.{quoted(name)[1:-1]}"
+            param = f"{field}.{quoted(name)[1:-1]}"
             message = f"{param}: must be a number, true, false or a text of at most 500 characters"
             raise ApiError(400, message, param, "invalid_value") from None
     try:
-        msgspec.convert(body.params, PolicyParams)
+        msgspec.convert(params, PolicyParams)
     except msgspec.ValidationError:
-        raise ApiError(400, "params: at most 32 are possible", "params", "invalid_value") from None
-    return body
+        raise ApiError(400, f"{field}: at most 32 are possible", field, "invalid_value") from None
 
 
 def describe(directory: Directory | None) -> dict[str, Any]:
@@ -80,6 +95,9 @@ def describe(directory: Directory | None) -> dict[str, Any]:
         "rolled_back": office.rolled_back,
         "installed": known_policies(),
         "installed_routings": known_routings(),
+        "memory": office.memory,
+        "memory_params": office.memory_params,
+        "installed_memory": known_memories(),
     }
 
 
@@ -92,21 +110,24 @@ class Swaps:
         self._waiting: dict[int, asyncio.Future[Swapped]] = {}
 
     async def ask(self, body: SwapBody) -> dict[str, Any]:
-        """Raises ApiError: 400 for a routing that there is not, or for parameters that policy or routing do not take,
-        409 when the swap is refused or fails, 504 when nobody answers."""
+        """Raises ApiError: 400 for a routing that there is not, or for parameters that policy, memory policy or routing
+        do not take, 409 when the swap is refused or fails, 504 when nobody answers."""
         if body.policy and (
             fault := await asyncio.to_thread(params_fault, body.policy, body.params)
         ):
             raise ApiError(400, f"params: {fault}", "params", "invalid_value")
+        memory = (body.memory, body.memory_params, MEMORY_GROUP)
+        if body.memory and (fault := await asyncio.to_thread(params_fault, *memory)):
+            raise ApiError(400, f"memory_params: {fault}", "memory_params", "invalid_value")
         if body.routing and (fault := await asyncio.to_thread(routing_fault, body.routing)):
             raise ApiError(400, f"routing: {fault}", "routing", "invalid_value")
-        log.info("swap asked for", policy=body.policy, routing=body.routing, dry_run=body.dry_run)
+        named = {"policy": body.policy, "memory": body.memory, "routing": body.routing}
+        log.info("swap asked for", **named, dry_run=body.dry_run)
         answer = await self._answer(body)
         if not answer.done:
             raise ApiError(409, answer.line, code="swap_refused")
-        chosen = {"policy": body.policy, "routing": body.routing}
-        named = {key: value for key, value in chosen.items() if value is not None}
-        return {"done": True, **named, "detail": answer.line}
+        told = {key: value for key, value in named.items() if value}
+        return {"done": True, **told, "detail": answer.line}
 
     def take(self) -> None:
         """Hands out what the supervisor has answered."""
@@ -120,14 +141,10 @@ class Swaps:
         ticket = next(self._tickets)
         self._waiting[ticket] = asyncio.get_running_loop().create_future()
         try:
+            memory = (body.memory, body.memory_params)
+            routing = body.routing or ""
             self._child.link.send(
-                Swap(
-                    body.policy or "",
-                    body.params,
-                    body.dry_run,
-                    ticket,
-                    routing=body.routing or "",
-                )
+                Swap(body.policy or "", body.params, body.dry_run, ticket, *memory, routing)
             )
             self._child.hear()  # the descriptor tells only of what comes after a send
             self.take()

@@ -53,6 +53,7 @@ class Outcome(Struct, frozen=True):
     tpot_s: float | None
     e2e_s: float
     parts: tuple[Part, ...] = ()
+    best_effort: bool = False
 
 
 class Admission(Struct, frozen=True):

@@ -132,6 +132,7 @@ class Choice:
             tpot_s=tpot_s,
             e2e_s=(now_s if self.last_s is None else self.last_s) - received_s,
             parts=self.parts(),
+            best_effort=end is not None and end.best_effort,
         )
 
 

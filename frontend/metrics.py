@@ -46,12 +46,14 @@ _HELP = {
     "admission_rejections_total": "Requests that the scheduler refused on arrival.",
     "request_slo_met_total": "Calls that kept a stated objective.",
     "request_slo_violation_total": "Calls that missed a stated objective.",
+    "request_best_effort_total": "Calls whose objectives were not promised, where the policy promises any.",
     "frontend_open_requests": "Choices that are being generated.",
     "frontend_messages_total": "Messages on the link to the scheduler by what became of them.",
     "process_up": "1 for a process that the supervisor believes alive.",
     "process_resident_bytes": "Resident memory of a process.",
     # the scheduler's
     "scheduler_policy_info": "1, labelled with the scheduling policy.",
+    "scheduler_memory_info": "1, labelled with the memory policy.",
     "scheduler_step_seconds": "Time the scheduler takes to plan one iteration.",
     "scheduler_step_p99_seconds": "99th percentile of the time of the last 512 plans.",
     "scheduler_steps_total": "Iterations planned.",
@@ -87,6 +89,10 @@ _HELP = {
     "kv_swapped_in_total": "KV blocks copied back from the host's memory.",
     "kv_unswapped_total": "Requests that could not be swapped out: their KV was dropped.",
     "kv_blocks_lent_total": "KV blocks that a request did not use and another one lived in.",
+    "kv_guests": "Requests that live in blocks of others.",
+    "kv_guests_total": "Requests that have begun to live in blocks of others.",
+    "kv_blocks_unused": "KV blocks that running requests have been given and hold nothing in, yet.",
+    "kv_blocks_never_used_total": "KV blocks that requests had been given and had not used when they ended.",
     "kv_evictions_total": "Cached prefix blocks given up for others.",
     "kv_entries_dropped_total": "Planned entries that could not be placed.",
     "kv_pins_withdrawn_total": "Waiting requests whose cached prefix was given to others.",
@@ -174,6 +180,8 @@ class Metrics:
         stated = {slo: kept for slo, kept in stated.items() if kept is not None}
         if stated:
             stated["all"] = all(stated.values())
+        if verdict.best_effort:
+            self.count("request_best_effort_total", slo_class=verdict.slo_class)
         labels = {"stage": verdict.stage} if verdict.stage else {}
         for slo, kept in stated.items():
             name = "request_slo_met_total" if kept else "request_slo_violation_total"

@@ -76,7 +76,16 @@ def resolve(
             value_ms = stage_goals.stated_ms(field, extension, slo_class, RESPONSE)
         seconds[field.replace("_ms", "_s")] = None if value_ms is None else value_ms / 1000
     stage = (extension and extension.stage) or ""
-    return Stated(name, Objective(**seconds, thinking=thinking), stage)
+    objective = Objective(
+        seconds["ttft_s"], seconds["tpot_s"], seconds["e2e_s"], thinking, _refuses(extension, slo_class)
+    )  # fmt: skip
+    return Stated(name, objective, stage)
+
+
+def _refuses(extension: Extension | None, slo_class: SloClass) -> bool:
+    """Whether the request is rather refused than served as best effort."""
+    asked = extension and extension.on_overload
+    return (asked or slo_class.on_overload) == "refuse"
 
 
 def _values(headers: RawHeaders) -> dict[str, list[str]]:
@@ -127,7 +136,8 @@ class PartVerdict(Struct, frozen=True):
 class Verdict(Struct, frozen=True):
     """The `accelgen` object at the end of a response. Milliseconds, measured at the frontend from the receipt of
     the request; with several choices the worst one counts, and counts are sums. None: not known or not defined (a
-    single token has no time per output token). `stage` and `stages` only where the request has them."""
+    single token has no time per output token). `stage` and `stages` only where the request has them. `best_effort`: the
+    objectives were not promised, where the policy promises any."""
 
     slo_class: str
     queue_ms: float | None
@@ -137,6 +147,7 @@ class Verdict(Struct, frozen=True):
     cached_tokens: int
     preemptions: int
     slo_met: Met
+    best_effort: bool = False
     stage: str | UnsetType = UNSET
     stages: dict[str, PartVerdict] | UnsetType = UNSET
 
@@ -160,6 +171,7 @@ def judge(stated: Stated, outcomes: Sequence[Outcome]) -> Verdict:
             tpot=all(_keeps_pace(one, aim) for one in outcomes) if _has_pace(aim) else None,
             e2e=None if aim.e2e_s is None else e2e_s is not None and e2e_s <= aim.e2e_s,
         ),
+        best_effort=any(one.best_effort for one in outcomes),
         stage=stated.stage or UNSET,
         stages=_parts(outcomes) or UNSET,
     )

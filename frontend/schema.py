@@ -81,13 +81,18 @@ class StageFields(Strict):
     max_tokens: Annotated[int, Field(ge=1, le=INT31)] | None = None
 
 
+OnOverload = Literal["best_effort", "refuse"]
+
+
 class Extension(Strict):
-    """The body object `accelgen`. `stage`: which call of a session this one is; `stages`: objectives by stage."""
+    """The body object `accelgen`. `stage`: which call of a session this one is; `stages`: objectives by stage;
+    `on_overload`: what becomes of the request if the server cannot promise its objectives."""
 
     slo_class: Name | None = None
     slo: SloFields | None = None
     stage: Name | None = None
     stages: Annotated[dict[Name, StageFields], Field(max_length=16)] | None = None
+    on_overload: OnOverload | None = None
     cache_salt: Annotated[str, Field(min_length=1, max_length=256)] | None = None
 
 

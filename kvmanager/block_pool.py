@@ -133,6 +133,14 @@ class BlockPool:
             else:
                 self._free.append(block)
 
+    def discredit(self, block: int) -> None:
+        """What `block` holds is worthless: nobody finds it any more, and if it was cached, it is free."""
+        if block in self._index:
+            self._index.forget(block)
+            if not self.owners[block]:
+                del self._cached[block]
+                self._free.append(block)
+
     def _evict(self) -> int:
         block, _ = self._cached.popitem(last=False)
         self._index.forget(block)

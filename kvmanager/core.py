@@ -24,7 +24,7 @@ class KvCore:
     """Block tables, prefix cache and pins of one replica, and what of it lies on the host (`host_blocks`).
 
     `counters` has: queries and hits (tokens), copies, swapped_out, swapped_in (blocks), dropped (entries), unpinned,
-    unswapped (requests)."""
+    unswapped (requests), never_used (blocks that requests held when they ended, and had not used)."""
 
     def __init__(
         self, num_blocks: int, block_size: int, prefix_caching: bool = True, host_blocks: int = 0
@@ -41,6 +41,14 @@ class KvCore:
     @property
     def pool(self) -> BlockPool:
         return self.tables.pool
+
+    @property
+    def unused_blocks(self) -> int:
+        """Blocks that running requests hold and have no KV in: what has been given ahead of need, or lent."""
+        return sum(self._unused(request) for request in self._requests.values())
+
+    def _unused(self, request: Request) -> int:
+        return len(request.table) + request.computed // -self.block_size if request.running else 0
 
     @property
     def num_requests(self) -> int:
@@ -93,7 +101,7 @@ class KvCore:
         self._name_lenders(plan)
         ids, starts, counts, dropped = self._place_entries(plan, work)
         stayed = self._swap_in(plan.swap_in, work)
-        short = self._allocate(plan)
+        short = self._allocate(plan, {*dropped})
         self.tables.lenders.clear()
         self.counters["dropped"] += len(dropped)
         self.counters["copies"] += len(work.copy_to)
@@ -109,8 +117,9 @@ class KvCore:
         )  # fmt: skip
         cuts.clear()
         report = self._report(
-            plan.step, dropped, unpinned=work.unpinned, swapped_out=work.out_ids,
-            unswapped=unswapped, stayed=stayed, short_ids=[*short], short_blocks=[*short.values()],
+            plan.step, dropped, unpinned=work.unpinned,
+            swapped_out=work.out_ids, freeing=work.out_frees, unswapped=unswapped, stayed=stayed,
+            short_ids=[*short], short_blocks=[*short.values()],
         )  # fmt: skip
         return batch, report
 
@@ -267,6 +276,7 @@ class KvCore:
             request = self._requests.get(id)
             if request is None:
                 continue
+            self.counters["never_used"] += self._unused(request)
             self.tables.drop(request)
             self.tables.cuts.pop(id, None)
             del self._requests[id]
@@ -303,15 +313,15 @@ class KvCore:
             if lender is not None and guest in self._requests:
                 self.tables.lenders[guest] = lender
 
-    def _allocate(self, plan: Plan) -> dict[int, int]:
+    def _allocate(self, plan: Plan, dropped: set[int]) -> dict[int, int]:
         """Gives requests the blocks that the plan says. Returns who holds another number, and which, hosts of others
-        included."""
+        and those whose entry was `dropped` included."""
         short = {}
         for id, blocks in zip(plan.allocate_ids, plan.allocate_blocks, strict=False):
             request = self._requests.get(id)
             if request is not None:
                 self.tables.resize(request, blocks)
-                if len(request.table) != blocks:
+                if len(request.table) != blocks or id in dropped:
                     short[id] = len(request.table)
         for id, host in self.tables.loans.resized.items():
             if self._requests.get(id) is host:

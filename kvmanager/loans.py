@@ -34,11 +34,17 @@ class Loans:
         self._by_host: dict[int, list[Loan]] = {}
         self.resized: dict[int, Request] = {}  # hosts whose blocks have become fewer or more
         self.lent = self.returned = 0  # blocks, ever
+        self.guests = 0  # requests that have begun to live in others, ever
 
     @property
     def any(self) -> bool:
         """Whether there is a loan."""
         return bool(self._by_host)
+
+    @property
+    def living_inside(self) -> int:
+        """How many requests hold blocks of others now."""
+        return len(self._of_guest)
 
     def spare(self, guest: Request, host: Request | None, block_size: int) -> int:
         """How many blocks `host` could lend to `guest` now."""
@@ -65,6 +71,7 @@ class Loans:
         if loan is None:
             loan = self._of_guest[guest.id] = Loan(guest.id, host, set())
             self._by_host.setdefault(host.id, []).append(loan)
+            self.guests += 1
         loan.blocks.update(blocks)
         return blocks
 

@@ -37,6 +37,7 @@ class Work:
     out_counts: list[int] = field(default_factory=list)
     out_from: list[int] = field(default_factory=list)
     out_to: list[int] = field(default_factory=list)
+    out_frees: list[int] = field(default_factory=list)  # blocks that each will give back
     in_ids: list[int] = field(default_factory=list)
     in_counts: list[int] = field(default_factory=list)
     in_from: list[int] = field(default_factory=list)
@@ -209,12 +210,14 @@ class BlockTables:
         return self.loans.take_along(request)
 
     def spoil(self, request: Request) -> list[int]:
-        """The worker failed to compute this request: its blocks leave the prefix index, and so that nobody reads them
-        who has not begun to, pins on them are withdrawn. Returns the ids of those that lost theirs."""
+        """The worker failed to compute this request: its blocks leave the prefix index, those too that it has left
+        behind by going out, and so that nobody reads them who has not begun to, pins on them are withdrawn. Returns the
+        ids of those that lost theirs."""
+        found = [self.index.find(key) for key in request.chain]
         blocks = {*request.table, *self.moves.blocks_of(request.id)}
+        blocks |= {block for block in found if block is not None}
         for block in blocks:
-            if block in self.index:
-                self.index.forget(block)
+            self.pool.discredit(block)
         request.index_at = NEVER
         losers = [r for r in self._pinned.values() if r is not request and blocks & {*r.table}]
         for loser in losers:
@@ -240,8 +243,11 @@ class BlockTables:
         request.sent = request.capacity = 0
         request.running = request.shares_tail = request.claimed = False
         request.indexed, request.index_at = 0, NEVER
+        borrowed = loan.blocks if loan is not None else set()
+        own = [block for block in blocks if self.pool.owners[block] == 1 and block not in borrowed]
         work.out_ids.append(request.id)
         work.out_counts.append(used)
+        work.out_frees.append(len(own))
         work.out_from += blocks
         work.out_to += hosts
         return True
@@ -310,7 +316,8 @@ class BlockTables:
         """Keeps the KV of the first `keep` tokens, pinned like a prefix hit; the rest of the blocks is given back. What
         is on the host stays there."""
         assert 0 < keep <= request.computed and not request.moving
-        self.cuts[request.id] = keep
+        # Not more than it has been told already: what was given up may be in others' hands.
+        self.cuts[request.id] = min(keep, self.cuts.get(request.id, keep))
         blocks = -(-keep // self.block_size)
         request.computed, known = keep, request.computed
         if request.host:

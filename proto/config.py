@@ -6,7 +6,7 @@ import difflib
 import re
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 from msgspec import Meta, Struct, field
@@ -36,14 +36,16 @@ class StageGoals(Struct, frozen=True, forbid_unknown_fields=True):
 
 class SloClass(Struct, frozen=True, forbid_unknown_fields=True):
     """A named class of service. Objectives in milliseconds, None for none; a request may state its own numbers
-    inside `bounds_ms`. `max_queue_ms` is how long a request may wait before its first token is planned. `stages`: by
-    name (thinking, response, tool, answer), where a stage has others."""
+    inside `bounds_ms`. `max_queue_ms` is how long a request may wait before its first token is planned. `on_overload`:
+    what becomes of one whose objectives the policy cannot promise, `best_effort` or `refuse`. `stages`: by name
+    (thinking, response, tool, answer), where a stage has others."""
 
     ttft_ms: Milliseconds | None = None
     tpot_ms: Milliseconds | None = None
     e2e_ms: Milliseconds | None = None
     bounds_ms: tuple[Milliseconds, Milliseconds] = (1.0, 3_600_000.0)
     max_queue_ms: Milliseconds = 600_000.0
+    on_overload: Literal["best_effort", "refuse"] = "best_effort"
     stages: dict[str, StageGoals] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -105,12 +105,14 @@ class Thinking(Body, frozen=True):
 
 class Objective(Body, frozen=True):
     """What the client asked for; None is "not stated". Bounded by the class in the configuration. Of an answer that
-    begins with `thinking`, `tpot_s` is the response's."""
+    begins with `thinking`, `tpot_s` is the response's. `refuses`: rather not at all than as best effort, where the
+    policy promises objectives (slos-serve)."""
 
     ttft_s: Seconds | None = None
     tpot_s: Seconds | None = None
     e2e_s: Seconds | None = None
     thinking: Thinking | None = None
+    refuses: bool = False
 
 
 class Prompt(Body, frozen=True):
@@ -198,7 +200,8 @@ class Member(Body, frozen=True):
 
 
 class End(Body, frozen=True):
-    """The one terminal event of a request. `detail` is for people; `retry_after_s` only with a refusal."""
+    """The one terminal event of a request. `detail` is for people; `retry_after_s` only with a refusal. `best_effort`:
+    the policy promises objectives, and has not promised those of this request."""
 
     id: Id
     reason: Reason
@@ -207,6 +210,7 @@ class End(Body, frozen=True):
     queue_s: Seconds = 0.0  # arrival at the scheduler until first planned
     cached_tokens: Count = 0  # prompt tokens found in the prefix cache
     preemptions: Count = 0
+    best_effort: bool = False
 
 
 # --- frontend and scheduler --------------------------------------------------------------------------------------
@@ -334,8 +338,10 @@ class KvReport(Body, frozen=True):
     `swapped_out`: copies to the host have begun. `unswapped`: they could not (no room there), and the KV was dropped
     instead. `stayed`: what was to be swapped in, but did not fit. `away_ids`: those of `hit_ids` with KV on the host.
     `short_ids`: requests that hold another number of blocks than their tokens and the plan tell (an allocation not
-    granted in full, blocks lent to or returned by a guest), and `short_blocks` how many they hold.
-    `leaving`: blocks that become free when copies are done. `host_free`: blocks of the host that are free."""
+    granted in full, or to one whose entry was dropped, blocks lent to or returned by a guest), and `short_blocks` how
+    many they hold. `leaving`: blocks that become free when copies are done. `freeing`: how many become free when the
+    copy of each of `swapped_out` is done (not those that others share, or have lent). `host_free`: blocks of the host
+    that are free."""
 
     step: Annotated[int, Meta(ge=-1)]
     free: Count
@@ -353,13 +359,15 @@ class KvReport(Body, frozen=True):
     short_blocks: list[Count] = field(default_factory=list)
     leaving: Count = 0
     host_free: Count = 0
+    freeing: list[Count] = field(default_factory=list)
 
 
 # --- KV manager, worker, scheduler -------------------------------------------------------------------------------
 
 
 class Batch(Body, frozen=True):
-    """kvmanager -> worker: a Plan with block tables. Copies happen before the forward pass.
+    """kvmanager -> worker: a Plan with block tables. Done in this order: requests are forgotten, cut and introduced;
+    `copy_from` is copied to `copy_to`; copies to the host and back begin; block tables change; the forward pass.
 
     Request ids[i] processes tokens starts[i] .. starts[i]+counts[i]; before that its block table gets
     `table[table_at[i] : table_at[i]+table_counts[i]] = ` the next table_counts[i] of `table_blocks` (what lay beyond
@@ -368,8 +376,8 @@ class Batch(Body, frozen=True):
 
     Beside the forward pass, the KV of request out_ids[i] is copied from the next out_counts[i] blocks of `out_from` to
     those of `out_to` on the host, and that of in_ids[i] from `in_from` on the host to `in_to`: after all that was
-    computed before, and one copy after the other. Nothing in this batch changes what is copied, or touches a block that
-    is copied to.
+    computed before, and one copy after the other. A block of `copy_from` can be one of `in_to`: its last reader has it
+    copied, and it is handed out. The forward pass neither changes what is copied nor touches what is copied to.
 
     `drafts` as in Plan: an entry behind one whose drafts were not all accepted, and of which the scheduler did not know
     that yet, starts at the newest token all the same, by so many before starts[i]."""

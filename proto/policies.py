@@ -13,19 +13,20 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from typing import Any
 
 import msgspec
 
-from accelgen.proto.messages import Directory, Role
+from accelgen.proto.messages import Directory, Member, Role
 
 POLICY_GROUP = "accelgen.policies"
 MEMORY_GROUP = "accelgen.memory"
 ROUTING_GROUP = "accelgen.routing"
 _WORDS = {POLICY_GROUP: "policy", MEMORY_GROUP: "memory policy", ROUTING_GROUP: "routing"}
 DEFAULT_ROUTING = "planned"  # the routing of who names none
+MEMORY_INFO = "accelgen:scheduler_memory_info"  # a scheduler's sample: which memory policy it runs
 _TIMEOUT_S = 60.0
 
 
@@ -138,7 +139,8 @@ def fault_in(policy: str, kind: Callable[..., Any], params: dict[str, Any]) -> s
 class InOffice:
     """The policy of a running server. `epoch` is None, and `process_s` 0, while no scheduler serves. `swap`: the one
     under way (policy, dry_run, stage), None for none; `rolled_back`: which policy failed on probation, and how.
-    `routing`: as it was chosen, "planned" if it was not."""
+    `routing`: as it was chosen, "planned" if it was not. `memory`: the memory policy beside it, "" while it is not
+    known which one the policy has brought."""
 
     policy: str
     params: dict[str, Any]
@@ -148,6 +150,8 @@ class InOffice:
     swap: dict[str, Any] | None
     rolled_back: str | None
     routing: str = DEFAULT_ROUTING
+    memory: str = ""
+    memory_params: dict[str, Any] = field(default_factory=dict)
 
 
 def in_office(directory: Directory) -> InOffice:
@@ -166,7 +170,18 @@ def in_office(directory: Directory) -> InOffice:
         swap=facts.get("swap"),
         rolled_back=facts.get("rolled_back"),
         routing=facts.get("routing") or DEFAULT_ROUTING,
+        memory=facts.get("memory", "") or _own_memory(scheduler),
+        memory_params=facts.get("memory_params", {}),
     )
+
+
+def _own_memory(scheduler: Member | None) -> str:
+    """The memory policy that a policy has brought along, as its scheduler tells."""
+    for sample in scheduler.gauges if scheduler is not None else ():
+        name, _, label = sample.partition("{memory=")
+        if name == MEMORY_INFO:
+            return label.strip('"}')
+    return ""
 
 
 def main(policy: str, encoded: str, group: str = POLICY_GROUP) -> int:

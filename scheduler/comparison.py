@@ -161,8 +161,8 @@ class Rerun:
     def order_key(self, view: View, slot: int, state: Any) -> float:
         return self.ask(self.other.order_key, view, slot, state)
 
-    def admit(self, request: Request, views: Sequence[View]) -> Verdict:
-        verdict = self.ask(self.other.admit, request, views)
+    def admit(self, request: Request, views: Sequence[View], now_s: float) -> Verdict:
+        verdict = self.ask(self.other.admit, request, views, now_s)
         self.arrivals += 1
         self.elsewhere += self.chooses and verdict.replica != self.home
         return Verdict(self.home, verdict.predicted_ttft_s)
@@ -213,8 +213,8 @@ class RerunMemory:
                 view.table.clear_terms()
                 admissible = _admissible(decision, asked.replica, self.rerun.name)
                 other = Choice.of(admissible, asked.replica)
-                for slot in decision.requeue.keys() - recorded.slots:
-                    recorded.requeue[slot] = decision.requeue[slot]
+                recorded.requeue.update(decision.requeue)
+                recorded.declined = decision.declined
             except Exception as error:  # as above
                 fault = _line(error)
         asked.comparison = Comparison(

@@ -136,9 +136,9 @@ class SchedulerCore:
             self._refuse(requests, refusal)
             return
         if known is None:
-            verdict = self.placement.choose(requests[0], by_index)
+            verdict = self.placement.choose(requests[0], by_index, now_s)
         else:
-            verdict = replace(self.policy.admit(requests[0], views), replica=known)
+            verdict = replace(self.policy.admit(requests[0], views, now_s), replica=known)
         if verdict.refused and not accepted:
             why = Refusal(Reason.REFUSED_SATURATED, verdict.refused, drain_s(views))
             self._refuse(requests, why)
@@ -224,7 +224,8 @@ class SchedulerCore:
                 cached, worker = request.cached_tokens, self.workers[index]
                 word = Admitted(choice.id, index, choice.predicted_ttft_s, cached, worker)
                 self.outbox.append((Role.FRONTEND, choice.frontend, word))
-        lost = [id for id in report.unpinned + report.unswapped if self._waits(id)]
+        poorer = dict.fromkeys(report.unpinned + report.unswapped + replica.restarts(report))
+        lost = [id for id in poorer if self._waits(id)]
         if lost:  # a block of each was needed elsewhere; the others are still in the cache
             self._lookup(index, [self._request(id) for id in lost])
         early = self._early.get(index)

@@ -50,7 +50,7 @@ def check(decision: Decision, table: RequestTable, policy: str) -> Entries:
     """Raises BadDecision unless every entry can be processed and everyone preempted runs."""
     slots = np.array(decision.slots, dtype=np.int64)
     counts = np.array(decision.counts, dtype=np.int64)
-    named = [*decision.slots, *decision.preempt, *decision.requeue]
+    named = [*decision.slots, *decision.preempt]
     if len(slots) != len(counts) or len(set(named)) != len(named):
         raise BadDecision(f"{policy}: a request is named twice, or counts are missing")
     if len(slots) and not (
@@ -65,6 +65,8 @@ def check(decision: Decision, table: RequestTable, policy: str) -> Entries:
         raise BadDecision(f"{policy}: preempts a request that does not run")
     if any(table.state[slot] != WAITING for slot in decision.requeue):
         raise BadDecision(f"{policy}: requeues a request that does not wait")
+    if any(table.requests[slot] is None for slot in decision.declined):
+        raise BadDecision(f"{policy}: declines a request that is not there")
     if decision.swap and not {*decision.swap} <= {*decision.preempt}:
         raise BadDecision(f"{policy}: swaps a request that it does not preempt")
     if decision.allocate or decision.embed:

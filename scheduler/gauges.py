@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 
+from accelgen.proto.policies import MEMORY_INFO
 from accelgen.scheduler.core import SchedulerCore
 
 PREFIX = "accelgen:"
@@ -32,6 +33,7 @@ def gauges_of(core: SchedulerCore, decisions: Stopwatch) -> dict[str, float]:
     found = {
         f'{PREFIX}scheduler_policy_info{{policy="{core.policy.name}"}}': 1.0,
         f'{PREFIX}scheduler_routing_info{{routing="{core.placement.routing.name}"}}': 1.0,
+        f'{MEMORY_INFO}{{memory="{core.memory.name}"}}': 1.0,
         f"{PREFIX}scheduler_step_seconds_sum": decisions.total_s,
         f"{PREFIX}scheduler_step_seconds_count": float(decisions.count),
         f"{PREFIX}scheduler_step_p99_seconds": decisions.p99_s(),

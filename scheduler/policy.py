@@ -61,8 +61,9 @@ Victims = Callable[[View], Ints]
 class Decision:
     """Which request (by slot) processes how many tokens; whose KV is taken before. Slots are unique.
 
-    `requeue`: waiting requests, none of the others, whose place in the waiting order has changed, and their new keys:
-    what `order_key` would say with the new state. `swap`: of which of `preempt` the KV goes to the host, if there is
+    `requeue`: waiting requests (also of `slots`) whose place in the waiting order has changed, and their new keys: what
+    `order_key` would say with the new state. `declined`: requests that are best effort from now on: they are promised
+    nothing, and their clients are told in the end. `swap`: of which of `preempt` the KV goes to the host, if there is
     room, instead of being dropped; None: of all or none, as the server is configured.
     `allocate`: how many blocks requests that run shall hold, if need be more than they have use for. `embed`: by guest,
     in whose unused blocks it is to live, as far as they go, with what it needs now.
@@ -74,6 +75,7 @@ class Decision:
     counts: list[int]
     preempt: list[int]
     requeue: dict[int, float] = field(default_factory=dict)
+    declined: list[int] = field(default_factory=list)
     swap: list[int] | None = None
     allocate: dict[int, int] = field(default_factory=dict)
     embed: dict[int, int] = field(default_factory=dict)
@@ -113,9 +115,9 @@ class Policy(Protocol):
     def order_key(self, view: View, slot: int, state: Any) -> float:
         """Place in the waiting order (ascending), asked on arrival and on preemption."""
 
-    def admit(self, request: Request, views: Sequence[View]) -> Verdict:
-        """The replica for a request that arrives, or why it is refused. One that has been accepted before, by another
-        scheduler, is taken whatever the answer says."""
+    def admit(self, request: Request, views: Sequence[View], now_s: float) -> Verdict:
+        """The replica for a request that arrives at `now_s`, or why it is refused. One that has been accepted before,
+        by another scheduler, is taken whatever the answer says."""
 
     def plan(self, view: View, state: Any, start_s: float) -> tuple[Decision, Any]:
         """The next iteration, predicted to start at `start_s`."""

@@ -128,6 +128,7 @@ class Replica:
             self.table.first_s[slot] = now_s - lived_s
             if self.table.remaining(np.array([slot]))[0] == 1 and not self.table.away[slot]:
                 self._stalled_s = None
+                self.table.key[slot] = self._key(slot)  # the place that it would have if it waited
                 self.table.start(slot)
                 return
         self.enqueue(slot)
@@ -173,10 +174,11 @@ class Replica:
         work = self._work(decision, reach)
         for slot, key in decision.requeue.items():
             self.table.move(slot, key)
+        for slot in decision.declined:
+            self.table.request(slot).best_effort = True
         self._note_starving(bool(decision.slots) or self.moves.pending, now_s)
         alone = (self._release or self.moves.pending) and not self.flights
-        grows = any(self.table.state[slot] == RUNNING for slot in decision.allocate)
-        idle_words = forks or alone or decision.preempt or reach.back or grows
+        idle_words = forks or alone or decision.preempt or reach.back or self._grows(decision)
         if not len(reach.entries.slots) and not idle_words:
             self._stalled_s = now_s
             return None
@@ -292,9 +294,16 @@ class Replica:
         table = self.table
         found = {s: n for s, n in decision.allocate.items() if table.state[s] == RUNNING}
         for slot, blocks in found.items():
-            used = -(-int(table.computed[slot]) // table.block_size)
-            found[slot] = table.blocks[slot] = max(blocks, used)
+            most = int(min(blocks, self.total_blocks))
+            found[slot] = table.blocks[slot] = max(most, table.used_blocks(slot))
         return found
+
+    def _grows(self, decision: Decision) -> bool:
+        """Whether somebody who runs is to hold another number of blocks than now: reason enough for a plan. That he is
+        told the same again is none."""
+        state, held = self.table.state, self.table.blocks
+        allocate = decision.allocate.items()
+        return any(state[slot] == RUNNING and held[slot] != most for slot, most in allocate)
 
     def _embed(self, decision: Decision, back: list[int]) -> dict[int, int]:
         """Who lives inside whom, of those that run now or come back."""
@@ -304,7 +313,8 @@ class Replica:
 
     def _send_out(self, slot: int) -> None:
         table = self.table
-        self.moves.out[int(table.ids[slot])] = int(table.blocks[slot])
+        frees = min(int(table.blocks[slot]), table.used_blocks(slot))  # the rest comes at once
+        self.moves.out[int(table.ids[slot])] = frees
         table.go_out(slot)
         table.request(slot).preemptions += 1
         self.preemptions += 1
@@ -323,11 +333,14 @@ class Replica:
             return
         if outward:
             self.table.went_out(slot, self._key(slot))
-        else:
+        elif outward is False:
             self.table.came_back(slot)
 
-    def _not_moved(self, report: KvReport) -> None:
-        """Copies that the KV manager could not begin."""
+    def _take_moves(self, report: KvReport) -> None:
+        """What the copies that the KV manager has begun will free, and those that it could not begin."""
+        for id, blocks in zip(report.swapped_out, report.freeing, strict=False):
+            if id in self.moves.out:
+                self.moves.out[id] = blocks
         for id in report.unswapped:
             self.moves.unswapped += self.moves.out.pop(id, None) is not None
             if (slot := self._moving(id)) is not None:
@@ -366,7 +379,7 @@ class Replica:
             self.overhead_s.append(now_s - flight.planned_s)
             if report.dropped:
                 self._drop(flight, set(report.dropped))
-        self._not_moved(report)
+        self._take_moves(report)
         for id, blocks in zip(report.short_ids, report.short_blocks, strict=True):
             slot = table.slot_of.get(id)
             if slot is not None and table.state[slot] == RUNNING:
@@ -389,6 +402,16 @@ class Replica:
             elif table.state[slot] == WAITING:  # preempted or unpinned, and part was still there
                 table.hit(slot, tokens, id in report.away_ids)
         return arrived
+
+    def restarts(self, report: KvReport) -> list[int]:
+        """Ids of requests that were to start with the plan that this report answers, and could not. What is pinned for
+        them may be more than they were started with, if a Lookup was answered meanwhile: they must hear of it."""
+        flight = next((f for f in self.flights if f.step == report.step), None)
+        if flight is None or not report.dropped:
+            return []
+        dropped = {*report.dropped}
+        slots = zip(flight.ids, flight.slots.tolist(), strict=True)
+        return [id for id, slot in slots if id in dropped and slot in flight.started]
 
     def _drop(self, flight: Flight, dropped: set[int]) -> None:
         """Rolls back the entries that the KV manager could not serve."""

@@ -34,6 +34,7 @@ class Request:
     preemptions: int = 0
     cached_tokens: int = 0
     thought: int = 0  # tokens of its thinking, once it is over
+    best_effort: bool = False  # its objectives are not promised
 
     def ends_thinking(self, begin: int) -> bool:
         """Whether it does so with one of the tokens generated from `begin` on."""
@@ -104,4 +105,5 @@ def end_of(
         max(0.0, started_s - arrival_s),
         request.cached_tokens,
         request.preemptions,
+        request.best_effort,
     )

@@ -270,6 +270,10 @@ class RequestTable:
         remaining[self.length[slots] >= self.limit[slots]] = 0
         return remaining
 
+    def used_blocks(self, slot: int) -> int:
+        """How many blocks what is computed takes."""
+        return -(-int(self.computed[slot]) // self.block_size)
+
     def pad(self, slots: Ints, padding: Ints) -> None:
         """Terms: requests that start must be given padding[i] >= 0 blocks beyond their tokens, [n]."""
         self.padding[slots] = padding

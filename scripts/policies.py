@@ -8,10 +8,12 @@ import re
 import textwrap
 from importlib.metadata import entry_points
 from pathlib import Path
+from typing import Any
 
 import click
 
 from accelgen.proto.policies import (
+    MEMORY_GROUP,
     POLICY_GROUP,
     ROUTING_GROUP,
     InOffice,
@@ -28,7 +30,8 @@ _COLUMNS = 80
 @click.command(name="policies")
 @click.option("--run-dir", default="", help="Run directory, where several servers run.")
 def command(run_dir: str) -> int:
-    """List the installed policies and routings. Of a running server: which are active, in which epoch, for how long."""
+    """List what is installed: policies, memory policies (--memory), routings (--routing). Of a running server: which
+    are active, in which epoch, for how long."""
     try:
         office = in_office(ask_directory(find_live(run_dir)))
     except StartError as error:
@@ -36,9 +39,11 @@ def command(run_dir: str) -> int:
             raise click.ClickException(str(error)) from error
         office = None
     _list(POLICY_GROUP, *(("", "") if office is None else (office.policy, _life(office))))
-    click.echo("\nRouting, which replica a request goes to:")
-    active, told = ("", "") if office is None else _routing(office)
-    _list(ROUTING_GROUP, active, told)
+    click.echo("\nMemory policies, beside any of them (--memory):")
+    kept = ("", "") if office is None else (office.memory, params_of(office.memory_params))
+    _list(MEMORY_GROUP, *kept)
+    click.echo("\nRouting, which replica a request goes to (--routing):")
+    _list(ROUTING_GROUP, *(("", "") if office is None else _routing(office)))
     if office is not None and office.swap:
         click.echo(f"\nswap under way: {office.swap['policy']}, {office.swap['stage']}")
     if office is not None and office.rolled_back:
@@ -55,6 +60,11 @@ def _list(group: str, active: str, told: str) -> None:
         click.echo(f"{'*' if name == active else ' '} {name:{width}}  {phrase}".rstrip())
         if name == active and told:
             click.echo(" " * (width + 4) + told)
+
+
+def params_of(params: dict[str, Any]) -> str:
+    """As they are stated on the command line."""
+    return " ".join(f"{key}={value}" for key, value in params.items())
 
 
 def docstring(module: str) -> str:
@@ -80,12 +90,11 @@ def about(name: str, described: str, width: int) -> str:
 def _routing(office: InOffice) -> tuple[str, str]:
     """Name and parameters of the active one."""
     name, params = parse_routing(office.routing)
-    return name, " ".join(f"{key}={value}" for key, value in params.items())
+    return name, params_of(params)
 
 
 def _life(office: InOffice) -> str:
-    params = "".join(f"{key}={value} " for key, value in office.params.items())
-    line = f"{params}active for {office.for_s:,.0f} s"
+    line = f"{params_of(office.params)} active for {office.for_s:,.0f} s".lstrip()
     if office.epoch is None:
         return f"{line}, no scheduler at the moment"
     return f"{line}, epoch {office.epoch}, its process for {office.process_s:,.0f} s"

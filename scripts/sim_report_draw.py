@@ -113,7 +113,7 @@ def draw_panel(panel: Panel) -> bytes:
 def draw_whole(figure: Figure, path: Path) -> None:
     """All panels with a legend, to a file. Raises ImportError."""
     pyplot = _pyplot()
-    columns = min(3, len(figure.panels))
+    columns = 2 if len(figure.panels) == 4 else min(3, len(figure.panels))
     rows = -(-len(figure.panels) // columns)
     size = (columns * _PANEL[0], rows * (_PANEL[1] + 0.6) + 0.9)
     drawn, axes = pyplot.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")

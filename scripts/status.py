@@ -7,7 +7,8 @@ from typing import Any
 import click
 import msgspec
 
-from accelgen.proto.messages import Directory, Member
+from accelgen.proto.messages import Directory, Member, Role
+from accelgen.proto.policies import in_office
 from accelgen.supervisor.client import ask_directory
 from accelgen.supervisor.errors import StartError
 from accelgen.supervisor.rundir import find_live
@@ -40,6 +41,7 @@ def as_dict(directory: Directory) -> dict[str, Any]:
     ]
     return {
         **directory.config,
+        "memory": in_office(directory).memory,
         "ready": directory.ready,
         "draining": directory.draining,
         "members": members,
@@ -52,20 +54,40 @@ def as_table(directory: Directory) -> str:
     state = "draining" if directory.draining else "ready" if directory.ready else "starting"
     rows = [_COLUMNS, *(_row(member) for member in directory.members)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(_COLUMNS))]
-    beside = f"  routing {facts['routing']}" if facts.get("routing") else ""
-    lines = [
-        f"{facts['url']}  {state}  model {facts['model']}  policy {facts['policy']}{beside}",
-        "",
-    ]
+    office = in_office(directory)
+    head = f"{facts['url']}  {state}  model {facts['model']}  policy {office.policy}"
+    head += f"  memory {office.memory}" if office.memory else ""
+    head += f"  routing {facts['routing']}" if facts.get("routing") else ""
+    lines = [head, ""]
     for row in rows:
         cells = [
             cell.ljust(width) if column in (0, 3) else cell.rjust(width)
             for column, (cell, width) in enumerate(zip(row, widths, strict=True))
         ]
         lines.append("  ".join(cells).rstrip())
+    if spaces := [
+        space for member in directory.members if (space := swap_space(member, directory))
+    ]:
+        lines += ["", *spaces]
     if why := facts.get("no_spare"):
         lines += ["", f"no spare scheduler: {why}"]
     return "\n".join(lines)
+
+
+def swap_space(worker: Member, directory: Directory) -> str:
+    """What a worker keeps of the host's memory for KV that is swapped out, and how much of that is in use; "" if it
+    keeps none."""
+    facts = worker.facts
+    if facts is None or not facts.host_blocks:
+        return ""
+    managers = [m for m in directory.members if m.role is Role.KVMANAGER]
+    name = f'accelgen:kv_host_blocks_used{{replica="{worker.index}"}}'
+    used = next((m.gauges[name] for m in managers if name in m.gauges), 0.0)
+    size = facts.host_blocks * (facts.kv_bytes // facts.num_blocks)
+    return (
+        f"swap space of replica {worker.index}: {used:,.0f} of {facts.host_blocks:,} blocks in use"
+        f" ({size / 2**20:,.0f} MiB of the host's memory)"
+    )
 
 
 def _row(member: Member) -> tuple[str, ...]:

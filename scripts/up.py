@@ -151,7 +151,10 @@ def command(
 def as_option(line: str, overrides: dict[str, Any]) -> str:
     """A line about a field, in the words of the option that set it: `--port: expected int <= 65535, ...`."""
     field, colon, rest = line.partition(":")
-    return f"--{field.replace('_', '-')}{colon}{rest}" if field in overrides else line
+    option = field.replace("_", "-")
+    if option in ("policy-params", "memory-params"):  # stated one by one
+        option = option.removesuffix("s")
+    return f"--{option}{colon}{rest}" if field in overrides else line
 
 
 class BadSetting(click.ClickException):

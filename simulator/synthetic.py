@@ -258,7 +258,7 @@ STAND_INS: dict[str, Source] = {
         LogNormal(median=151, p90=287, low=20, high=1024),
         LogNormal(median=77, p90=189, low=5, high=1024),
     ),
-    # ToolBench: 4.0 steps on average, as published (arXiv 2307.16789, table 1); lengths and times of tools are ours.
+    # ToolBench: 4.0 steps on average (arXiv 2307.16789, table 1); lengths and times of tools: ours, nobody gives any.
     "toolbench": Loops(
         prompt=LogNormal(median=1200, p90=2400, low=200, high=4000),
         call=LogNormal(median=60, p90=120, low=10, high=512),

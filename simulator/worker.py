@@ -49,8 +49,8 @@ class SimulatedWorker:
     `draft_s` for each token of an iteration's longest draft.
 
     A block of KV takes `block_s` to the host, and as long back. Copies begin with the iteration that they came with and
-    run beside it and those that follow, one after the other; only without anything to compute they are waited for, and
-    that is what `copies_s` counts."""
+    run beside it and those that follow, one after the other; only without anything to compute the oldest one is waited
+    for, and that is what `copies_s` counts."""
 
     def __init__(
         self,
@@ -95,7 +95,7 @@ class SimulatedWorker:
         wait_s = begin_s - self._free_s
         self._free_s = begin_s + run_s
         if self._copies and not batch.ids:
-            self._free_s = max(begin_s, self._copied_s)
+            self._free_s = max(begin_s, self._copies[0][0])
             self.copies_s += self._free_s - begin_s
         self.busy_s += run_s
         self.saturated_s += self.device.saturated_seconds(iteration)

@@ -154,9 +154,16 @@ def _memory(member: Member) -> str:
     return (
         f"{Seat(member.role, member.index).name}: {_size(facts.weights_bytes)} weights"
         f" + {_size(facts.kv_bytes)} KV cache"
-        f" ({facts.num_blocks:,} blocks of {facts.block_size} tokens);"
+        f" ({facts.num_blocks:,} blocks of {facts.block_size} tokens){_swap_space(facts)};"
         f" {_size(member.rss_bytes)} resident"
     )
+
+
+def _swap_space(facts: Facts) -> str:
+    if not facts.host_blocks:
+        return ""
+    size = facts.host_blocks * (facts.kv_bytes // facts.num_blocks)
+    return f" + {_size(size)} swap space ({facts.host_blocks:,} blocks)"
 
 
 def _size(size: int) -> str:

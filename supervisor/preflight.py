@@ -198,7 +198,7 @@ def share_memory(config: Config, left: int, *models: Checkpoint) -> Config:
 
 def check_swap(config: Config, checkpoint: Checkpoint, *others: Checkpoint) -> None:
     """Raises StartError (status 2) with the numbers if the host's memory does not have what `swap_gb` asks for, beside
-    weights and KV cache where these lie there, too, or if that is less than one block."""
+    weights and a KV cache of fixed size (`kv_blocks`) where these lie there, too, or if that is less than one block."""
     if config.preemption != "swap":
         return
     block_bytes = config.block_size * checkpoint.kv_token_bytes(config.dtype)
@@ -210,16 +210,18 @@ def check_swap(config: Config, checkpoint: Checkpoint, *others: Checkpoint) -> N
         )
     swap = int(config.swap_gb * 1e9) * config.replicas
     available = available_memory_bytes()
-    weights = 0
+    beside = {}
     if config.device == "cpu" or (config.device == "auto" and not has_cuda_driver()):
         models = [checkpoint, *others]
-        weights = sum(one.weights_bytes(config.dtype) for one in models) * config.replicas
-    if weights + swap > available:
+        beside["weights"] = sum(one.weights_bytes(config.dtype) for one in models) * config.replicas
+        beside["KV cache"] = config.kv_blocks * block_bytes * config.replicas
+    needed = swap + sum(beside.values())
+    if needed > available:
         parts = f"{config.swap_gb:g} GB of swap space"
         parts += f" in each of {config.replicas} replicas" if config.replicas > 1 else ""
-        parts += f" and {_mib(weights)} for weights" if weights else ""
+        parts += "".join(f" + {_mib(size)} for {what}" for what, size in beside.items() if size)
         raise StartError(
-            f"--swap-gb: {parts} need {_mib(weights + swap)} of the host's memory,"
+            f"--swap-gb: {parts} need {_mib(needed)} of the host's memory,"
             f" {_mib(available)} are available",
             status=2,
         )

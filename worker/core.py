@@ -1,8 +1,8 @@
 """The worker's core: applies Batches in order, answers with StepResults. No sockets; time comes from a clock given.
 
 A request that does not fit its entry, or whose logits are not numbers, fails alone. A forward pass that raises fails
-the requests of its batch. Only a broken device, or a forward pass that keeps raising, ends the worker (FatalError).
-A drafter that raises is done without from then on.
+the requests of its batch, a copy to or from the host those that it was for. Only a broken device, or one of both that
+keeps raising, ends the worker (FatalError). A drafter that raises is done without from then on.
 
 Drafted tokens are a part of the entry's span: they run in the same packed pass, and its last logits verify them.
 """
@@ -28,7 +28,8 @@ from accelgen.worker.runner import Runner
 log = structlog.get_logger()
 
 FAILED_PASS = "the iteration with this request failed; the worker's log says why"
-MAX_FAILURES = 3  # consecutive forward passes that raise
+FAILED_COPY = "the copy of its KV to or from the host's memory failed; the worker's log says why"
+MAX_FAILURES = 3  # consecutive forward passes or copies that raise
 NO_TOKEN = Verdict(())
 
 
@@ -77,23 +78,26 @@ class WorkerCore:
         wait_s = begin_s - self._idle_since_s
         self._forget_and_meet(batch)
         failed: dict[int, str] = {}
+        intact = self._own_tails(batch, failed)  # first: a copy from the host may overwrite them
         moved: list[int] = []
         if batch.out_ids or batch.in_ids:
+            asked_s = self._clock()
             moved = self._move(batch, failed)
-            moved_s = self._clock()  # copies that do not run beside the iteration are no part of it
-            begin_s, wait_s = moved_s, wait_s + moved_s - begin_s
-        works = self._entries(batch, failed)
+            moved_s = self._clock() - asked_s
+            # Copies that do not run beside the iteration are no part of it.
+            begin_s, wait_s = begin_s + moved_s, wait_s + moved_s
+        works = self._entries(batch, failed) if intact else []
         draft_s = 0.0
         if self.drafter is not None and batch.drafts:
             draft_begin_s = self._clock()
             works = self._draft(works, self.drafter)
             draft_s = self._clock() - draft_begin_s
-        sampled = self._compute(batch, works, failed)
-        if self.host is not None:  # without entries there is nothing else to do but wait
-            moved += self.host.take_done(wait=not works)
+        sampled = self._compute(batch.step, works, failed)
         self.step = batch.step
         end_s = self._clock()
-        self._idle_since_s = end_s
+        self._idle_since_s = end_s  # waiting for copies is idle time, too
+        if self.host is not None:  # without entries there is nothing else to do but wait
+            moved += self.host.take_done(wait=not works and not moved)
         self._count(works, wait_s, end_s - begin_s)
         done = [work for work in works if work.request.id not in failed]
         verdicts = [sampled.get(work.request.id, NO_TOKEN) for work in done]
@@ -121,7 +125,7 @@ class WorkerCore:
         """Every request known here and what the cache holds of it, for a KV manager that asks. It can count on all
         copies being done, and is not told of them again."""
         if self.host is not None:
-            self.host.take_done(wait=True)
+            self.host.finish()
         size = self.runner.cache.block_size
         held: list[Held] = [request.held(size) for request in self.requests.values()]
         return Inventory(self.step, held)
@@ -162,15 +166,26 @@ class WorkerCore:
                 failed.update(dict.fromkeys(ids, fault or "the worker has no room on the host"))
                 lost += ids
                 continue
-            at = 0
-            for id, count in zip(ids, counts, strict=False):
-                request = self.requests.get(id)
-                if request is not None:
-                    there = list(targets[at : at + count])
-                    request.table, request.host = ([], there) if out else (there, [])
-                at += count
-            self.host.copy(Copies(tuple(ids), sources, targets, out))
+            try:
+                self.host.copy(Copies(tuple(ids), sources, targets, out))
+            except Exception as error:  # no memory for it, above all
+                log.exception("copy of KV failed", step=batch.step, requests=list(ids))
+                self._survive(error)
+                failed.update(dict.fromkeys(ids, FAILED_COPY))
+                lost += ids
+                continue
+            self._rename(ids, counts, targets, out)
         return lost
+
+    def _rename(self, ids: list[int], counts: list[int], targets: list[int], out: bool) -> None:
+        """From now on the KV of these requests is where it has been copied to."""
+        at = 0
+        for id, count in zip(ids, counts, strict=False):
+            request = self.requests.get(id)
+            if request is not None:
+                there = list(targets[at : at + count])
+                request.table, request.host = ([], there) if out else (there, [])
+            at += count
 
     def _copy_fault(
         self, out: bool, counts: list[int], sources: list[int], targets: list[int]
@@ -237,20 +252,29 @@ class WorkerCore:
             for work in works
         ]
 
-    def _compute(
-        self, batch: Batch, works: list[Work], failed: dict[int, str]
-    ) -> dict[int, Verdict]:
-        """Copies, forward pass and sampling; returns the tokens of each request that got any."""
+    def _own_tails(self, batch: Batch, failed: dict[int, str]) -> bool:
+        """Copies the blocks that are about to be written and are others', too. False if that failed, and with it the
+        iteration."""
         try:
             self.runner.cache.copy(batch.copy_from, batch.copy_to)
-            if not works:
-                return {}
+        except Exception as error:
+            log.exception("copy of blocks failed", step=batch.step, requests=list(batch.ids))
+            self._survive(error)
+            failed.update(dict.fromkeys(batch.ids, FAILED_PASS))
+            return False
+        return True
+
+    def _compute(self, step: int, works: list[Work], failed: dict[int, str]) -> dict[int, Verdict]:
+        """Forward pass and sampling; returns the tokens of each request that got any."""
+        if not works:
+            return {}
+        try:
             logits = self.runner.forward([work.span for work in works])
             requests, proposals = [w.request for w in works], [w.proposal for w in works]
             verdicts = verify(logits, requests, proposals)
         except Exception as error:  # whatever a model can raise: its batch fails, not the server
             log.exception(
-                "iteration failed", step=batch.step, requests=[w.request.id for w in works]
+                "iteration failed", step=step, requests=[work.request.id for work in works]
             )
             self._survive(error)
             failed.update((work.request.id, FAILED_PASS) for work in works)

@@ -38,6 +38,7 @@ from accelgen.worker.timing import measure
 
 ROUGH_FIT_S = 3.0
 ROUGH_SWAPS_S = 0.5
+SWAP_S_PER_GB = 2.0  # silence while swap space is made ready
 OVERHEAD_BYTES = 600 << 20  # the budget: resident memory beyond weights and KV cache
 
 Announce = Callable[[str, float], None]  # phase name, seconds it may stay silent
@@ -83,6 +84,8 @@ def start_engine(
     )
     runner = _make_runner(loaded, ready, kv, config)
     host_blocks = size_host(config, loaded.block_bytes(config.block_size))
+    if host_blocks:  # every page is touched, and on CUDA pinned
+        announce("swap space", 60.0 + SWAP_S_PER_GB * config.swap_gb)
     host = HostCache(runner.cache, host_blocks) if host_blocks else None
     second = None if helper is None or aide is None else _make_runner(helper, aide, kv, config)
     drafter = make_drafter(config, second, loaded.vocab_size)

@@ -53,5 +53,5 @@ def _run(host: HostCache, blocks: int, out: bool) -> float:
     numbers = range(blocks)
     begin_s = now_s()
     host.copy(Copies((0,), numbers, numbers, out))
-    host.take_done(wait=True)
+    host.finish()
     return now_s() - begin_s

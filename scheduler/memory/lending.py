@@ -82,6 +82,8 @@ def lend_to_running(table: RequestTable, stays: Stays, growth: Growth, free: int
         if lacks <= free:
             free -= lacks
             continue
+        if _shares_its_tail(table, slot):
+            continue
         stay = stays.get(int(ids[slot]))
         if stay is not None:
             hosts = [table.slot_of[stay.host]]
@@ -96,6 +98,12 @@ def lend_to_running(table: RequestTable, stays: Stays, growth: Growth, free: int
         spare[host] -= lacks
         lending.add(int(ids[host]))
         table.offer(slot, lacks, host)
+
+
+def _shares_its_tail(table: RequestTable, slot: int) -> bool:
+    """Whether its last block is somebody else's, too (a fork): the copy that it will write to must be a free one."""
+    held = int(table.blocks[slot]) * table.block_size
+    return bool(held < table.computed[slot] and not table.away[slot])
 
 
 def lend_to_waiting(
@@ -119,6 +127,8 @@ def lend_to_waiting(
     used = table.length[hosts]
     for at in np.flatnonzero(may)[:WINDOW].tolist():
         slot = int(found.slots[at])
+        if _shares_its_tail(table, slot):
+            continue
         held = int(table.blocks[slot])
         guest = Guest(
             max(1, int(table.length[slot]) - held * table.block_size),

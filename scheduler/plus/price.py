@@ -1,7 +1,7 @@
 """Whom to favour while more arrives than can be served: those who need least of what is short.
 
-A request needs `load_s` seconds of the whole device: the larger of its compute time, and of its share of the KV cache
-times the time it stays there. If what has arrived lately needs more than there is, the smallest first, up to the `price`
+A request needs `load_s` seconds of the whole device: the larger of its compute time, and of its share of the KV
+cache times its stay. If what has arrived lately needs more than there is, the smallest first, up to the `price`
 where the device is full, are as many as can be served (a fractional knapsack in which all are worth the same)."""
 
 from __future__ import annotations

@@ -68,7 +68,7 @@ class AccelGen:
         now_s = float(view.table.last_s[slot])
         return now_s + float(slack(view.table, np.array([slot]), now_s, pace).remaining_s[0])
 
-    def admit(self, request: Request, views: Sequence[View]) -> Verdict:
+    def admit(self, request: Request, views: Sequence[View], now_s: float) -> Verdict:
         return least_load(request, views)
 
     def plan(self, view: View, state: Memory, start_s: float) -> tuple[Decision, Memory]:

@@ -85,7 +85,7 @@ class AccelGenPlus:
         due = due_s(table, np.array([slot]), self.every_gap, state.mean_s or FIRST_S)
         return float(due[0])
 
-    def admit(self, request: Request, views: Sequence[View]) -> Verdict:
+    def admit(self, request: Request, views: Sequence[View], now_s: float) -> Verdict:
         return least_load(request, views)
 
     def plan(self, view: View, state: Memory, start_s: float) -> tuple[Decision, Memory]:

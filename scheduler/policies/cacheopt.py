@@ -58,7 +58,7 @@ class CacheOpt:
         longest_s = state.runs.longest_s(view.cost.predict(Work(prefill_tokens=budget)))
         return float(latest_start_s(view.table, np.array([slot]), budget, longest_s)[0])
 
-    def admit(self, request: Request, views: Sequence[View]) -> Verdict:
+    def admit(self, request: Request, views: Sequence[View], now_s: float) -> Verdict:
         return least_load(request, views)
 
     def plan(self, view: View, state: Seen, start_s: float) -> tuple[Decision, Seen]:

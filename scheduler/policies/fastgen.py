@@ -49,7 +49,7 @@ class FastGen:
             return state.at_s
         return float(view.table.arrival_s[slot])
 
-    def admit(self, request: Request, views: Sequence[View]) -> Verdict:
+    def admit(self, request: Request, views: Sequence[View], now_s: float) -> Verdict:
         return least_load(request, views)
 
     def plan(self, view: View, state: Flushed, start_s: float) -> tuple[Decision, Flushed]:

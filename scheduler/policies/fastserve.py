@@ -69,7 +69,7 @@ class FastServe:
         arrival_s = max(0.0, float(table.arrival_s[slot]))
         return self._first_level(view, slot) * SPAN + arrival_s
 
-    def admit(self, request: Request, views: Sequence[View]) -> Verdict:
+    def admit(self, request: Request, views: Sequence[View], now_s: float) -> Verdict:
         return least_load(request, views)
 
     def plan(self, view: View, state: Queues, start_s: float) -> tuple[Decision, Queues]:

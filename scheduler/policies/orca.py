@@ -57,8 +57,9 @@ class Orca(FirstCome):
         if batch.preempted:  # memory is short: nobody new
             return
         view = batch.view
-        running = view.table.running.tolist()
-        unreserved = view.total_blocks - sum(self.reserved_blocks(view, slot) for slot in running)
+        table = view.table
+        seated = [*table.running.tolist(), *table.returning.tolist()]
+        unreserved = view.total_blocks - sum(self.reserved_blocks(view, slot) for slot in seated)
         for slot in waiting_slots(view):
             mine = self.reserved_blocks(view, slot)
             if mine > unreserved or not batch.admits(slot):

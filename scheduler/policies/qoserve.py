@@ -83,7 +83,7 @@ class QoServe:
     def order_key(self, view: View, slot: int, state: Memory) -> float:
         return float(self._keys(view.table, np.array([slot]), state)[0])
 
-    def admit(self, request: Request, views: Sequence[View]) -> Verdict:
+    def admit(self, request: Request, views: Sequence[View], now_s: float) -> Verdict:
         return least_load(request, views)
 
     def plan(self, view: View, state: Memory, start_s: float) -> tuple[Decision, Memory]:

@@ -19,7 +19,7 @@ class Memoryless:
     def initial(self) -> None:
         return None
 
-    def admit(self, request: Request, views: Sequence[View]) -> Verdict:
+    def admit(self, request: Request, views: Sequence[View], now_s: float) -> Verdict:
         return least_load(request, views)
 
     def observe(self, step: StepStats, state: None) -> None:

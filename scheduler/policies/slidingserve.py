@@ -62,7 +62,7 @@ class SlidingServe:
         due_s = first_token_due_s(view.table, np.array([slot]), self.offline_tpot_s)[0]
         return float(due_s) + LOST_S * (int(view.table.ids[slot]) in state.ids)
 
-    def admit(self, request: Request, views: Sequence[View]) -> Verdict:
+    def admit(self, request: Request, views: Sequence[View], now_s: float) -> Verdict:
         return least_load(request, views)
 
     def plan(self, view: View, state: Lost, start_s: float) -> tuple[Decision, Lost]:

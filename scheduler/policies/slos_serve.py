@@ -4,18 +4,21 @@ docs/policies.md, read in the authors' code, `gulang2019/SLOServe`, folder `SLOs
 1. Which new requests are admitted, and in which batches all admitted ones are processed, is planned together: every
    10 arrivals, every 6 finished requests, and every 0.1 s. `admission` dp is the paper's dynamic program over requests
    sorted by deadline, edf_sim the simulation that the authors use now. In between the plan is followed.
-2. Those declined join a best-effort queue (`burst` soft): they get what is left of batches and KV, and give both up
-   when admitted ones need them.
+2. Those declined join a best-effort queue: they get what is left of batches and KV, and give both up when admitted ones
+   need them. One that asks for that (`Objective.refuses`; `burst` refuse: all) is refused instead.
 3. Several replicas: a request goes to the first one, round robin, whose plan has room for it; to the last of them as
-   best effort. `routing` false: round robin alone. `burst` refuse: one that no replica has room for is refused.
+   best effort. `routing` false: round robin alone.
 
 Reconstructed: the rules of planning that the sources leave open (admission.py, survey.py, edf_sim.py, best_effort.py in
-`scheduler/slos_serve`). Nobody waits for a plan when no admitted request has work. What prompts leave of a batch goes
-to decodes that are not due, then to best effort. Output lengths are predicted, known in the paper; out of blocks, a
-best-effort request, the last to have come, or else the admitted one with the latest deadline is recomputed. Whoever
-runs unknown to the plan counts as admitted. A request that states no objective is best effort. `burst` refuse answers
-at arrival, by the state of that moment, so that a round has nobody left to decline. When admitted decodes alone cannot
-keep their pace, each batch has all of them and at least `LEAST_PREFILL` prompt tokens.
+`scheduler/slos_serve`). Nobody waits for a round when no admitted request has work, or who has less than two of its
+intervals to spare: at light load these would be the ones to be late. What prompts leave of a batch goes to decodes that
+are not due, then to best effort. Output lengths are predicted, known in the paper; out of blocks, a best-effort
+request, the last to have come, or else the admitted one with the latest deadline is recomputed. Whoever runs unknown to
+the plan counts as admitted if it could keep its pace alone. A request that states no objective is best effort. Who may
+be refused is judged at arrival, by the state of that moment, and is else admitted. When admitted decodes alone cannot
+keep their pace, each batch has all of them and at least `LEAST_PREFILL` tokens of prompts, admitted or best effort. A
+round costs at most about 10 ms: it judges fewer than `MOST_NEW` where many prompts wait (the next round follows at
+once), and where more than `MOST_PROMPTS` wait, nobody; then batches are made for the present decodes alone.
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ from itertools import islice
 import numpy as np
 from msgspec import Struct, structs
 
+from accelgen.scheduler.cost_model import Work
 from accelgen.scheduler.policies.shared import (
     Batch,
     at_least,
@@ -43,11 +47,12 @@ from accelgen.scheduler.slos_serve.dynamic import MOST_NEW, choose
 from accelgen.scheduler.slos_serve.edf_sim import admit as simulated_admission
 from accelgen.scheduler.slos_serve.filling import take_extra, take_prompts
 from accelgen.scheduler.slos_serve.plan import Plan, make_plan, overloaded_plan
-from accelgen.scheduler.slos_serve.routing import ttft_if_admitted
+from accelgen.scheduler.slos_serve.routing import first_with_room, mixed
 from accelgen.scheduler.slos_serve.speculating import stated_drafts
 from accelgen.scheduler.slos_serve.standing import (
     MOST_LOOKED_AT,
     PRIORITY_S,
+    Standing,
     admitted_places,
     are_admitted,
     best_effort_places,
@@ -56,11 +61,13 @@ from accelgen.scheduler.slos_serve.standing import (
     new_places,
     standing_of,
 )
-from accelgen.scheduler.slos_serve.survey import Rules, Survey, due_s
+from accelgen.scheduler.slos_serve.survey import Rules, Survey, due_s, too_slow_for
 from accelgen.scheduler.table import FAR_S, Bools, Ints, RequestTable
 
 LEAST_PREFILL = 128  # tokens
-MOST_EVENTS = 1500  # of simulations per round, about: 5 microseconds each
+MOST_EVENTS = 900  # of simulations per round, about: 5 microseconds each
+MOST_STEPS = 600  # of walks per round, about: 10 microseconds each
+MOST_PROMPTS = 160  # that a round walks along
 
 ADMISSIONS, BURSTS = ("dp", "edf_sim"), ("soft", "refuse")
 
@@ -105,19 +112,20 @@ class SlosServe:
     def order_key(self, view: View, slot: int, state: Memory) -> float:
         return self._keys(view.table, [slot], state)[slot]
 
-    def admit(self, request: Request, views: Sequence[View]) -> Verdict:
-        plans = self.burst == "refuse" or (self.routing and len(views) > 1)
+    def admit(self, request: Request, views: Sequence[View], now_s: float) -> Verdict:
+        refuses = self._is_promised(request)
+        plans = refuses or (self.routing and len(views) > 1)
         if not is_stated(request.objective) or (len(views) == 1 and not plans):
             return least_load(request, views)
-        tries = len(views) if self.routing else 1
-        tried = [(request.id + i) % len(views) for i in range(tries)]
-        for index in tried if plans else ():
-            ttft_s = ttft_if_admitted(request, views[index], self.rules)
-            if ttft_s is not None:
-                return Verdict(index, ttft_s)
+        first, tries = mixed(request.id) % len(views), len(views) if self.routing else 1
+        tried = [(first + i) % len(views) for i in range(tries)]
+        if plans:
+            found = first_with_room(request, views, tried, self.rules, now_s)
+            if found is not None:
+                return Verdict(*found)
         last = tried[-1]
         ttft_s = least_load(request, [views[last]]).predicted_ttft_s
-        if self.burst == "soft":
+        if not refuses:
             return Verdict(last, ttft_s)
         words = f"no replica of {tries} can keep its objective beside those admitted before"
         return Verdict(last, ttft_s, words)
@@ -128,8 +136,9 @@ class SlosServe:
             state = self._replan(view, state, start_s)
             moved = self._moved(view.table, state)
         batch = self._follow(view, state, moved)
-        decision, taken = batch.decision(), set(batch.slots)
-        decision.requeue = {slot: key for slot, key in moved.items() if slot not in taken}
+        decision = batch.decision()
+        decision.requeue = moved
+        decision.declined = self._declined(view.table, state)
         if batch.slots:
             decision.drafts = self._drafts(view, batch.slots, state)
             state = structs.replace(state, position=state.position + 1)
@@ -139,6 +148,16 @@ class SlosServe:
         if not step.finished:
             return state
         return structs.replace(state, finished=state.finished + step.finished)
+
+    def _is_promised(self, request: Request) -> bool:
+        """Whether it is refused at arrival or else admitted."""
+        refuses = self.burst == "refuse" or request.objective.refuses
+        return refuses and is_stated(request.objective)
+
+    def _declined(self, table: RequestTable, state: Memory) -> list[int]:
+        """Slots of those that are best effort, and of whom the engine has not been told."""
+        slots = [table.slot_of[id] for id in state.best_effort if id in table.slot_of]
+        return sorted(slot for slot in slots if not table.request(slot).best_effort)
 
     # --- the waiting order -----------------------------------------------------------------------------------------
 
@@ -151,7 +170,8 @@ class SlosServe:
             if ids[i] in state.best_effort:
                 keys[slot] = PRIORITY_S + arrival[i]
             else:
-                keys[slot] = due[i] - PRIORITY_S * (ids[i] in state.admitted)
+                mine = ids[i] in state.admitted or self._is_promised(table.request(slot))
+                keys[slot] = due[i] - PRIORITY_S * mine
         return keys
 
     def _places(self, table: RequestTable, slots: list[int]) -> list[float]:
@@ -179,10 +199,20 @@ class SlosServe:
             return True
         if state.finished >= self.replan_finishes or state.has_more:
             return True
-        news = sum(1 for _ in islice(new_places(view.table), self.replan_arrivals))
-        if news >= self.replan_arrivals:
+        news = [slot for _, slot in islice(new_places(view.table), self.replan_arrivals)]
+        if len(news) >= self.replan_arrivals or self._is_urgent(view, news, start_s):
             return True
-        return news > 0 and not self._has_admitted_work(view.table, state)
+        return bool(news) and not self._has_admitted_work(view.table, state)
+
+    def _is_urgent(self, view: View, news: list[int], start_s: float) -> bool:
+        """Whether one of them would lose what time it has if it waited for the next round, and a batch after it."""
+        table = view.table
+        for slot, at_s in zip(news, self._places(table, news), strict=True):
+            begun, end = int(table.computed[slot]), int(table.length[slot])
+            work = Work(end - begun, prefill_work=(end * end - begun * begun) / 2)
+            if at_s - start_s - view.cost.predict(work) < 2 * self.replan_s:
+                return True
+        return False
 
     def _has_admitted_work(self, table: RequestTable, state: Memory) -> bool:
         if next(admitted_places(table), None) is not None:
@@ -191,51 +221,74 @@ class SlosServe:
 
     def _replan(self, view: View, state: Memory, start_s: float) -> Memory:
         """A new plan, and whom it admits."""
-        state = _up_to_date(view.table, state)
-        survey = Survey(
-            view, standing_of(view.table, state.admitted, state.best_effort), start_s, self.rules
-        )
-        fine, hopeless = survey.sifted(keep_late=self.burst == "refuse")
-        new = fine[: self._most_new(view)]
+        table = view.table
+        state = self._up_to_date(view, state)
+        standing = standing_of(table, state.admitted, state.best_effort, self._is_promised)
+        survey = Survey(view, standing, start_s, self.rules)
+        fine, hopeless = survey.sifted()
+        new = fine[: self._most_new(view, standing)]
         standing = replace(survey.standing, new=np.array(new, dtype=np.int64))
         if len(new) < len(survey.standing.new):
             survey = Survey(view, standing, start_s, self.rules)
         admitted, plan = self._admitted(survey)
-        judged = frozenset(view.table.ids[standing.new].tolist())
-        lost = frozenset(view.table.ids[np.array(hopeless, dtype=np.int64)].tolist())
+        judged = frozenset(table.ids[standing.new].tolist())
+        lost = frozenset(table.ids[np.array(hopeless, dtype=np.int64)].tolist())
+        promised = frozenset(table.ids[standing.prompts].tolist())
+        is_late = plan is None
+        plan = self._overloaded(survey) if plan is None else plan
         return Memory(
-            state.admitted | (admitted & judged),
+            state.admitted | promised | (admitted & judged),
             state.best_effort | (judged - admitted) | lost,
-            self._overloaded(survey) if plan is None else plan,
+            plan,
             tiers=survey.tiers_by_id(),
-            calm=0 if plan is None else self._calm(view, survey),
+            calm=plan.at(0).size if is_late else self._calm(view, survey),
             made_s=max(0.0, start_s),
             has_more=len(new) < len(fine),
         )
+
+    def _up_to_date(self, view: View, state: Memory) -> Memory:
+        """Without those who have ended, and with those who run and were never judged: who could not keep its pace even
+        alone is best effort."""
+        table = view.table
+        admitted, best_effort = known(table, state.admitted, state.best_effort)
+        strange = [table.slot_of[id] for id in admitted - state.admitted]
+        slow = too_slow_for(view, np.array(strange, dtype=np.int64), self.rules)
+        late = frozenset(table.ids[slow].tolist())
+        return structs.replace(state, admitted=admitted - late, best_effort=best_effort | late)
 
     def _admitted(self, survey: Survey) -> tuple[frozenset[int], Plan | None]:
         """Ids of those that are admitted, and the plan for them and the old ones; None if the old ones' decodes alone
         are too many."""
         problem = survey.problem()
-        if self.admission == "dp" and self.burst == "soft":
+        if len(survey.standing.prompts) > self._most_prompts:
+            problem = replace(problem, candidates=())
+        if self.admission == "dp":
             feasible = relaxed(problem)
             if feasible is None:
                 return frozenset(), None
             taken = choose(feasible)
             return frozenset(one.key for one in taken), make_plan(feasible, taken)
-        keys = frozenset(one.key for one in problem.candidates if one.is_new)
-        if self.burst == "soft":
+        found: list[int] = []
+        if len(survey.standing.new):
             found, _ = simulated_admission(survey.demands(), survey.roofline, survey.room())
-            keys = frozenset(found)
-        chosen = relaxed(problem.promising(keys))
-        return keys, None if chosen is None else make_plan(chosen, chosen.candidates)
+        chosen = relaxed(problem.promising(frozenset(found)))
+        return frozenset(found), None if chosen is None else make_plan(chosen, chosen.candidates)
 
-    def _most_new(self, view: View) -> int:
-        """How many a round judges. `edf_sim` simulates all requests for each of them."""
+    def _most_new(self, view: View, standing: Standing) -> int:
+        """How many a round judges: for each of them the walk goes along all prompts that follow; `edf_sim` simulates
+        all requests."""
+        prompts = len(standing.prompts)
+        if prompts > self._most_prompts:
+            return 0
         if self.admission == "dp":
-            return MOST_NEW
-        events = 3 * (len(view.table.running) + MOST_NEW)
-        return max(1, min(MOST_NEW, MOST_EVENTS // events))
+            return max(1, min(MOST_NEW, (MOST_STEPS - 3 * prompts) // (prompts + 1)))
+        events = 2 * len(standing.decoding) + 3 * (prompts + MOST_NEW)
+        return max(1, min(MOST_NEW, MOST_EVENTS // events - 1))
+
+    @property
+    def _most_prompts(self) -> int:
+        """That a round walks along; a simulation costs more than a walk."""
+        return MOST_PROMPTS if self.admission == "dp" else MOST_PROMPTS // 2
 
     def _overloaded(self, survey: Survey) -> Plan:
         decodes = sum(survey.counts)
@@ -260,7 +313,7 @@ class SlosServe:
         decodes, begun = ready[mine & decode], ready[mine & ~decode]
         due = self._are_due(table, decodes, state)
         size = min(state.plan.at(state.position).size, view.limits.max_num_batched_tokens)
-        batch = Batch(view, max(size, int(due.sum())))
+        batch = Batch(view, min(max(size, int(due.sum())), view.limits.max_num_batched_tokens))
         take_decodes(batch, decodes[due], lambda view: self._victims(view, state))
         drafted = sum(self._drafts(view, batch.slots, state) or ())
         batch.tokens = max(0, batch.tokens - drafted)
@@ -277,8 +330,7 @@ class SlosServe:
         queue = merge((p for p in fresh if p[0] > PRIORITY_S / 2), best_effort_places(table))
         waiting = (slot for _, slot in queue)
         take_best_effort(batch, evictions, waiting, state.calm, starts)
-        stuck = ready if state.calm else ready[mine]  # for want of blocks, not of tokens
-        make_room(batch, stuck, lambda view: self._victims(view, state))
+        make_room(batch, ready, lambda view: self._victims(view, state))
         return batch
 
     def _drafts(self, view: View, slots: list[int], state: Memory) -> list[int] | None:
@@ -313,9 +365,3 @@ class SlosServe:
 def _one_of(name: str, value: str, known: tuple[str, ...]) -> None:
     if value not in known:
         raise ValueError(f"{name}: {value!r}, must be one of {', '.join(known)}")
-
-
-def _up_to_date(table: RequestTable, state: Memory) -> Memory:
-    """Without those who have ended, and with those who run and were never judged."""
-    admitted, best_effort = known(table, state.admitted, state.best_effort)
-    return structs.replace(state, admitted=admitted, best_effort=best_effort)

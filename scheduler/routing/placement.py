@@ -23,12 +23,12 @@ class Placement:
         self.state: Any = routing.initial()
         self.routed: Counter[int] = Counter()
 
-    def choose(self, request: Request, views: Mapping[int, View]) -> Verdict:
+    def choose(self, request: Request, views: Mapping[int, View], now_s: float) -> Verdict:
         """Where it goes; `Verdict.replica` is an index of `views`. Raises BadDecision if the routing names a replica
         that is not there, or none."""
         groups = self._order(request, views)
         for group in groups:
-            verdict = self._policy.admit(request, [views[index] for index in group])
+            verdict = self._policy.admit(request, [views[index] for index in group], now_s)
             verdict = replace(verdict, replica=group[verdict.replica])
             if not verdict.refused:
                 return verdict

@@ -69,10 +69,11 @@ class Problem:
     def start(self) -> Place:
         return Place(0, 0.0, self.counts, self.steady)
 
-    def step(self, place: Place, candidate: Candidate) -> Place | None:
-        """The walk goes on to the deadline of a further candidate; None if it cannot be kept, or if all these decodes
-        together cannot go on."""
-        found = self.planner.plan(candidate.due_s - place.finish_s, place.counts)
+    def step(self, place: Place, candidate: Candidate, due_s: float | None = None) -> Place | None:
+        """The walk goes on to the deadline of a further candidate (or, of this one, `due_s`); None if it cannot be
+        kept, or if all these decodes together cannot go on."""
+        due_s = candidate.due_s if due_s is None else due_s
+        found = self.planner.plan(due_s - place.finish_s, place.counts)
         if found is None:
             return None
         gain, elapsed_s = found
@@ -121,15 +122,15 @@ def relaxed(problem: Problem) -> Problem | None:
             later.append(candidate)
             continue
         due_s = max(candidate.due_s, last_s)
-        after = problem.step(place, replace(candidate, due_s=due_s))
+        after = problem.step(place, candidate, due_s)
         if after is None:
             needed = candidate.tokens - place.spare
             due_s = max(due_s, place.finish_s + problem.planner.reach(needed, place.counts))
-            after = problem.step(place, replace(candidate, due_s=due_s)) if due_s < inf else None
+            after = problem.step(place, candidate, due_s) if due_s < inf else None
         if after is None:
             return None
         place, last_s = after, due_s
-        later.append(replace(candidate, due_s=due_s))
+        later.append(candidate if due_s == candidate.due_s else replace(candidate, due_s=due_s))
     return replace(problem, candidates=in_order(later))
 
 

@@ -5,8 +5,8 @@ that run will still need; a prompt only if the rest of the batch holds the whole
 decode. They are evicted when admitted requests need their blocks or seats, last come, first out; their tokens are kept,
 and one prefill of prompt and answer brings the KV back.
 
-Reconstructed: a prompt that is longer than what a batch may have at all is cut; one for which this batch is too short
-is passed over, one for which there is no KV holds up those behind it.
+Reconstructed: the first of the queue is cut where it does not fit, so that it cannot wait for ever for a batch as long
+as itself; others for which this batch is too short are passed over. One for which there is no KV holds up those behind.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def take_best_effort(
     batch.tokens = max(0, min(batch.tokens, most - sum(batch.counts)))
     _take_running(batch, evictions)
     if starts and not batch.preempted:
-        _take_new(batch, waiting, most)
+        _take_new(batch, waiting)
 
 
 def _take_running(batch: Batch, evictions: Evictions) -> None:
@@ -84,14 +84,14 @@ def _take_running(batch: Batch, evictions: Evictions) -> None:
             evictions.spare(slot)
 
 
-def _take_new(batch: Batch, waiting: Iterator[int], most: int) -> None:
+def _take_new(batch: Batch, waiting: Iterator[int]) -> None:
     table = batch.view.table
     free: int | None = None
-    for slot in islice(waiting, MOST_LOOKED_AT):
+    for place, slot in enumerate(islice(waiting, MOST_LOOKED_AT)):
         if batch.tokens < 1 or batch.seats < 1:
             return
         pending = batch.pending(slot)
-        if pending > batch.tokens and pending <= most and batch.slots:
+        if place and pending > batch.tokens:
             continue
         if free is None:
             free = batch.blocks - _still_needed(batch)

@@ -6,8 +6,13 @@ goes on to any later request as long as it passes over no old one. (The shipped 
 the end, and hands back the last state of a list instead of the best one; this is the rule that it must have meant.)
 
 Bounds: at most `MOST_NEW` new requests are considered at once, a cell has at most `MOST_STATES` states, and the whole
-may cost at most so many units of work: transitions and simulated batches, which are counted, not timed, so that the
-same situation always has the same answer. Beyond that the greedy answer stands.
+round may cost at most so many units of work: transitions, questions to the planner and simulated batches, which are
+counted, not timed, so that the same situation always has the same answer. Beyond that the greedy answer stands.
+
+It is the optimum where a longer window never has room for less: so it is with one tier, or where deadlines and paces
+have a common measure. Otherwise a batch that ends just after a loose token was due before must carry that token, too,
+and may leave less than one that ends earlier: then somebody may be declined who could have been kept. Whoever is
+admitted is kept in any case.
 """
 
 from __future__ import annotations
@@ -19,7 +24,7 @@ from accelgen.scheduler.slos_serve.admission import Candidate, Place, Problem, g
 from accelgen.scheduler.slos_serve.tiers import Counts
 
 MOST_NEW, MOST_STATES = 10, 32
-MOST_WORK = 600  # units of about 10 microseconds
+MOST_WORK = 400  # units of about 15 microseconds
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -92,7 +97,7 @@ def choose(problem: Problem, most_work: int = MOST_WORK) -> list[Candidate]:
 
 def _solve(problem: Problem, most_work: int) -> list[Candidate] | None:
     """The optimum, or None beyond that much work."""
-    candidates, spent, before = problem.candidates, 0, problem.planner.work
+    candidates, spent = problem.candidates, 0
     nobody = Front()
     nobody.add(State(0.0, 0, 0, problem.start))
     cells: list[Cell] = [{(): nobody}]  # cell i: candidate i - 1 is the last one
@@ -101,7 +106,7 @@ def _solve(problem: Problem, most_work: int) -> list[Candidate] | None:
         cell: Cell = {}
         for state in _states(cells[first:]):
             spent += 1
-            if spent + problem.planner.work - before > most_work:
+            if spent + problem.planner.work > most_work:
                 return None
             after = _admit(problem, state, candidate)
             if after is not None:

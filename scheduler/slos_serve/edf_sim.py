@@ -195,9 +195,6 @@ def admit(
         else:
             old.append(one)
     kept = _put_off_late(old, roofline, room)
-    rejection = Simulation(kept, roofline, room).run()
-    if rejection is not None:
-        return [], dict.fromkeys(new, rejection)
     order = sorted(new, key=lambda key: min((d.due_s, d.ready_s) for d in new[key]))
     admitted, rejected = [], {}
     for key in order:
@@ -212,6 +209,8 @@ def admit(
 
 def _put_off_late(old: list[Demand], roofline: Roofline, room: int) -> list[Demand]:
     """With deadlines that they can keep."""
+    if not any(one.tokens for one in old):  # decodes have nothing to be put off
+        return old
     simulation = Simulation(old, roofline, room, lenient=True)
     simulation.run()
     return [

@@ -16,7 +16,6 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 from itertools import chain, repeat
 from math import inf
-from operator import le
 
 from accelgen.scheduler.slos_serve.roofline import Roofline
 from accelgen.scheduler.slos_serve.slices import Slice, steady_s
@@ -127,27 +126,44 @@ class Timeline:
 
 
 class ArPlanner:
-    """A Planner for tiers of `tiers` seconds per token; it keeps a Timeline for each set of decodes it is asked
-    about."""
+    """A Planner for tiers of `tiers` seconds per token; it keeps what it has found: a Timeline for each set of decodes,
+    and answers. Within the tightest pace of a set there is one batch: that needs no Timeline."""
 
     def __init__(self, roofline: Roofline, tiers: tuple[float, ...]) -> None:
         self.roofline, self.tiers = roofline, tiers
         self._timelines: dict[Counts, Timeline] = {}
         self._steady: dict[Counts, bool] = {}
-        self._known_steady: list[Counts] = []  # so is whoever has no more decodes in any tier
+        self._plans: dict[tuple[float, Counts], tuple[int, float] | None] = {}
         self.work, self.steady_s = 0, steady_s(tiers)
 
     def plan(self, window_s: float, counts: Counts) -> tuple[int, float] | None:
-        timeline = self._timeline(counts)
-        before = len(timeline.slices)
-        found = timeline.plan(window_s)
-        self.work += len(timeline.slices) - before
-        return found
+        if window_s <= 0:
+            return 0, 0.0
+        asked = window_s, counts
+        if asked not in self._plans:
+            self.work += 1
+            found = self._one_batch(window_s, counts)
+            self._plans[asked] = self._simulated(window_s, counts) if found is None else found
+        return self._plans[asked]
 
     def slices(self, window_s: float, counts: Counts) -> Iterator[Slice]:
-        return self._timeline(counts).window(window_s)
+        one = self._one_batch(window_s, counts) if window_s > 0 else None
+        if one is None:
+            return self._timeline(counts).window(window_s)
+        prefill, seconds = one
+        if not prefill:
+            return iter(())
+        lengths = tuple(int(n > 0) for n in counts)
+        return iter((Slice(prefill + sum(counts), lengths, prefill, seconds),))
 
     def reach(self, tokens: int, counts: Counts) -> float:
+        if tokens <= 0:
+            return 0.0
+        self.work += 1
+        decodes = sum(counts)
+        first = self.roofline.time_to_batch(self._tightest_s(counts), decodes=decodes)
+        if tokens + decodes <= first:
+            return self.roofline.seconds(tokens + decodes, decodes=decodes)
         timeline = self._timeline(counts)
         before = len(timeline.slices)
         found = timeline.reach(tokens)
@@ -156,11 +172,44 @@ class ArPlanner:
 
     def is_steady(self, counts: Counts) -> bool:
         if counts not in self._steady:
-            is_less = any(all(map(le, counts, more)) for more in self._known_steady)
-            self._steady[counts] = is_less or self.plan(self.steady_s, counts) is not None
-            if self._steady[counts] and not is_less:
-                self._known_steady.append(counts)
+            self._steady[counts] = self._keeps_pace(counts)
         return self._steady[counts]
+
+    def _keeps_pace(self, counts: Counts) -> bool:
+        """No batch is harder than the first: each has at least one TPOT, the first exactly that, and all decodes take
+        part in it. Only where it is full to the last token does it depend on rounding what the others hold."""
+        decodes = sum(counts)
+        if not decodes:
+            return True
+        self.work += 1
+        size = self.roofline.time_to_batch(self._tightest_s(counts), decodes=decodes)
+        return size > decodes or (
+            size == decodes and self._simulated(self.steady_s, counts) is not None
+        )
+
+    def _tightest_s(self, counts: Counts) -> float:
+        """The tightest pace of these decodes, infinite without any."""
+        return next((tier for tier, n in zip(self.tiers, counts, strict=True) if n), inf)
+
+    def _one_batch(self, window_s: float, counts: Counts) -> tuple[int, float] | None:
+        """`plan` of a window that is over before any token is due: one batch, in which all decodes take part. None if
+        there may be more than one."""
+        if window_s > self._tightest_s(counts) - 2 * _CLOSE_S:
+            return None
+        decodes = sum(counts)
+        size = self.roofline.time_to_batch(window_s, decodes=decodes)
+        if size >= self.roofline.most:
+            return None
+        if size <= decodes:
+            return 0, 0.0
+        return size - decodes, self.roofline.seconds(size, decodes=decodes)
+
+    def _simulated(self, window_s: float, counts: Counts) -> tuple[int, float] | None:
+        timeline = self._timeline(counts)
+        before = len(timeline.slices)
+        found = timeline.plan(window_s)
+        self.work += len(timeline.slices) - before
+        return found
 
     def _timeline(self, counts: Counts) -> Timeline:
         found = self._timelines.get(counts)

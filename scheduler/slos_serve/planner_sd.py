@@ -4,7 +4,8 @@ A decode that has s tokens verified at once, s - 1 of them drafted, gets acc(s) 
 average if each draft is accepted with probability alpha. Of all tiers one is the bottleneck: for each tier and each
 length it may have, every other tier has the shortest length with which it is not the bottleneck itself, in closed form.
 A batch takes as long as the least that its decodes can wait, floor(acc(s)) tokens at their pace; the lengths that leave
-the most for prompts are taken. The batches of a window are all alike.
+the most for prompts are taken. The batches of a window are all alike; one that is too short for any has none
+(reconstructed: in the code such a window makes the plan infeasible, though nothing is due in it).
 
 Paces hold on average over the acceptance of drafts, not for each token.
 """
@@ -107,6 +108,12 @@ class SdPlanner:
             unit_s = min(one.unit_s, window_s)
             size = self.roofline.time_to_batch(unit_s, one.steps)
             prefill, times = size - one.used, int(window_s / unit_s + _CLOSE)
+            if (
+                prefill < 0 and unit_s < one.unit_s
+            ):  # the window is too short, and nothing is due in it
+                unit_s, times = one.unit_s, 0
+                size = self.roofline.time_to_batch(unit_s, one.steps)
+                prefill = size - one.used
             if prefill >= 0 and (best is None or times * prefill > best[0] * best[1].prefill):
                 best = times, Slice(size, one.lengths, prefill, unit_s)
         return best

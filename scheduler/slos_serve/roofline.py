@@ -40,9 +40,11 @@ class Roofline(Struct, frozen=True):
 
     def seconds(self, tokens: int, steps: int = 0, decodes: int = 0) -> float:
         """What a batch of so many tokens takes, `decodes` of its requests being decodes."""
-        return max(
-            piece.fixed_s(steps, decodes) + piece.per_token_s * tokens for piece in self.pieces
-        )
+        longest_s = 0.0
+        for piece in self.pieces:  # asked for often: a generator would take twice as long
+            seconds = piece.fixed_s(steps, decodes) + piece.per_token_s * tokens
+            longest_s = max(longest_s, seconds)
+        return longest_s
 
     def time_to_batch(self, limit_s: float, steps: int = 0, decodes: int = 0) -> int:
         """The most tokens that a batch can have that takes at most `limit_s`; 0 if none does."""

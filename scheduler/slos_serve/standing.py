@@ -6,7 +6,7 @@ ordered by deadline before all others, new ones by deadline after them, best-eff
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Set
+from collections.abc import Callable, Iterator, Set
 from dataclasses import dataclass, replace
 from itertools import islice
 
@@ -15,6 +15,7 @@ import numpy as np
 from accelgen.proto.messages import Objective
 from accelgen.scheduler.policies.prompts import Place
 from accelgen.scheduler.policy import is_decode
+from accelgen.scheduler.request import Request
 from accelgen.scheduler.table import ARRIVING, FAR_S, Bools, Ints, RequestTable
 
 PRIORITY_S = (
@@ -67,14 +68,21 @@ def are_admitted(table: RequestTable, slots: Ints, best_effort: Set[int]) -> Boo
     return np.array(found, dtype=bool)
 
 
-def standing_of(table: RequestTable, admitted: Set[int], best_effort: Set[int]) -> Standing:
-    """By what has been decided; the waiting order may not yet say the same."""
+def standing_of(
+    table: RequestTable, admitted: Set[int], best_effort: Set[int],
+    is_promised: Callable[[Request], bool] = lambda request: False,
+) -> Standing:  # fmt: skip
+    """By what has been decided; the waiting order may not yet say the same. Admitted is also who `is_promised`."""
     running = table.running
     mine = are_admitted(table, running, best_effort)
     found = _sorted_out(table, running[mine], running[~mine])
     ids = table.ids[found.new].tolist()
-    old = np.array([id in admitted for id in ids], dtype=bool)
-    new = np.array([id not in admitted and id not in best_effort for id in ids], dtype=bool)
+    requests = map(table.request, found.new.tolist())
+    old = np.array(
+        [id in admitted or is_promised(one) for id, one in zip(ids, requests, strict=True)],
+        dtype=bool,
+    )
+    new = ~old & np.array([id not in best_effort for id in ids], dtype=bool)
     prompts = np.concatenate([found.prompts, found.new[old]])
     return replace(found, prompts=prompts, new=found.new[new])
 

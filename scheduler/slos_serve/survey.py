@@ -30,11 +30,12 @@ from accelgen.scheduler.slos_serve.slices import Planner
 from accelgen.scheduler.slos_serve.speculating import planner_for
 from accelgen.scheduler.slos_serve.stages import in_parts
 from accelgen.scheduler.slos_serve.standing import Standing, is_stated
-from accelgen.scheduler.slos_serve.tiers import MARGIN_S, Counts, tier_of, tiers_of
-from accelgen.scheduler.table import FAR_S, RUNNING, Floats, Ints, RequestTable
+from accelgen.scheduler.slos_serve.tiers import MARGIN_S, Counts, reduced_s, tier_of, tiers_of
+from accelgen.scheduler.table import RUNNING, Floats, Ints, RequestTable
 
 LOOK_AHEAD = 10  # tokens
 HORIZON_S = 3600.0  # later deadlines are as good as this one
+PATIENCE_S = 60.0  # for a first token where only the pace of those after it is stated
 
 
 @dataclass(frozen=True)
@@ -47,11 +48,17 @@ class Rules:
 
 
 def due_s(table: RequestTable, slots: Ints, rules: Rules) -> Floats:
-    """When the next token of each is due, [n]; FAR_S or more if nothing says so."""
+    """When the next token of each is due, [n]; FAR_S or more if nothing says so. A first token of which nothing is said
+    but the pace of those after it is due after `PATIENCE_S`, and before the request expires: a stream of others with
+    earlier deadlines must not keep it waiting for ever (reconstructed)."""
     far = rules.offline_tpot_s
     next_s = next_token_due_s(table, slots, far) - tbt_s(table, slots, far)
     has_begun = table.length[slots] > table.prompt_len[slots]
-    return np.where(has_begun, next_s, first_token_due_s(table, slots, far))
+    due = np.where(has_begun, next_s, first_token_due_s(table, slots, far))
+    for at in np.flatnonzero(~has_begun & (due >= NEAR_S) & (table.tightest_s[slots] < NEAR_S)):
+        slot = int(slots[at])
+        due[at] = min(table.arrival_s[slot] + PATIENCE_S, table.request(slot).expires_s)
+    return due
 
 
 def lasting_s(table: RequestTable, slots: Ints, rules: Rules) -> Floats:
@@ -60,15 +67,25 @@ def lasting_s(table: RequestTable, slots: Ints, rules: Rules) -> Floats:
     return lasting
 
 
+def too_slow_for(view: View, slots: Ints, rules: Rules) -> Ints:
+    """Those of `slots` whose pace a batch with nothing but their own token in it would not keep."""
+    found = []
+    for slot, pace_s in zip(slots.tolist(), lasting_s(view.table, slots, rules), strict=True):
+        alone = fitted(view.cost, float(view.table.length[slot]))
+        if pace_s < NEAR_S and alone.time_to_batch(reduced_s(pace_s), decodes=1) < 1:
+            found.append(slot)
+    return np.array(found, dtype=np.int64)
+
+
 class Survey:
-    """Of `view` at `start_s`. `newcomer` has arrived and has no slot yet: its key is 0."""
+    """Of `view` at `start_s`. `newcomer` arrived at `arrived_s` and has no slot yet: its key is 0."""
 
     def __init__(
         self, view: View, standing: Standing, start_s: float, rules: Rules,
-        newcomer: Request | None = None,
+        newcomer: Request | None = None, arrived_s: float = 0.0,
     ) -> None:  # fmt: skip
         self.view, self.standing, self.start_s, self.rules = view, standing, start_s, rules
-        self.newcomer = newcomer
+        self.newcomer, self._waited_s = newcomer, start_s - arrived_s
         self._far = rules.offline_tpot_s
         admitted = np.concatenate([standing.decoding, standing.prompts, standing.new])
         now_s, later_s = tbt_s(view.table, admitted, self._far), self._lasting_s(admitted)
@@ -133,16 +150,16 @@ class Survey:
         decoding = table.ids[self.standing.decoding].tolist()
         return found | dict(zip(decoding, self.present_tiers, strict=True))
 
-    def sifted(self, keep_late: bool) -> tuple[list[int], list[int]]:
+    def sifted(self) -> tuple[list[int], list[int]]:
         """Slots of new requests that have to be judged, earliest deadline first; and of those that need not be: they
-        state no objective, or, unless these are kept, the prompt would be late if there were nothing else to do."""
+        state no objective, or the prompt would be late if there were nothing else to do."""
         table, new = self.view.table, self.standing.new
         left_s = (due_s(table, new, self.rules) - self.start_s).tolist()
         left = (table.length[new] - table.computed[new]).tolist()
         idle = (0,) * len(self.tiers)
         fine, hopeless = [], []
         for slot, due_in_s, tokens in zip(new.tolist(), left_s, left, strict=True):
-            is_late = not keep_late and self.planner.reach(tokens, idle) > due_in_s
+            is_late = self.planner.reach(tokens, idle) > due_in_s
             if is_late or not is_stated(table.request(slot).objective):
                 hopeless.append(slot)
             else:
@@ -225,9 +242,7 @@ class Survey:
         if thinking is None or request.thought:
             return [demand]
         response_s = request.objective.tpot_s
-        pace_s = (
-            self.tiers[-1] if response_s is None else max(response_s - MARGIN_S, response_s / 2)
-        )
+        pace_s = self.tiers[-1] if response_s is None else reduced_s(response_s)
         return in_parts(demand, thinking, len(request.generated), pace_s)
 
     def _tier(self, tpot_s: float) -> int:
@@ -256,9 +271,10 @@ class Survey:
         """One that has just arrived. Its prefix hits are not known yet, nor is its output predicted: half of what is
         allowed, as the predictor says who has seen nothing."""
         objective, output = request.objective, max(1, request.max_tokens // 2)
-        due = FAR_S if objective.ttft_s is None else objective.ttft_s
+        due = PATIENCE_S if objective.ttft_s is None else objective.ttft_s
         if objective.e2e_s is not None:
             due = min(due, objective.e2e_s - output * self._far)
+        due -= self._waited_s
         tokens = len(request.prompt) + len(request.generated)
         size, choices = self.view.table.block_size, 1 + len(request.children)
         blocks = -(-(tokens + output) // size) + (choices - 1) * (-(-output // size) + 1)

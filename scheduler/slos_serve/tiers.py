@@ -28,8 +28,13 @@ def tiers_of(tpots_s: Iterable[float], margin_s: float = MARGIN_S) -> tuple[floa
     most = MOST_TIERS - 1
     if len(stated) > most:
         stated = [stated[i * len(stated) // most] for i in range(most)]
-    reduced = sorted({max(tpot_s - margin_s, tpot_s / 2, LEAST_S) for tpot_s in stated})
+    reduced = sorted({reduced_s(tpot_s, margin_s) for tpot_s in stated})
     return (*reduced, (reduced[-1] if reduced else 0.0) + LOOSE_S)
+
+
+def reduced_s(tpot_s: float, margin_s: float = MARGIN_S) -> float:
+    """An objective less its margin."""
+    return max(tpot_s - margin_s, tpot_s / 2, LEAST_S)
 
 
 def tier_of(tiers: tuple[float, ...], allowed_s: float) -> int:

@@ -130,6 +130,21 @@ def test_a_swap_of_the_routing(
         assert reply.result(10).json() == {"done": True, "detail": "has taken over", **named}
 
 
+@pytest.mark.parametrize("policy", [None, "vllm"])
+def test_a_swap_of_the_memory_policy(
+    closed: Any, admin: httpx.Client, wait: Any, policy: str | None
+) -> None:
+    body = {"memory": "cacheopt", "memory_params": {"reserve": 32, "pad": False}}
+    named = body if policy is None else {"policy": policy, **body}
+    with ThreadPoolExecutor(1) as pool:
+        reply = pool.submit(admin.post, PATH, json=named)
+        swap = asked(closed, wait)
+        assert (swap.policy, swap.memory) == (policy or "", "cacheopt")
+        assert swap.memory_params == {"reserve": 32, "pad": False}
+        closed.supervisor.tell(Swapped(True, "done", swap.ticket))
+        assert reply.result(10).status_code == 200
+
+
 def test_a_swap_that_is_refused(closed: Any, admin: httpx.Client, wait: Any) -> None:
     with ThreadPoolExecutor(1) as pool:
         reply = pool.submit(admin.post, PATH, json={"policy": "vllm"})
@@ -201,6 +216,16 @@ def test_a_swap_that_is_refused_later(closed: Any, admin: httpx.Client, wait: An
         ({"policy": "vllm", "routing": "planned:x=1"}, "routing", "has no parameter 'x'"),
         ({"policy": "accelgen", "params": {"gama_s": 1}}, "params", "no parameter 'gama_s'; it has"),
         ({"policy": "accelgen", "params": {"gamma_s": "x"}}, "params", "must be a number, got 'x'"),
+        ({"policy": "vllm", "memory": "cacheop"}, "memory", "did you mean cacheopt?"),
+        ({"policy": "vllm", "memory": "x"}, "memory", "no memory policy 'x'; known: cacheopt, on-demand"),
+        ({"policy": "vllm", "memory": 1}, "memory", "must be a valid string"),
+        ({"policy": "vllm", "memory_params": {"reserve": 1}}, "memory_params", "of which memory policy?"),
+        ({"policy": "vllm", "memory": "cacheopt", "memory_params": {"reserve": None}},
+         "memory_params.reserve", "must be a number"),
+        ({"policy": "vllm", "memory": "cacheopt", "memory_params": {"reserv": 1}}, "memory_params",
+         "cacheopt has no parameter 'reserv'; it has pad (True)"),
+        ({"policy": "vllm", "memory": "cacheopt", "memory_params": {"reserve": -1}}, "memory_params",
+         "reserve: -1 tokens, must be at least 0"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_asked(
@@ -228,18 +253,38 @@ def test_which_policy_is_in_office(
     assert found == {
         "policy": "sarathi", "params": {"chunk": 256}, "epoch": 7, "active_for_s": 12.5,
         "process_for_s": 3.5, "swap": swap, "rolled_back": "other: no", "routing": "least-load",
+        "memory": "cacheopt", "memory_params": {}, "installed_memory": ["cacheopt", "on-demand"],
     }  # fmt: skip
     closed.supervisor.tell(Directory([], False, False, {"policy": "vllm", "swap": None}))
     found = wait(lambda: (r := admin.get(PATH).json())["policy"] == "vllm" and r, "facts")
     assert (found["epoch"], found["swap"], found["rolled_back"]) == (None, None, None)
     assert found["routing"] == "planned"  # nothing was said of it
+    assert found["memory"] == ""
+    chosen = {"policy": "edf", "memory": "on-demand", "memory_params": {}}
+    closed.supervisor.tell(Directory(members, True, False, chosen))
+    found = wait(lambda: (r := admin.get(PATH).json())["policy"] == "edf" and r, "facts")
+    assert found["memory"] == "on-demand"
 
 
 @pytest.fixture
 def make_schedulers() -> Callable[..., list[Member]]:
     def make(*facts: tuple[str, int, float]) -> list[Member]:
         return [
-            Member(Role.SCHEDULER, i, 1, "", 5 + i, epoch, phase, 1, up_s, 0.0, 1, None, {})
+            Member(
+                Role.SCHEDULER,
+                i,
+                1,
+                "",
+                5 + i,
+                epoch,
+                phase,
+                1,
+                up_s,
+                0.0,
+                1,
+                None,
+                {'accelgen:scheduler_memory_info{memory="cacheopt"}': 1.0},
+            )
             for i, (phase, epoch, up_s) in enumerate(facts)
         ]
 

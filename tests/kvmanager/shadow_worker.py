@@ -3,8 +3,9 @@
 Of drafts it accepts what `lucky` says, and writes rubbish where the others would lie.
 
 Its KV memory holds, instead of keys and values, a digest of the token prefix whose KV should lie there (the tenant's
-salt included). A Batch is run like a real one: forget, introduce, change tables, copy, write, read. A read that finds
-anything but the digest of the reader's own prefix is an aliasing, copy-on-write, eviction or prefix-cache bug.
+salt included). A Batch is run like a real one: forget, introduce, copy, begin to copy to and from the host, change
+tables, write, read. A read that finds anything but the digest of the reader's own prefix is an aliasing, copy-on-write,
+eviction or prefix-cache bug.
 
 A copy to the host or back takes until it is said to be done. It could happen at any moment in between: so what is
 copied must not change meanwhile, and nobody may touch the place that it goes to.
@@ -80,9 +81,10 @@ class ShadowWorker:
 
     def run(self, batch: Batch, linger: int = 0) -> StepResult:
         """Executes `batch` and samples for every entry that reaches the end of what is known. The last `linger` copies
-        are not done yet when it is, unless there was nothing to compute."""
+        are not done yet when it is; without anything to compute at least the oldest is waited for."""
         self.step = batch.step
         self._introduce(batch)
+        self._copy(batch)
         self._begin_copies(batch)
         drafts = batch.drafts or [0] * len(batch.ids)
         entries = [
@@ -91,7 +93,6 @@ class ShadowWorker:
         ]
         assert len(set(batch.ids)) == len(batch.ids), "an id occurs twice"
         self._change_tables(batch)
-        self._copy(batch)
         self._write(entries)
         self._scribble(entries, drafts)
         counts, tokens = [], []
@@ -109,7 +110,7 @@ class ShadowWorker:
             if samples > 1:
                 self._fill(known, start + count, samples - 1)
             counts.append(samples)
-        moved = self.finish_copies(linger if entries else 0)
+        moved = self.finish_copies(linger if entries else min(linger, len(self.copies) - 1))
         return StepResult(batch.step, batch.ids, counts, tokens, [], [], [], 0.0, 0.0, moved)
 
     def inventory(self) -> Inventory:

@@ -13,7 +13,7 @@ from random import Random
 
 import hypothesis.strategies as st
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, currently_in_test_context, event, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from plan_maker import make_plan, make_prompt
 from shadow_worker import VOCABULARY, ShadowWorker
@@ -63,9 +63,15 @@ class MemoryLife(RuleBasedStateMachine):
         block_size=st.integers(1, 4),
         host_blocks=st.integers(0, 30),
         prefix_caching=st.sampled_from([True, True, False]),
+        dice=DICE,
     )
     def begin(
-        self, num_blocks: int, block_size: int, host_blocks: int, prefix_caching: bool
+        self,
+        num_blocks: int,
+        block_size: int,
+        host_blocks: int,
+        prefix_caching: bool,
+        dice: Random,
     ) -> None:
         self.shape = (num_blocks, block_size, prefix_caching, host_blocks)
         self.core = KvCore(*self.shape)
@@ -77,6 +83,9 @@ class MemoryLife(RuleBasedStateMachine):
         self.moved: list[int] = []  # the worker has said so, the core has not heard of it
         self.next_id = 1
         self.step = 0
+        for _ in range(3):
+            self.submit(dice)
+        self.plan(dice, 6)
 
     # --- arrivals ------------------------------------------------------------------------------------------------
 
@@ -150,6 +159,7 @@ class MemoryLife(RuleBasedStateMachine):
         moved = [] if dice.random() < 0.2 else self.moved
         self.moved = [id for id in self.moved if id not in moved]
         everyone = list(known)
+        embed = [(id, self._host_for(id, dice)) for id, _, _ in entries if dice.random() < 0.8]
         self.step += 1
         plan = make_plan(
             self.step,
@@ -161,12 +171,23 @@ class MemoryLife(RuleBasedStateMachine):
             swap_out,
             swap_in=[id for id in away if dice.random() < 0.4 or id in moved],
             moved=moved,
-            allocate=[(id, dice.randint(0, 8)) for id in everyone if dice.random() < 0.25],
-            embed=[(id, dice.choice(everyone)) for id, _, _ in entries if dice.random() < 0.5],
+            allocate=[
+                (id, dice.choice([dice.randint(0, 8), 30]))
+                for id in everyone
+                if dice.random() < 0.25
+            ],
+            embed=embed,
             spoiled=[id for id in release if dice.random() < 0.3],
             drafts=[drafts.get(id, 0) for id, _, _ in entries] if any(drafts.values()) else [],
         )
         self._apply(plan)
+
+    def _host_for(self, guest: int, dice: Random) -> int:
+        """Mostly somebody who can lend, to one that lives with him already, if there is one."""
+        core = self.core
+        known, loans = core._requests, core.tables.loans
+        able = [id for id in known if loans.spare(known[guest], known[id], core.block_size) > 0]
+        return dice.choice(able if able and dice.random() < 0.9 else [*known])
 
     def _ready_forks(self) -> list[tuple[int, int, int]]:
         forks = []
@@ -213,7 +234,9 @@ class MemoryLife(RuleBasedStateMachine):
 
     def _apply(self, plan: Plan) -> KvReport:
         """Lets the core apply the plan and follows the rules of the contract with the model."""
+        ties = self._ties()
         batch, report = self.core.on_plan(plan)
+        self._count_ends(ties, plan, batch, report)
         known = self.requests
         confirmed = iter(plan.confirmed_tokens)
         for id, count in zip(plan.confirmed_ids, plan.confirmed_counts, strict=True):
@@ -262,6 +285,26 @@ class MemoryLife(RuleBasedStateMachine):
     def _set(self, id: int, computed: int) -> None:
         self.requests[id].computed, self.requests[id].place = computed, "here"
 
+    def _ties(self) -> list[tuple[int, int]]:
+        """Who lives inside whom: (guest, host), copies that are under way left out."""
+        loans = self.core.tables.loans
+        return [(guest, loan.host.id) for guest, loan in loans._of_guest.items() if loan.host]
+
+    def _count_ends(
+        self, ties: list[tuple[int, int]], plan: Plan, batch: Batch, report: KvReport
+    ) -> None:
+        """What became of guests and hosts. Everybody's KV is compared behind it."""
+        ran, ended = {*batch.ids}, {*plan.release}
+        dropped = {*plan.preempt, *report.unswapped, *report.unpinned}
+        ways = {"ran": ran, "ended": ended, "dropped": dropped, "went out": {*batch.out_ids}}
+        for guest, host in ties:
+            for way, ids in ways.items():
+                self.seen[f"guest {way}"] += guest in ids
+                self.seen[f"host {way}"] += host in ids
+            self.seen["both ran"] += {guest, host} <= ran
+            self.seen["both ended"] += {guest, host} <= ended
+        self.seen["guest came back"] += len({*batch.in_ids} & {guest for guest, _ in self._ties()})
+
     def _count(self, plan: Plan, batch: Batch, report: KvReport) -> None:
         moves, loans = self.core.tables.moves, self.core.tables.loans
         self.seen.update(
@@ -303,6 +346,7 @@ class MemoryLife(RuleBasedStateMachine):
     @rule(dice=DICE, kv_dies=st.booleans(), batches_are_lost=st.booleans())
     def take_over(self, dice: Random, kv_dies: bool, batches_are_lost: bool) -> None:
         """The journals have what was sampled, or a little less; some requests have ended meanwhile."""
+        self.seen["takeover with guests"] += bool(self._ties())
         if batches_are_lost:
             self.queue.clear()
         while self.queue:
@@ -355,6 +399,8 @@ class MemoryLife(RuleBasedStateMachine):
         assert pool.free + pool.cached + len(tables | leaving) == pool.num_blocks
         assert pool.leaving == len(leaving - tables)
         assert host.free + host.used == host.num_blocks
+        if (guests := len(self._ties())) and currently_in_test_context():
+            event(f"{min(guests, 3)} guests")
 
     def teardown(self) -> None:
         if not hasattr(self, "core"):
@@ -363,7 +409,8 @@ class MemoryLife(RuleBasedStateMachine):
         while self.queue:
             self._work(dice)
         self._apply(make_plan(self.step + 1, release=list(self.requests)))
-        self._work(dice)  # nothing to compute: all copies are done
+        self._work(dice)
+        self.moved += self.worker.finish_copies()
         self._apply(make_plan(self.step + 2, moved=self.moved))
         self._work(dice)
         assert self.core.check() == []
@@ -386,7 +433,7 @@ def test_everything_happens() -> None:
     MemoryLife.seen.clear()
     for seed in range(40):
         dice, life = Random(seed), MemoryLife()
-        life.begin(dice.randint(10, 30), dice.randint(1, 4), dice.randint(5, 30), True)
+        life.begin(dice.randint(10, 30), dice.randint(1, 4), dice.randint(5, 30), True, dice)
         for _ in range(25):
             life.submit(dice)
             life.plan(dice, 3)
@@ -394,5 +441,7 @@ def test_everything_happens() -> None:
             if dice.random() < 0.05:
                 life.take_over(dice, dice.random() < 0.5, dice.random() < 0.5)
         life.teardown()
-    missing = [name for name, count in MemoryLife.seen.items() if not count]
-    assert not missing and len(MemoryLife.seen) == 13, MemoryLife.seen
+    seen = MemoryLife.seen
+    missing = [name for name, count in seen.items() if count < 3]
+    assert not missing and len(seen) == 25, seen
+    assert seen["guest ran"] > 300 and seen["both ran"] > 200, seen

@@ -109,6 +109,22 @@ def test_it_takes_pins_to_come_back() -> None:
     assert report.unpinned == [3] and report.stayed == []
 
 
+def test_a_block_that_is_copied_away_may_be_copied_to_in_the_same_plan() -> None:
+    """Of two forked siblings one begins to write, and copies the shared tail; the other one's pin is withdrawn for who
+    comes back, and the tail is handed out."""
+    replica = Replica(num_blocks=4, host_blocks=4)
+    replica.begin(9, 8)
+    replica.plan(swap_out=[9])
+    family = [make_prompt(1, range(6)), make_prompt(2, range(6), parent=1)]
+    replica.core.on_lookup(make_lookup(*family, make_prompt(3, range(6), parent=1)))
+    replica.plan((1, 0, 6), moved=replica.done())
+    forks = [(2, 1, 5), (3, 1, 5)]
+    report = replica.plan((2, 5, 1), forks=forks, release=[1], swap_in=[9])
+    assert report.unpinned == [3] and report.stayed == []
+    assert {*replica.batch.copy_from} & {*replica.batch.in_to}
+    assert replica.plan((2, 6, 1), moved=replica.done()).dropped == []
+
+
 def test_a_prefix_that_leaves_can_be_hit() -> None:
     replica = Replica()
     replica.begin(1, 9)
@@ -188,6 +204,28 @@ def test_what_is_away_survives_a_takeover() -> None:
     assert replica.batch.new[0].tokens == [1] * 8 and replica.batch.cut_to == []
 
 
+def test_what_was_given_up_is_not_kept_after_all() -> None:
+    """Two requests have computed the same in blocks of their own. One is looked up again, and shares the blocks of the
+    other from then on; a new scheduler adopts it before the worker has heard of that. What the worker has for it is in
+    blocks that are somebody else's by now."""
+    replica = Replica(num_blocks=8)
+    replica.core.on_lookup(make_lookup(make_prompt(1, [7] * 9), make_prompt(2, [7] * 9)))
+    replica.plan((1, 0, 9), (2, 0, 9))
+    for tokens in (9, 8):
+        assert replica.core.on_inventory(replica.worker.inventory()) == []
+        for id in (1, 2):
+            replica.core.on_lookup(Lookup([make_prompt(id, [7] * tokens)], adopt=True))
+        if tokens == 9:
+            replica.core.on_lookup(make_lookup(make_prompt(2, [7] * 9)))
+            assert {*replica.blocks(2)} <= {*replica.blocks(1)}
+    replica.plan()
+    assert dict(zip(replica.batch.cut_ids, replica.batch.cut_to, strict=True)) == {1: 7, 2: 0}
+    replica.begin(3, 20)  # in whose place
+    replica.core = KvCore(8, SIZE, host_blocks=16)
+    assert replica.core.on_inventory(replica.worker.inventory()) == []
+    assert replica.held(2).computed == 0
+
+
 @pytest.mark.parametrize(
     "held",
     [
@@ -210,6 +248,42 @@ def test_what_the_worker_does_not_have_is_not_away() -> None:
     replica.core.on_inventory(Inventory(replica.step, [Held(1, 9, [], [4, 5, 6])]))
     assert replica.held(1) == Held(1, 0, []) and replica.core.tables.host.used == 0
     assert replica.core.check() == []
+
+
+def test_what_a_copy_will_free() -> None:
+    """Not what its request holds beyond use (that is free at once), nor what others share, nor what is borrowed."""
+    replica = Replica(num_blocks=16)
+    replica.begin(1, 10, allocate=[(1, 8)])
+    report = replica.plan(swap_out=[1])
+    assert (report.freeing, report.leaving, report.free) == ([3], 3, 13)
+    replica.core.on_lookup(make_lookup(make_prompt(2, [2] * 9)))
+    replica.plan((2, 0, 9), moved=replica.done())
+    replica.core.on_lookup(make_lookup(make_prompt(3, [2] * 9)))
+    assert replica.plan((3, 8, 1), (2, 9, 1)).dropped == []
+    assert replica.plan((3, 9, 1), swap_out=[2]).freeing == [1]  # of 3, two are shared
+    assert embedded(tokens=9).plan(swap_out=[2]).freeing == [0]  # all of its host
+
+
+def test_a_grant_is_told_if_its_entry_was_dropped() -> None:
+    """The scheduler takes the entry back, and with it what it has noted of the request's blocks."""
+    replica = Replica(num_blocks=8)
+    replica.begin(1, 6)
+    report = replica.plan((1, 99, 1), allocate=[(1, 5)])
+    assert report.dropped == [1] and len(replica.blocks(1)) == 5
+    assert (report.short_ids, report.short_blocks) == ([1], [5])
+
+
+def test_no_block_of_a_failed_request_can_be_hit() -> None:
+    """Nor those that it left on the device when it went out, and that are nobody's since."""
+    replica = Replica()
+    replica.begin(1, 10)
+    replica.plan(swap_out=[1])
+    replica.plan(swap_in=[1], moved=replica.done())
+    replica.plan((1, 10, 1), moved=replica.done())
+    assert replica.core.on_lookup(make_lookup(make_prompt(2, [1] * 9))).hit_tokens == [8]
+    report = replica.plan(release=[1], spoiled=[1])
+    assert report.unpinned == [2]
+    assert replica.core.on_lookup(make_lookup(make_prompt(3, [1] * 9))).hit_tokens == [0]
 
 
 # --- beyond need -----------------------------------------------------------------------------------------------------
@@ -265,6 +339,21 @@ def test_a_guest_lives_in_its_host_and_gives_back() -> None:
     assert replica.core.on_lookup(make_lookup(make_prompt(3, [2] * 9))).hit_tokens == [0]
     for at in range(7, 32):
         assert replica.plan((1, at, 1)).dropped == []
+
+
+def test_what_is_given_and_not_used_is_counted() -> None:
+    replica = Replica(num_blocks=8)
+    replica.begin(1, 6, allocate=[(1, 7)])
+    assert replica.core.unused_blocks == 5
+    replica.begin(2, 8, embed=[(2, 1)])
+    loans = replica.core.tables.loans
+    assert (loans.guests, loans.living_inside, replica.core.unused_blocks) == (1, 1, 3)
+    replica.plan((2, 8, 1), embed=[(2, 1)])
+    replica.plan((1, 6, 1), release=[2])
+    assert (loans.guests, loans.living_inside, replica.core.unused_blocks) == (1, 0, 5)
+    assert replica.core.counters["never_used"] == 0
+    replica.plan(release=[1])
+    assert (replica.core.counters["never_used"], replica.core.unused_blocks) == (5, 0)
 
 
 def test_the_host_goes_first() -> None:

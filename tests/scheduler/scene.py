@@ -10,7 +10,7 @@ from accelgen.proto.messages import Objective, Sampling
 from accelgen.scheduler.cost_model import Coefficients, CostModel, Work
 from accelgen.scheduler.policy import Limits, Policy, StepStats, View
 from accelgen.scheduler.request import Request
-from accelgen.scheduler.table import RequestTable
+from accelgen.scheduler.table import WAITING, RequestTable
 
 LINEAR = Coefficients(a=0.01, b=0.0001, b2=0.0, c=0.0, d=0.0, e=0.0, knee=1.0)
 
@@ -33,6 +33,7 @@ class Scene:
         self.state: Any = policy.initial()
         self.preempted: list[int] = []
         self.requeued: list[int] = []
+        self.declined: list[int] = []
 
     @property
     def view(self) -> View:
@@ -64,6 +65,7 @@ class Scene:
         """Tokens by slot; nothing is carried out but changes of the order."""
         decision, self.state = self.policy.plan(self.view, self.state, at_s)
         self.preempted, self.requeued = decision.preempt, [*decision.requeue]
+        self.declined = decision.declined
         for slot, key in decision.requeue.items():
             assert key == self.policy.order_key(self.view, slot, self.state)
             self.table.move(slot, key)
@@ -78,7 +80,7 @@ class Scene:
             self.table.enqueue(slot, self.policy.order_key(self.view, slot, self.state))
         slots = np.array([*taken], dtype=np.int64)
         counts = np.array([*taken.values()], dtype=np.int64)
-        for slot in slots[self.table.state[slots] == 2].tolist():
+        for slot in slots[self.table.state[slots] == WAITING].tolist():
             self.table.start(slot)
         work = Work(prefill_tokens=int(counts.sum()))
         self.table.plan(slots, counts, at_s + run_s)

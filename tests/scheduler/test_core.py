@@ -114,7 +114,7 @@ def test_every_request_ends_once_with_its_own_tokens(
 
 @pytest.mark.parametrize("policy", POLICIES)
 def test_memory_pressure_preempts_and_recomputes(policy: str) -> None:
-    world = World(policy, blocks=20, block_size=4)
+    world = World(policy, blocks=20, block_size=4, memory="on-demand")
     for id in range(1, 7):
         world.submit(id, prompt_of(8, id), max_tokens=30)
     world.run()

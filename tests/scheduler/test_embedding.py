@@ -116,6 +116,39 @@ def test_no_host_grows_into_a_guest(
                 assert (own + lent) * rule.block_size <= allocated[host]
 
 
+def fits_the_pool(
+    hosts: list[tuple[int, int]], guest: Guest, capacity: int, block_size: int = 1
+) -> bool:
+    """Packing by pooled peaks, which the inequality is compared with: whether, token by token, all requests together
+    stay below `capacity` tokens. hosts: (allocated, used), each grows until its allocation is full, and ends."""
+    for step in range(guest.life + 1):
+        growing = [used + step for allocated, used in hosts if used + step <= allocated]
+        tokens = [*growing, min(guest.prompt + step, guest.tokens)]
+        if sum(-(-count // block_size) for count in tokens) * block_size > capacity:
+            return False
+    return True
+
+
+def test_pooled_peaks_admit_what_no_host_can_take() -> None:
+    """The published pair: hosts with 160 allocated, 32 and 144 used, and one unallocated block of 16. The second one
+    ends before the newcomer is large; the inequality does not see that."""
+    guest, hosts = Guest(prompt=96, output=32), [(160, 32), (160, 144)]
+    assert fits_the_pool(hosts, guest, 336) and fits_the_pool(hosts, guest, 336, block_size=16)
+    assert not fits_the_pool(hosts, guest, 312)  # at its fullest: 48 + 160 + 112 = 320
+    assert Embedding(buffer=0).best_host(ints(160, 160), ints(32, 144), guest) is None
+
+
+@given(hosts(), guests, rules)
+def test_no_host_is_found_where_the_pool_is_too_small(
+    columns: tuple[Ints, Ints], guest: Guest, rule: Embedding
+) -> None:
+    """Step by step, by a count that knows nothing of the inequality: with no unallocated block at all."""
+    allocated, used = columns
+    if rule.best_host(allocated, used, guest) is not None:
+        pairs = [*zip(allocated.tolist(), used.tolist(), strict=True)]
+        assert fits_the_pool(pairs, guest, int(allocated.sum()), rule.block_size)
+
+
 @pytest.mark.parametrize(
     ("make", "fault"),
     [

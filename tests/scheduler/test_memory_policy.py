@@ -18,7 +18,7 @@ from scene import Scene
 from world import POLICIES, World, expected
 
 from accelgen.proto.config import Config
-from accelgen.proto.messages import Objective
+from accelgen.proto.messages import Objective, Plan
 from accelgen.proto.policies import known_memories
 from accelgen.scheduler.core import SchedulerCore
 from accelgen.scheduler.memory.cacheopt import CacheOptMemory
@@ -28,6 +28,7 @@ from accelgen.scheduler.policies.accelgen import AccelGen
 from accelgen.scheduler.policies.cacheopt import CacheOpt
 from accelgen.scheduler.policies.sarathi import Sarathi
 from accelgen.scheduler.policy import Decision, Policy, UnknownPolicy, View, load_policy
+from accelgen.scheduler.replica import Replica
 from accelgen.scheduler.snapshot import Experience, unpacked
 from accelgen.scheduler.table import Ints
 
@@ -156,6 +157,31 @@ def test_on_demand_is_the_identity(seed: int, policy: str, depth: int, blocks: i
         assert not (plan.allocate_ids or plan.embed_guests or plan.swap_out or plan.swap_in)
     assert world.core.replicas[0].memory_state is None
     world.check_idle()
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_on_demand_plans_as_without_memory_policies(policy: str) -> None:
+    """Both roads, plan by plan: with `on-demand` around the policy, and with the policy alone, as it was before."""
+
+    def plans(alone: bool, seed: int) -> list[Plan]:
+        draw = random.Random(seed)
+        world = World(
+            policy, blocks=draw.choice([14, 20, 60]), pipeline_depth=draw.randrange(2),
+            max_num_seqs=8, memory="on-demand",
+        )  # fmt: skip
+        load(world, draw)
+        with pytest.MonkeyPatch.context() as patch:
+            if alone:
+                patch.setattr(Replica, "_decide", policy_alone)
+            world.run()
+        return world.plans
+
+    def policy_alone(self: Replica, start_s: float) -> Decision:
+        decision, self.state = self.policy.plan(self.view(), self.state, start_s)
+        return decision
+
+    for seed in range(5):
+        assert plans(False, seed) == plans(True, seed)
 
 
 # --- terms -----------------------------------------------------------------------------------------------------------

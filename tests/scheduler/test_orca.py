@@ -46,6 +46,18 @@ def test_choices_still_to_be_forked_are_reserved_for() -> None:
     assert list(scene.plan()) == [first, second]
 
 
+def test_who_comes_back_from_the_host_has_a_reservation() -> None:
+    """After a takeover from a policy that preempts: what is on its way back will run."""
+    scene = Scene(Orca(), blocks=15)
+    away, other = scene.running(32, 32), scene.waiting(32, at_s=1.0)
+    scene.table.go_out(away)
+    scene.table.went_out(away, 0.0)
+    scene.table.come_back(away)
+    assert scene.plan() == {}  # 9 blocks each
+    scene.table.remove(away)
+    assert scene.plan() == {other: 32}
+
+
 def test_what_exceeds_the_cache_runs_alone() -> None:
     scene = Scene(Orca(max_model_len=100_000), blocks=100)
     slots = [scene.waiting(32, at_s=float(i)) for i in range(3)]

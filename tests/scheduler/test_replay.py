@@ -11,7 +11,7 @@ import msgspec
 import pytest
 from recorded_world import RecordedWorld, recording_to
 
-from accelgen.proto.messages import Objective, Reason
+from accelgen.proto.messages import Objective, Plan, Reason
 from accelgen.proto.recording import Fact, RecordingError, read_recording
 from accelgen.scheduler.comparison import PolicyFailed
 from accelgen.scheduler.core import SchedulerCore
@@ -194,7 +194,8 @@ def test_a_changed_recording_is_a_difference(tmp_path: Path) -> None:
     path = tmp_path / "dump"
     one_request(path)
     records = list(msgpack.Unpacker(path.open("rb")))
-    place = next(i for i, r in enumerate(records) if i and r[1] == "send" and len(r[4]) == 14)
+    fields = len(Plan.__struct_fields__)
+    place = next(i for i, r in enumerate(records) if i and r[1] == "send" and len(r[4]) == fields)
     records[place][4][3] = [18]  # counts of the first Plan
     path.write_bytes(b"".join(map(msgpack.packb, records)))
     outcome = replay(read_recording(path), Sarathi())

@@ -324,7 +324,7 @@ class Strict(Vllm):
 
     name = "strict"
 
-    def admit(self, request: Request, views: Sequence[View]) -> Verdict:
+    def admit(self, request: Request, views: Sequence[View], now_s: float) -> Verdict:
         for place, view in enumerate(views):
             if not len(view.table):
                 return Verdict(place, 0.5)
@@ -335,7 +335,9 @@ def placed(routing: str, busy: Sequence[int], replicas: int = 3) -> Verdict:
     scene = Scene(load_routing("planned"), replicas)
     for index in busy:
         scene.put(request_of(50 + index, [1] * 8), index)
-    return Placement(load_routing(routing), Strict()).choose(request_of(1, [1] * 8), scene.views)
+    return Placement(load_routing(routing), Strict()).choose(
+        request_of(1, [1] * 8), scene.views, 0.0
+    )
 
 
 @pytest.mark.parametrize("name", ROUTINGS)
@@ -350,13 +352,13 @@ def test_planned_leaves_it_to_the_policy() -> None:
     asked: list[int] = []
 
     class Choosy(Vllm):
-        def admit(self, request: Request, views: Sequence[View]) -> Verdict:
+        def admit(self, request: Request, views: Sequence[View], now_s: float) -> Verdict:
             asked.append(len(views))
             return Verdict(1, 0.0)
 
     scene = Scene(load_routing("planned"), 4)
     scene.down = {0}
-    assert Placement(load_routing(""), Choosy()).choose(request_of(1, [1]), scene.views) == (
+    assert Placement(load_routing(""), Choosy()).choose(request_of(1, [1]), scene.views, 0.0) == (
         Verdict(2, 0.0)  # the second of those that live
     )
     assert asked == [3]
@@ -373,7 +375,7 @@ def test_an_order_that_cannot_be_is_an_error(order: list[list[int]]) -> None:
     scene = Scene(load_routing("planned"), 2)
     names = "7" if any(order) else "none"
     with pytest.raises(BadDecision, match=f"routing odd: .* 0, 1 that live it names {names}"):
-        Placement(Odd(), Vllm()).choose(request_of(1, [1]), scene.views)
+        Placement(Odd(), Vllm()).choose(request_of(1, [1]), scene.views, 0.0)
 
 
 @pytest.mark.parametrize("name", ROUTINGS)

@@ -3,6 +3,7 @@ go. A Scene's iteration takes 10 ms and 0.1 ms per token."""
 
 from __future__ import annotations
 
+from collections import Counter
 from math import inf
 from typing import Any
 
@@ -13,9 +14,11 @@ from world import World, expected
 
 from accelgen.proto.config import Config, SloClass
 from accelgen.proto.messages import Objective, Reason
-from accelgen.scheduler.policies.slos_serve import LEAST_PREFILL, Memory, SlosServe
+from accelgen.scheduler.policies.slos_serve import LEAST_PREFILL, MOST_PROMPTS, Memory, SlosServe
 from accelgen.scheduler.policy import StepStats, load_policy
-from accelgen.scheduler.slos_serve.standing import PRIORITY_S, standing_of
+from accelgen.scheduler.slos_serve import routing
+from accelgen.scheduler.slos_serve.routing import mixed
+from accelgen.scheduler.slos_serve.standing import PRIORITY_S, standing_by_key, standing_of
 from accelgen.scheduler.slos_serve.survey import Rules, Survey
 from accelgen.simulator.device import Device
 from accelgen.simulator.run import Simulation
@@ -63,12 +66,13 @@ def test_two_small_ones_instead_of_a_large_one() -> None:
 
 def test_who_cannot_be_in_time_is_best_effort_without_further_ado() -> None:
     """1,000 tokens take 0.11 s. What has no objective is best effort anyway. Both get what is left: 900 tokens in
-    0.1 s, first come first served."""
+    0.1 s, first come first served. The places of both have changed, whether they begin or not."""
     scene = Scene(SlosServe(), PLENTY)
     late, other = scene.waiting(1000, ttft_s=0.1, at_s=0.0), scene.waiting(50, **NOTHING, at_s=0.01)
     assert scene.plan(0.01) == {late: 900}
     assert scene.state.best_effort == ids(scene, late, other) and not scene.state.admitted
-    assert scene.requeued == [other] and scene.rank([late, other]) == [late, other]
+    assert scene.requeued == [late, other] and scene.rank([late, other]) == [late, other]
+    assert scene.declined == [late, other]
 
 
 def test_admitted_ones_wait_by_deadline_new_ones_after_them_best_effort_last() -> None:
@@ -200,14 +204,26 @@ def test_a_prompt_ahead_of_its_deadline_decodes_when_there_is_room() -> None:
     assert scene.step(0.83) == {first: 1, second: 8191}
 
 
-def test_decodes_that_are_too_many_all_take_part() -> None:
-    """50 decodes take 15 ms, a token is due every 5: nobody new is admitted, 128 tokens are left for old prompts."""
-    scene = Scene(strict(), PLENTY)
-    decodes = [scene.running(32, 32, tpot_s=0.006) for _ in range(50)]
-    begun, new = scene.running(3000, 64), scene.waiting(100)
+def test_who_could_never_keep_its_pace_shuts_out_nobody() -> None:
+    """After a takeover without what was known: an iteration takes 10 ms, one decode needs a token every 5."""
+    scene = Scene(SlosServe(), PLENTY)
+    doomed, decode = scene.running(32, 32, tpot_s=0.005), scene.running(32, 32, tpot_s=0.1)
+    new = scene.waiting(100)
     taken = scene.plan()
-    assert taken == dict.fromkeys(decodes, 1) | {begun: LEAST_PREFILL}
+    assert scene.state.best_effort == ids(scene, doomed) and taken[new] == 100
+    assert scene.state.admitted == ids(scene, decode, new)
+    assert scene.plan(0.01).keys() >= {decode, doomed}
+
+
+def test_decodes_that_are_too_many_all_take_part() -> None:
+    """50 decodes take 15 ms, a token is due every 12: nobody new is admitted, 128 tokens are left for prompts: for the
+    old one, and what it leaves for best effort."""
+    scene = Scene(strict(), PLENTY)
+    decodes = [scene.running(32, 32, tpot_s=0.013) for _ in range(50)]
+    begun, new = scene.running(264, 64), scene.waiting(100)
+    assert scene.step() == dict.fromkeys(decodes, 1) | {begun: LEAST_PREFILL}
     assert scene.state.best_effort == ids(scene, new)
+    assert scene.plan() == dict.fromkeys(decodes, 1) | {begun: 72, new: LEAST_PREFILL - 72}
 
 
 def test_limits_of_the_engine_are_planned_with() -> None:
@@ -215,6 +231,25 @@ def test_limits_of_the_engine_are_planned_with() -> None:
     a, b = scene.waiting(700, ttft_s=0.13), scene.waiting(700, ttft_s=0.14)
     assert scene.plan() == {a: 500}  # 500 and 200 tokens take 90 ms, 500 more another 60
     assert scene.state.best_effort == ids(scene, b)
+
+
+def test_more_decodes_than_tokens_of_a_batch() -> None:
+    """They take turns; nothing asks for more than the engine allows."""
+    scene = Scene(strict(), PLENTY, tokens=20)
+    decodes = [scene.running(32, 32, tpot_s=0.05) for _ in range(30)]
+    assert scene.plan() == dict.fromkeys(decodes[:20], 1)
+
+
+def test_a_pace_without_a_first_deadline_does_not_wait_for_ever() -> None:
+    """Its first token is due after a minute, or before it expires: then it goes before those that came later."""
+    for expires_s, before in ((inf, 58.0), (30.0, 28.0)):
+        scene = Scene(SlosServe(), PLENTY, tokens=100)
+        patient = scene.waiting(100, ttft_s=None, at_s=0.0)
+        scene.table.request(patient).expires_s = expires_s
+        early = scene.waiting(50, ttft_s=6.0, at_s=before - 5.0)
+        late = scene.waiting(50, ttft_s=6.0, at_s=before)
+        assert scene.plan(before) == {early: 50, patient: 50}
+        assert scene.rank([patient, early, late]) == [early, patient, late]
 
 
 # --- when it plans ---------------------------------------------------------------------------------------------------
@@ -235,6 +270,16 @@ def test_a_plan_is_followed_until_something_happens() -> None:
     news.append(scene.waiting(16, at_s=1.12))
     assert made_at_s(scene, 1.13) == 1.13
     assert scene.state.admitted >= ids(scene, *news)
+
+
+def test_who_has_no_time_to_spare_does_not_wait_for_a_round() -> None:
+    """100 tokens take 20 ms: due in 219 ms they have less than two rounds' time to spare, in 221 ms not."""
+    for ttft_s, made_s in ((0.219, 1.02), (0.221, 1.0)):
+        scene = Scene(SlosServe(), PLENTY)
+        scene.running(32, 32)
+        made_at_s(scene, 1.0)
+        new = scene.waiting(100, ttft_s=ttft_s, at_s=1.02)
+        assert (new in scene.plan(1.02)) == (made_s == 1.02) and scene.state.made_s == made_s
 
 
 def test_enough_finished_requests_are_a_reason_to_plan() -> None:
@@ -264,18 +309,60 @@ def test_a_round_judges_ten_the_next_ones_the_others() -> None:
         assert scene.state.admitted == ids(scene, *slots[:known])
 
 
+def test_a_round_is_bounded() -> None:
+    """Along 40 prompts it judges ten, along 100 three, the next one at once; along more than `MOST_PROMPTS` nobody, and
+    batches are those of the decodes."""
+    for waiting, judged in ((40, 10), (100, 2), (MOST_PROMPTS + 1, 0)):
+        scene = Scene(SlosServe(), 10 * PLENTY, seats=512)
+        decode = scene.running(32, 32)
+        old = [scene.waiting(16, ttft_s=50.0) for _ in range(waiting)]
+        scene.state = Memory(admitted=frozenset(ids(scene, decode, *old)))
+        new = [scene.waiting(16, ttft_s=60.0) for _ in range(12)]
+        taken = scene.plan()
+        assert len(scene.state.admitted & ids(scene, *new)) == judged and scene.state.has_more
+        assert not scene.state.best_effort and taken[decode] == 1 and len(taken) > 10
+
+
 # --- best effort -----------------------------------------------------------------------------------------------------
 
 
 def test_best_effort_runs_in_what_is_left_first_come_first_served() -> None:
     """1,890 tokens in 199 ms; beside a decode and 800 tokens of a prompt there is room within 0.1 s (900 tokens, the
-    fixed part aside) for a best-effort decode and a prompt of 90, not for one of 200."""
+    fixed part aside) for a best-effort decode, a prompt of 8, and one of 90: not for one of 200 between these. When it
+    is the first, it need not fit."""
     scene = Scene(strict(), PLENTY)
     decode, stray = scene.running(32, 32), scene.running(32, 32, **NOTHING)
     prompt = scene.waiting(800, ttft_s=9.0)
-    long, short = scene.waiting(200, **NOTHING, at_s=0.1), scene.waiting(90, **NOTHING, at_s=0.2)
-    assert scene.plan(0.2) == {decode: 1, prompt: 800, stray: 1, short: 90}
-    assert scene.state.best_effort == ids(scene, stray, long, short)
+    first = scene.waiting(8, **NOTHING, at_s=0.1)
+    long, short = scene.waiting(200, **NOTHING, at_s=0.2), scene.waiting(90, **NOTHING, at_s=0.3)
+    assert scene.plan(0.2) == {decode: 1, prompt: 800, stray: 1, first: 8, short: 90}
+    assert scene.state.best_effort == ids(scene, stray, first, long, short)
+    scene.table.remove(first)
+    assert scene.plan(0.2) == {decode: 1, prompt: 800, stray: 1, long: 98}
+
+
+@pytest.mark.parametrize("prompt", [1, 300, 389, 390, 500, 889, 899, 900, 901, 5000])
+def test_prompts_of_any_length_begin_beside_a_steady_decode(prompt: int) -> None:
+    """A token is due every 50 ms: batches of 390 tokens. Those that were longer, and shorter than the 900 of 0.1 s,
+    once waited for a batch that never came."""
+    scene = Scene(strict(), PLENTY)
+    decode = scene.running(32, 32, tpot_s=0.05)
+    stray = scene.waiting(prompt, **NOTHING)
+    assert scene.step() == {decode: 1, stray: min(prompt, 389)}
+
+
+def test_a_stream_of_short_prompts_keeps_no_best_effort_prompt_waiting() -> None:
+    """In every batch there is one of 100 tokens, so that 350 never fit in whole."""
+    scene = Scene(strict(replan_arrivals=1), PLENTY)
+    decode = scene.running(32, 32, tpot_s=0.05)
+    stray = scene.waiting(350, **NOTHING)
+    done = 0
+    for i in range(3):
+        scene.waiting(100, ttft_s=1.0, tpot_s=0.05, at_s=0.05 * i)
+        taken = scene.step(0.05 * i, run_s=0.05)
+        done += taken.get(stray, 0)
+        assert taken[decode] == 1
+    assert done >= 350
 
 
 def test_best_effort_begins_only_with_kv_for_all_of_it() -> None:
@@ -334,6 +421,18 @@ def test_a_prompt_longer_than_any_batch_is_cut() -> None:
     assert 500 < taken[long] < 900
 
 
+def test_a_best_effort_request_keeps_its_place_though_it_begins_in_the_round_that_judges_it() -> (
+    None
+):
+    """Routing goes by the places of those that run."""
+    scene = Scene(SlosServe(), PLENTY)
+    stray = scene.waiting(50, **NOTHING)
+    scene.step()
+    assert scene.table.running.tolist() == [stray] and scene.table.key[stray] == PRIORITY_S
+    found = standing_by_key(scene.table)
+    assert found.best_effort.tolist() == [stray] and not len(found.decoding)
+
+
 # --- several replicas ------------------------------------------------------------------------------------------------
 
 
@@ -355,22 +454,67 @@ def test_a_request_goes_to_the_first_replica_whose_plan_has_room() -> None:
             ([free, full], 0, id % 2), ([full, free], 1, id % 2), ([full, full], 1 - id % 2, id % 2),
         ):  # fmt: skip
             views = [scene.view for scene in scenes]
-            assert policy.admit(request(id, 3000, tight), views).replica == tight_at
-            assert policy.admit(request(id, 3000, loose), views).replica == loose_at
-    verdict = policy.admit(request(4, 3000, loose), [full.view, free.view])
+            assert policy.admit(request(id, 3000, tight), views, 0.0).replica == tight_at
+            assert policy.admit(request(id, 3000, loose), views, 0.0).replica == loose_at
+    verdict = policy.admit(request(4, 3000, loose), [full.view, free.view], 0.0)
     after_s = (
         0.199 + 0.01 + 0.0712
     )  # 400 tokens until 0.35 s, then 1,889 beside a decode, then the last 711
     assert verdict.predicted_ttft_s == pytest.approx(0.35 + after_s) and not verdict.refused
-    verdict = policy.admit(request(5, 3000, loose), [full.view, free.view])
+    verdict = policy.admit(request(5, 3000, loose), [full.view, free.view], 0.0)
     assert verdict.predicted_ttft_s == pytest.approx(0.31)
+
+
+def test_round_robin_goes_round_whatever_n_is() -> None:
+    """The prompt of a call with n choices has the first of n ids."""
+    for n in (1, 2, 3, 4, 64):
+        for replicas in (2, 3, 4):
+            met = Counter(mixed(1 + n * i) % replicas for i in range(300))
+            assert len(met) == replicas and max(met.values()) < 1.4 * 300 / replicas
+
+
+def test_routing_goes_by_the_clock() -> None:
+    """A token of long ago is no clock; one that an iteration in flight will have brought says when it is over."""
+    policy = SlosServe()
+    idle = Scene(policy, PLENTY)
+    idle.running(32, 32, last_s=1.0, ttft_s=0.5)
+    newcomer = request(4, 500, Objective(0.5, 0.2))
+    views = [idle.view, idle.view]
+    early, late, flying = (policy.admit(newcomer, views, at_s) for at_s in (1.0, 50.0, 0.9))
+    assert early.predicted_ttft_s == pytest.approx(0.01 + 0.0501)
+    assert late.predicted_ttft_s == pytest.approx(early.predicted_ttft_s)
+    assert flying.predicted_ttft_s == pytest.approx(0.1 + early.predicted_ttft_s)
+    full = busy(policy)
+    quick = request(
+        4, 400, Objective(0.2, 0.2)
+    )  # 51 ms, of the 311 that the other one needs until 0.35 s
+    for at_s, refused in ((0.0, True), (0.3, True)):
+        assert bool(strict(burst="refuse").admit(quick, [full.view], at_s).refused) == refused
+    assert not policy.admit(request(4, 400, Objective(0.5, 0.2)), [full.view], 0.0).refused
+
+
+def test_an_arrival_asks_only_so_many_busy_replicas() -> None:
+    """Those with the most prompts are left out."""
+    policy = SlosServe()
+    full = Scene(policy, 10 * PLENTY, seats=512)
+    for _ in range(routing.MOST_WORK):
+        full.waiting(16, ttft_s=60.0)
+    free = Scene(policy, PLENTY)
+    asked = request(4, 100, Objective(0.5, 0.2))
+    placed = [
+        policy.admit(asked, views, 0.0).replica
+        for views in ([full.view, free.view], [free.view, full.view])
+    ]
+    assert placed == [1, 0]
+    refusing = SlosServe(burst="refuse")
+    assert refusing.admit(asked, [full.view], 0.0).refused
 
 
 def test_without_routing_it_is_round_robin() -> None:
     policy = SlosServe(routing=False)
     views = [busy(policy).view, Scene(policy, PLENTY).view]
     assert [
-        policy.admit(request(id, 3000, Objective(0.35, 0.2)), views).replica for id in (4, 5)
+        policy.admit(request(id, 3000, Objective(0.35, 0.2)), views, 0.0).replica for id in (4, 5)
     ] == [0, 1]
 
 
@@ -378,12 +522,15 @@ def test_what_no_replica_has_room_for_is_refused_if_asked() -> None:
     policy = SlosServe(burst="refuse")
     full, free = busy(policy).view, Scene(policy, PLENTY).view
     tight = request(4, 3000, Objective(0.35, 0.2))
-    assert policy.admit(tight, [full, full]).refused.startswith("no replica of 2 can keep")
-    assert policy.admit(tight, [full]).refused and not policy.admit(tight, [full, free]).refused
+    assert policy.admit(tight, [full, full], 0.0).refused.startswith("no replica of 2 can keep")
+    assert (
+        policy.admit(tight, [full], 0.0).refused
+        and not policy.admit(tight, [full, free], 0.0).refused
+    )
     plain = request(4, 3000, Objective(None, None, None))
-    assert not policy.admit(plain, [full]).refused
+    assert not policy.admit(plain, [full], 0.0).refused
     alone = SlosServe(burst="refuse", routing=False)
-    assert alone.admit(tight, [full, free]).refused.startswith("no replica of 1")
+    assert alone.admit(tight, [full, free], 0.0).refused.startswith("no replica of 1")
 
 
 def test_best_effort_requests_are_not_in_the_way() -> None:
@@ -395,7 +542,7 @@ def test_best_effort_requests_are_not_in_the_way() -> None:
     scene.step()
     scene.table.key[scene.table.running] = PRIORITY_S  # the place where it would have waited
     views = [scene.view, Scene(policy, blocks=1).view]
-    assert policy.admit(request(4, 500, Objective(0.5, 0.2)), views).replica == 0
+    assert policy.admit(request(4, 500, Objective(0.5, 0.2)), views, 0.0).replica == 0
 
 
 # --- whole runs ------------------------------------------------------------------------------------------------------

@@ -159,7 +159,7 @@ class FakeWorker:
         seconds = self.seconds(batch)
         right = [max(0, count - 1) for count in counts]
         assert sum(made) == self.drafted - drafted and sum(right) == self.accepted - accepted
-        moved = self._finish(older if batch.ids else len(self.copies))
+        moved = self._finish(older if batch.ids else max(1, older))
         return StepResult(
             batch.step, ids, counts, flat, failed, causes, [], 0.0, seconds, moved,
             *((made, right) if batch.drafts else ()),

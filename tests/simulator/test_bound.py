@@ -55,7 +55,7 @@ class Whim:
     def order_key(self, view: View, slot: int, state: None) -> float:
         return float(self.draw.uniform())
 
-    def admit(self, request: Request, views: Sequence[View]) -> Verdict:
+    def admit(self, request: Request, views: Sequence[View], now_s: float) -> Verdict:
         return least_load(request, views)
 
     def observe(self, step: StepStats, state: None) -> None:

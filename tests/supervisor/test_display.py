@@ -44,6 +44,9 @@ def test_the_block_names_what_one_needs() -> None:
         "512 MiB resident", "curl http://127.0.0.1:8000/v1/chat/completions", " chat",
     ):  # fmt: skip
         assert part in block
+    assert "swap space" not in block
+    swapping = ready_block(directory("ready", msgspec.structs.replace(FACTS, host_blocks=96)), 1.0)
+    assert "2 MiB KV cache (64 blocks of 16 tokens) + 3 MiB swap space (96 blocks);" in swapping
     assert "WARNING" not in block and "Bearer" not in block and "Stop it with Ctrl-C or `" in block
     ABOUT_OPEN = {**ABOUT, "open_to_others": True, "needs_key": True}
     block = ready_block(Directory([], True, False, ABOUT_OPEN), 1.0)

@@ -294,9 +294,15 @@ def test_swap_space_that_the_machine_does_not_have(
         preflight.check_swap(msgspec.structs.replace(config, swap_gb=2.0), checkpoint)
     assert refused.value.status == 2
     assert str(refused.value) == (
-        "--swap-gb: 2 GB of swap space in each of 2 replicas and 0 MiB for weights need 3,815 MiB"
+        "--swap-gb: 2 GB of swap space in each of 2 replicas + 0 MiB for weights need 3,815 MiB"
         " of the host's memory, 2,861 MiB are available"
     )
+    block_bytes = 16 * checkpoint.kv_token_bytes("auto")
+    crowded = msgspec.structs.replace(config, kv_blocks=2 * 10**9 // block_bytes // 2)
+    with pytest.raises(StartError, match=r"1,907 MiB for KV cache need 3,815 MiB of the host's"):
+        preflight.check_swap(crowded, checkpoint)
+    monkeypatch.setattr(preflight, "has_cuda_driver", lambda: True)
+    preflight.check_swap(msgspec.structs.replace(crowded, device="cuda"), checkpoint)
     with pytest.raises(StartError, match="--swap-gb: 1e-06 GB hold no block: one of 16 tokens has"):
         preflight.check_swap(msgspec.structs.replace(config, swap_gb=1e-6), checkpoint)
 

@@ -12,11 +12,11 @@ from msgspec import structs
 
 from accelgen.proto.config import Config
 from accelgen.proto.messages import Batch, Held, Prompt, Sampling
-from accelgen.worker import memory
-from accelgen.worker.core import WorkerCore
+from accelgen.worker import hostcache, memory
+from accelgen.worker.core import MAX_FAILURES, WorkerCore
 from accelgen.worker.engine import host_bytes, start_engine
 from accelgen.worker.faults import LoadError
-from accelgen.worker.hostcache import Copies, HostCache, runs
+from accelgen.worker.hostcache import Copies, HostCache, pin, portions, runs, stage
 from accelgen.worker.kvcache import KvCache, LayerShape
 from accelgen.worker.memory import size_host
 from accelgen.worker.swap_timing import measure_swaps
@@ -61,12 +61,12 @@ def test_there_and_back(device: str) -> None:
     others = [block for block in range(32) if block not in (3, 4, 9, 1, 20, 30, 21, 22)]
     untouched = contents(cache, others)
     host.copy(Copies((7, 8), [3, 4, 9, 1], [5, 6, 2, 0], True))
-    assert host.take_done(wait=True) == [7, 8] and host.take_done(wait=True) == []
+    assert host.take_done(wait=True) == [7, 8] and host.finish() == []
     for tensor in (*cache.keys, *cache.values):
         tensor[[3, 4, 9, 1]] = -1.0
     host.copy(Copies((7,), [5, 6], [20, 30], False))
     host.copy(Copies((8,), [2, 0], [21, 22], False))
-    assert host.take_done(wait=True) == [7, 8]
+    assert host.finish() == [7, 8]
     assert same(contents(cache, [20, 30, 21, 22]), before)
     assert same(contents(cache, others), untouched)
 
@@ -83,9 +83,74 @@ def test_a_copy_is_behind_what_was_computed_before_it(device: str) -> None:
         host.copy(Copies((round,), everything, everything, True))
         host.copy(Copies((round + 100,), everything, there, False))
         done = host.take_done(wait=False)
-        done += host.take_done(wait=True)
+        done += host.finish()
         assert done == [round, round + 100]
         assert all((tensor[128:] == round).all() for tensor in (*cache.keys, *cache.values))
+
+
+def test_the_way_through_the_device_is_that_without() -> None:
+    """What a GPU does, with tensors that are here: any blocks, in pieces of any size."""
+    for seed in range(40):
+        random = Random(seed)
+        cache, other = filled("cpu"), filled("cpu")
+        here, there = HostCache(cache, 24), HostCache(other, 24)
+        for out in (True, False, True):
+            count = random.randint(1, 20)
+            sides = [random.sample(range(size), count) for size in (32, 24)]
+            copies = Copies((1,), *(sides if out else sides[::-1]), out)
+            here.copy(copies)
+            pieces = [*portions(copies, random.randint(0, 7))]
+            assert [*pieces[0].sources, *pieces[-1].sources][0] == copies.sources[0]
+            for part in pieces:
+                stage(there.layers, there.rows, part)
+        assert torch.equal(here.rows, there.rows) and here.rows.any()
+        assert same(contents(cache, [*range(32)]), contents(other, [*range(32)]))
+
+
+def test_a_copy_takes_a_call_per_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not one per run and layer: between host and device, that is, where a call is dear."""
+    host = HostCache(filled("cpu"), 24)
+    calls = []
+    monkeypatch.setattr(hostcache, "runs", lambda blocks: calls.append(len(blocks)) or runs(blocks))
+    stage(host.layers, host.rows, Copies((1,), [5, 9, 2], [3, 4, 8], True))
+    stage(host.layers, host.rows, Copies((1,), [3, 4, 8], [1, 2, 3], False))
+    assert calls == [3, 3]
+
+
+class FakeCuda:
+    """What pins memory. `limit`: bytes that it has."""
+
+    def __init__(self, limit: int = 1 << 40) -> None:
+        self.limit, self.pinned = limit, {}
+
+    def cudaHostRegister(self, at: int, size: int, flags: int) -> int:
+        if size > self.limit:
+            return 2
+        self.pinned[at] = size
+        return 0
+
+    def cudaHostUnregister(self, at: int) -> None:
+        del self.pinned[at]
+
+
+def test_exactly_what_is_stated_is_pinned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not the next power of two, and as long as it is needed."""
+    cuda = FakeCuda()
+    monkeypatch.setattr(torch.cuda, "cudart", lambda: cuda)
+    rows = torch.zeros(1000, 77)
+    pin(rows)
+    assert cuda.pinned == {rows.data_ptr(): 308_000}
+    del rows
+    assert cuda.pinned == {}
+    cuda.limit = 1 << 20
+    with pytest.raises(LoadError, match=r"swap_gb: the host does not pin 4 MiB \(CUDA error 2\)"):
+        pin(torch.zeros(1 << 20))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_the_memory_is_pinned() -> None:
+    host = HostCache(filled("cuda"), 24)
+    assert host.rows.is_pinned()
 
 
 # --- the core -------------------------------------------------------------------------------------------------------
@@ -139,6 +204,62 @@ def test_a_request_goes_and_comes_back(core: WorkerCore) -> None:
     resumed = core.execute(batch(5, [(1, 10, 1, 0, [9, 8, 7])]))
     assert first.tokens[0] == first.tokens[1] and resumed.tokens == gone.tokens
     core.execute(batch(6, [], release=[1, 2, 3]))
+
+
+def test_a_block_is_copied_before_another_comes_to_its_place(core: WorkerCore) -> None:
+    """One Batch copies block 3 (a shared tail, about to be written) and hands it to who comes back."""
+    new = [Prompt(1, [*range(10)], GREEDY), Prompt(2, [*range(20, 28)], GREEDY)]
+    core.execute(batch(0, [(1, 0, 10, 0, [1, 2, 3]), (2, 0, 8, 0, [4, 5])], new=new))
+    core.execute(batch(1, [], **out([2], [2], [4, 5], [0, 1])))
+    cache = core.runner.cache
+    shared = contents(cache, [3])
+    returning = back([2], [2], [0, 1], [3, 4])
+    core.execute(batch(2, [(1, 10, 1, 2, [9])], copy_from=[3], copy_to=[9], **returning))
+    kept = 10 % 4  # tokens that were in the block; the next one is written behind them
+    for tensor, before in zip((*cache.keys, *cache.values), shared, strict=True):
+        assert torch.equal(tensor[9, :kept], before[0, :kept])
+
+
+def test_the_wait_for_copies_is_no_part_of_an_iteration(bench: Any) -> None:
+    """Whoever learns from `run_s` how long an iteration takes must not learn how long copies do."""
+    now_s = 0.0
+
+    class Slow(HostCache):
+        def take_done(self, wait: bool) -> list[int]:
+            nonlocal now_s
+            now_s += 0.2 * wait
+            return super().take_done(wait)
+
+    runner = bench("llama").core.runner
+    core = WorkerCore(runner, clock=lambda: now_s, host=Slow(runner.cache, 16))
+    core.execute(batch(0, [(1, 0, 4, 0, [1])], new=[Prompt(1, [1] * 4, GREEDY)]))
+    idle = core.execute(batch(1, [], **out([1], [1], [1], [0])))
+    assert idle.run_s == 0.0 and core.run_s == 0.0
+    assert core.execute(batch(2, [])).wait_s == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize("way", ["out", "back"])
+def test_a_copy_that_raises_fails_its_requests_alone(
+    core: WorkerCore, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a forward pass does that finds no memory: the others go on, and so does the worker."""
+    new = [Prompt(1, [1] * 4, GREEDY), Prompt(2, [2] * 4, GREEDY)]
+    core.execute(batch(0, [(1, 0, 4, 0, [1]), (2, 0, 4, 0, [2])], new=new))
+    columns = out([1], [1], [1], [0])
+    if way == "back":
+        core.execute(batch(1, [], **columns))
+        columns = back([1], [1], [0], [1])
+
+    def no_memory(_: Copies) -> None:
+        raise torch.OutOfMemoryError("tried to allocate a lot")
+
+    assert core.host is not None
+    monkeypatch.setattr(core.host, "copy", no_memory)
+    result = core.execute(batch(2, [(2, 4, 1, 1, [3])], **columns))
+    assert result.failed == [1] and "copy" in result.causes[0]
+    assert result.moved == [1] and result.ids == [2]
+    for step in range(3, 3 + MAX_FAILURES):
+        assert core.execute(batch(step, [(2, step + 2, 1, 2, [])], **columns)).failed == [1]
 
 
 def test_only_the_beginning_of_what_is_away_may_be_kept(core: WorkerCore) -> None:
@@ -301,7 +422,9 @@ def test_an_engine_says_what_it_has(tiny: Any) -> None:
         model=str(tiny("llama")), block_size=4, kv_blocks=32, max_model_len=64,
         preemption="swap", swap_gb=20e-6, profile_file="none",
     )  # fmt: skip
-    engine = start_engine(config)
+    phases = []
+    engine = start_engine(config, lambda phase, silent_s: phases.append((phase, silent_s)))
+    assert phases[-1] == ("swap space", pytest.approx(60.0))
     assert engine.facts.host_blocks == 20_000 // (4 * 2 * 2 * 2 * 8 * 4)
     assert engine.core.host is not None
     assert host_bytes(engine) == engine.facts.host_blocks * (4 * 2 * 2 * 2 * 8 * 4)

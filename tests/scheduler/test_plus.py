@@ -1,0 +1,128 @@
+"""The parts of accelgen-plus against brute force and what was put in."""
+
+from __future__ import annotations
+
+from itertools import permutations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from accelgen.scheduler.cost_model import Coefficients, CostModel, Work, evaluate
+from accelgen.scheduler.plus.price import LEAST, SHARE, Arrivals
+from accelgen.scheduler.plus.shedding import keepable
+from accelgen.scheduler.plus.timing import Fitted, Timing, with_prompt
+from accelgen.scheduler.policies.accelgen_plus import AccelGenPlus
+from accelgen.scheduler.policy import UnknownPolicy, load_policy
+
+MODEL = Coefficients(a=9e-3, b=4e-5, b2=3e-5, c=1e-6, d=1e-8, e=1e-9, knee=64)
+
+
+def most_in_time(jobs: list[tuple[float, float]]) -> int:
+    """By trying all orders: the most jobs (time, deadline) that one machine can finish in time."""
+    best = 0
+    for order in permutations(jobs):
+        at, done = 0.0, 0
+        for take, due in order:
+            if at + take <= due:
+                at, done = at + take, done + 1
+        best = max(best, done)
+    return best
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(1, 20).map(lambda n: n / 4), st.integers(1, 60).map(lambda n: n / 4)),
+        min_size=1,
+        max_size=6,
+    )
+)
+def test_as_many_are_kept_as_by_any_order(jobs: list[tuple[float, float]]) -> None:
+    jobs.sort(key=lambda job: job[1])
+    takes, dues = np.array([t for t, _ in jobs]), np.array([d for _, d in jobs])
+    kept = keepable(takes, dues, 0.0)
+    assert (np.cumsum(takes[kept]) <= dues[kept]).all()  # in the order of deadlines
+    assert kept.sum() == most_in_time(jobs)
+
+
+def test_the_longest_is_given_up_first() -> None:
+    kept = keepable(np.array([3.0, 1.0, 1.0]), np.array([3.0, 3.5, 4.0]), 0.0)
+    assert kept.tolist() == [False, True, True]
+
+
+def works() -> list[Work]:
+    source = np.random.default_rng(3)
+    return [
+        Work(int(p), int(d), int(d) * 300, float(p) * float(p) / 2)
+        for p, d in zip(source.integers(0, 2000, 400), source.integers(1, 64, 400), strict=True)
+    ]
+
+
+def test_host_time_and_speed_are_told_apart() -> None:
+    """Iterations take 3 ms of the host and 1.25 times the model's time: a factor alone cannot say that."""
+    cost, timing = CostModel(MODEL), Timing()
+    for work in works():
+        run_s = 0.003 + 1.25 * evaluate(MODEL, work)
+        cost.observe(work, run_s)
+        timing = timing.hear(work, run_s).told(cost)
+    fitted = timing.fitted(cost)
+    assert fitted.host_s == pytest.approx(0.003, rel=0.05)
+    assert fitted.slope == pytest.approx(1.25, rel=0.01)
+    assert fitted.spread_s < 2e-4
+    small = Work(0, 1, 300, 0.0)
+    real_s = 0.003 + 1.25 * evaluate(MODEL, small)
+    assert abs(fitted.seconds(small) - real_s) < 0.2 * abs(cost.predict(small) - real_s)
+
+
+def test_without_iterations_the_cost_model_speaks() -> None:
+    cost = CostModel(MODEL)
+    fitted = Timing().fitted(cost)
+    work = Work(500, 10, 3000, 500.0 * 250)
+    assert fitted.seconds(work) == pytest.approx(cost.predict(work))
+    assert Fitted.of(cost).seconds(work) == pytest.approx(cost.predict_upper(work))
+
+
+@given(st.integers(0, 40), st.floats(0.001, 0.3), st.integers(0, 5000))
+def test_a_batch_is_filled_to_the_last_token(decodes: int, limit_s: float, prior: int) -> None:
+    fitted, work = Fitted(MODEL, 0.002, 1.1, 0.0), Work(0, decodes, 100 * decodes, 0.0)
+    tokens = fitted.tokens_within(limit_s, work, prior, 4000)
+    if tokens:
+        assert fitted.seconds(with_prompt(work, tokens, prior)) <= limit_s
+    if tokens < 4000:
+        assert fitted.seconds(with_prompt(work, tokens + 1, prior)) > limit_s
+
+
+def test_a_price_only_while_there_is_too_little() -> None:
+    """One arrival per second: ten small ones of 0.3 s and ten large ones of 3 s."""
+    light = Arrivals().note(np.arange(20.0), np.full(20, 0.5))
+    assert light.price(20.0) == np.inf
+    loads = np.tile([0.3, 3.0], 10)
+    heavy = Arrivals().note(np.arange(20.0), loads)
+    # All small ones (3 s) and five large ones (15 s) are what 0.9 of 20 s can serve.
+    assert SHARE == 0.9 and heavy.price(20.0) == 3.0
+    heavier = Arrivals().note(np.arange(20.0) / 10, loads)  # ten times as fast: not even all small
+    assert heavier.price(2.0) == 0.3
+    few = Arrivals().note(np.arange(float(LEAST - 1)), np.full(LEAST - 1, 9.0))
+    assert few.price(float(LEAST)) == np.inf
+
+
+def test_an_arrival_is_counted_once() -> None:
+    at_s, load_s = np.array([1.0, 2.0]), np.array([0.1, 0.2])
+    seen = Arrivals().note(at_s, load_s)
+    assert seen.note(at_s, load_s) is seen
+    assert seen.note(np.array([2.0, 3.0]), np.array([0.2, 0.3])).at_s == (1.0, 2.0, 3.0)
+
+
+@pytest.mark.parametrize(
+    ("params", "words"),
+    [
+        ({"pace": "fast"}, "pace: 'fast', must be one of cumulative, every_gap"),
+        ({"headroom": -1}, "headroom: -1, must be at least 0"),
+        ({"longest_s": float("nan")}, "longest_s: nan s, must be at least 0"),
+    ],
+)
+def test_bad_parameters_are_named(params: dict[str, object], words: str) -> None:
+    with pytest.raises(UnknownPolicy, match=words):
+        load_policy("accelgen-plus", params)
+    assert load_policy("accelgen-plus", {}).name == AccelGenPlus.name
