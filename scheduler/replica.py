@@ -410,7 +410,7 @@ class Replica:
         if flight is None or not report.dropped:
             return []
         dropped = {*report.dropped}
-        slots = zip(flight.ids, flight.slots.tolist(), strict=True)
+        slots = zip(flight.ids, flight.entries.slots.tolist(), strict=True)
         return [id for id, slot in slots if id in dropped and slot in flight.started]
 
     def _drop(self, flight: Flight, dropped: set[int]) -> None:
