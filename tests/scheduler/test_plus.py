@@ -8,13 +8,19 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 
+from accelgen.proto.config import Config
+from accelgen.proto.messages import Objective, Reason
 from accelgen.scheduler.cost_model import Coefficients, CostModel, Work, evaluate
 from accelgen.scheduler.plus.price import LEAST, SHARE, Arrivals
 from accelgen.scheduler.plus.shedding import keepable
 from accelgen.scheduler.plus.timing import Fitted, Timing, with_prompt
 from accelgen.scheduler.policies.accelgen_plus import AccelGenPlus
 from accelgen.scheduler.policy import UnknownPolicy, load_policy
+from accelgen.simulator.device import Device
+from accelgen.simulator.run import Simulation
+from accelgen.simulator.workload import Arrival, Workload
 
 MODEL = Coefficients(a=9e-3, b=4e-5, b2=3e-5, c=1e-6, d=1e-8, e=1e-9, knee=64)
 
@@ -126,3 +132,14 @@ def test_bad_parameters_are_named(params: dict[str, object], words: str) -> None
     with pytest.raises(UnknownPolicy, match=words):
         load_policy("accelgen-plus", params)
     assert load_policy("accelgen-plus", {}).name == AccelGenPlus.name
+
+
+def test_a_device_slower_than_any_limit_goes_on() -> None:
+    """An iteration takes a second, `longest_s` is half of one: a chunk at a time."""
+    slow = Device("slow", "", structs.replace(MODEL, a=1.0), kv_token_bytes=1, kv_bytes=2000)
+    config = Config(kv_blocks=64, max_num_seqs=4)
+    arrivals = [Arrival(0.1 * i, 50, 3, Objective(ttft_s=0.5, tpot_s=0.05)) for i in range(3)]
+    run = Simulation(
+        load_policy("accelgen-plus", {}), Workload("slow", arrivals), slow, config
+    ).go()
+    assert [fate.end for fate in run.fates] == [Reason.LENGTH] * 3
