@@ -54,6 +54,8 @@ _HELP = {
     # the scheduler's
     "scheduler_policy_info": "1, labelled with the scheduling policy.",
     "scheduler_memory_info": "1, labelled with the memory policy.",
+    "scheduler_routing_info": "1, labelled with the routing.",
+    "requests_routed_total": "Requests given to a replica, those found there after a takeover not counted.",
     "scheduler_step_seconds": "Time the scheduler takes to plan one iteration.",
     "scheduler_step_p99_seconds": "99th percentile of the time of the last 512 plans.",
     "scheduler_steps_total": "Iterations planned.",

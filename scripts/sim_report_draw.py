@@ -24,6 +24,7 @@ class Style:
 STYLES = {
     "accelgen": Style("#b3001b", "o", "●"),
     "accelgen-calibrated": Style("#e8590c", "s", "■"),
+    "accelgen-plus": Style("#0b7a3b", "o", "●"),
     "accelgen-adaptive": Style("#d6336c", "D", "◆"),
     "accelgen-no-chunking": Style("#868e96", "v", "▼", "--"),
     "accelgen-no-ordering": Style("#5c7cfa", "^", "▲", "--"),

@@ -35,7 +35,7 @@ PAIRS = (
 )
 """Devices for prompts to devices for decodes, as in the paper, which takes the best."""
 ALONE = (Arm.of("vllm"), Arm.of("sarathi"))
-OTHERS = (Arm.of("qoserve"), Arm.of("cacheopt"))
+OTHERS = (Arm.of("qoserve"), Arm.of("cacheopt"), Arm.of("accelgen-plus"))
 """Policies beside the paper's baselines; a further one is an Arm here."""
 BASELINES = (*(arm.name for arm in ALONE), DISTSERVE)
 

@@ -28,7 +28,7 @@ from accelgen.simulator.times import Rule
 BASELINES = ("orca", "vllm", "fastgen", "sarathi", "fastserve")
 """Those that the paper compares with."""
 NEWER = ("edf", "srpf", "qoserve", "slidingserve", "slos-serve")
-OWN = ("accelgen", "accelgen-calibrated", "accelgen-adaptive")
+OWN = ("accelgen", "accelgen-calibrated", "accelgen-adaptive", "accelgen-plus")
 WITHOUT = ("accelgen-no-chunking", "accelgen-no-ordering", "accelgen-no-batching")
 WHOLE = tuple(map(Arm.of, (*BASELINES, *NEWER, *OWN)))
 ARMS = (*WHOLE, *map(Arm.of, WITHOUT))

@@ -36,7 +36,7 @@ BASELINES = (
     Arm("vllm, swapping", "vllm", changes=SWAP),
     Arm("sarathi, swapping", "sarathi", changes=SWAP),
 )
-OTHERS = (Arm.of("qoserve"), Arm.of("accelgen"))
+OTHERS = (Arm.of("qoserve"), Arm.of("accelgen"), Arm.of("accelgen-plus"))
 """Policies beside the paper's baselines; a further one is an Arm here."""
 MAIN = (WHOLE, *BASELINES, *OTHERS)
 

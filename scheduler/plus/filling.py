@@ -103,7 +103,9 @@ class Filling:
         most = min(batch.tokens, pending)
         room = self.fitted.tokens_within(limit_s, self.work, prior, most)
         self.is_full = room < pending
-        if not batch.slots:  # on a device that is slower than any limit, too, something has to go on
+        if (
+            not batch.slots
+        ):  # on a device that is slower than any limit, too, something has to go on
             room = max(room, min(most, LEAST_CHUNK))
         chunk = min(room, batch.largest_chunk(slot, pending))
         if chunk < 1 or (chunk < min(pending, LEAST_CHUNK) and batch.slots):

@@ -1,4 +1,4 @@
-"""`accelgen-plus`: what the laboratory found wrong in each rule, left out (docs/findings.md).
+"""`accelgen-plus`: what the laboratory found wrong in each rule, left out (docs/findings.md, docs/policies.md).
 
 1. Iterations (AccelGen's dynamic chunking, arXiv 2503.13737): as long as the first token that is due to any decode
    allows. Predicted by a line over the fitted model with what the host takes on top, so that they can be filled up to
@@ -21,6 +21,7 @@ from collections.abc import Sequence
 import numpy as np
 from msgspec import Struct, structs
 
+from accelgen.scheduler.cost_model import Work
 from accelgen.scheduler.plus.claims import due_s
 from accelgen.scheduler.plus.filling import Filling
 from accelgen.scheduler.plus.price import Arrivals
@@ -145,19 +146,25 @@ class AccelGenPlus:
         if scene.running.any():
             batch.preempt(victims[0])
         else:  # nobody runs: whoever fits may start
-            filling.take_prompts(slots[np.concatenate([first, second, rest])], self.longest_s)
+            everybody = np.concatenate([first, second, rest])
+            filling.take_prompts(slots[everybody], self._longest_s(filling.fitted))
+
+    def _longest_s(self, fitted: Fitted) -> float:
+        """Of an iteration: on a slow device at least half of it is to be of use."""
+        return max(self.longest_s, 2 * fitted.seconds(Work(prefill_tokens=1)))
 
     def _limits(self, filling: Filling, scene: Scene, start_s: float) -> tuple[float, float]:
         """The tightest TPOT of decodes with a claim, and how long this iteration may take."""
         claim = scene.decode & ~scene.missed
         paces_s = scene.table.tpot_s[scene.slots[claim]]
-        tight_s = float(paces_s[paces_s < NEAR_S].min(initial=self.longest_s))
+        longest_s = self._longest_s(filling.fitted)
+        tight_s = float(paces_s[paces_s < NEAR_S].min(initial=longest_s))
         first_s = float(scene.due_s[claim].min(initial=FAR_S))
         slack_s = first_s - start_s - filling.fitted.safety_s
         if not self.credit:
             slack_s = min(slack_s, tight_s - filling.fitted.safety_s)
         at_least_s = filling.fitted.seconds(filling.work)
-        return tight_s, min(max(slack_s, at_least_s), self.longest_s)
+        return tight_s, min(max(slack_s, at_least_s), longest_s)
 
     def _ranked(
         self, filling: Filling, scene: Scene, full_s: float, price: float, start_s: float

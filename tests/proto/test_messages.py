@@ -112,7 +112,7 @@ GOLDEN: list[tuple[Body, str]] = [
     (Tokens(3, [1], [2], [7, 128]), "94" "03" "9101" "9102" "9207cc80"),
     (
         Finished([End(5, Reason.STOP, "ok")]),
-        "91" "91" "97" "05" "00" "a26f6b" + ZERO + ZERO + "00" "00",
+        "91" "91" "98" "05" "00" "a26f6b" + ZERO + ZERO + "00" "00" "c2",
     ),
     (
         Lookup([Prompt(9, [1, 2], Sampling(temperature=0.0), salt=b"t")]),
@@ -120,8 +120,8 @@ GOLDEN: list[tuple[Body, str]] = [
     ),
     (
         Plan(7, [1, 2**62], [0, 9], [16, 1], [2**62], [1], [50256], [], [5], [], [], 0.5, 2.0),
-        "dc0015" "07" "9201cf4000000000000000" "920009" "921001" "91cf4000000000000000" "9101" "91cdc450"
-        "90" "9105" "90" "90" + HALF + TWO + "90" + "90" * 7,
+        "dc0016" "07" "9201cf4000000000000000" "920009" "921001" "91cf4000000000000000" "9101" "91cdc450"
+        "90" "9105" "90" "90" + HALF + TWO + "90" + "90" * 8,
     ),
 ]  # fmt: skip
 
@@ -131,7 +131,7 @@ def test_golden_bytes(body: Body, wire: str) -> None:
     """The wire format itself, byte by byte: these change only together with PROTOCOL_VERSION."""
     header = Header(PROTOCOL_VERSION, TAG_OF[type(body)], 2, 1000, 40)
     frames = encode(header, body)
-    head = f"9502{TAG_OF[type(body)]:02x}02cd03e828"
+    head = f"95{PROTOCOL_VERSION:02x}{TAG_OF[type(body)]:02x}02cd03e828"
     checksum = crc32(bytes.fromhex(head + wire))
     assert frames[0].hex() == f"{head}ce{checksum:08x}"
     assert frames[1].hex() == wire

@@ -34,7 +34,7 @@ def test_every_policy_is_told_in_a_line(monkeypatch: pytest.MonkeyPatch, tmp_pat
 
 
 def test_what_is_active_is_marked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both policies: the one that was chosen, and the memory policy that it has brought along, or was chosen, too."""
+    """The policy that was chosen, the memory policy that it has brought along, or was chosen, too, and the routing."""
     gauges = {'accelgen:scheduler_memory_info{memory="cacheopt"}': 1.0}
     serving = Member(Role.SCHEDULER, 0, 1, "", 5, 3, "ready", 1, 9.0, 0.0, 1, None, gauges)
     facts = {"policy": "cacheopt", "policy_params": {"chunk_size": 256}, "policy_s": 12.0}
@@ -45,7 +45,7 @@ def test_what_is_active_is_marked(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(policies, "ask_directory", lambda _, found=directory: found)
         lines = CliRunner().invoke(command, standalone_mode=False).output.splitlines()
         marked = [line.split()[1] for line in lines if line.startswith("*")]
-        assert marked == ["cacheopt", chosen or "cacheopt"]
+        assert marked == ["cacheopt", chosen or "cacheopt", "planned"]
         assert sum("chunk_size=256 active for 12 s, epoch 3" in line for line in lines) == 1
         assert ("reserve=7" in [line.strip() for line in lines]) is bool(params)
 
