@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from threading import Event, Lock, Thread
@@ -160,6 +160,10 @@ def side_by_side(crew: Crew, do: Callable[[A], B], items: Sequence[A], threads: 
     with ThreadPoolExecutor(max_workers=max(1, min(len(items), threads))) as pool:
         futures = [pool.submit(do, item) for item in items]
         try:
+            wait(futures, return_when=FIRST_EXCEPTION)
+            for future in futures:  # what others say once the crew is closed is not the reason
+                if future.done():
+                    future.result()
             return [future.result() for future in futures]
         except BaseException:
             for future in futures:

@@ -71,10 +71,13 @@ def routed(server: Any) -> dict[int, int]:
 
 
 def routed_after(server: Any, before: dict[int, int], requests: int) -> dict[int, int]:
-    """Where so many requests have gone since: what heartbeat and Directory say within a moment."""
+    """Where so many requests have gone since: what heartbeat and Directory say within a moment. Nothing if a scheduler
+    has taken over meanwhile, which counts from the beginning."""
     until_s = time.monotonic() + 20
     while True:
         now = routed(server)
+        if any(now.get(index, 0) < value for index, value in before.items()):
+            return {}
         gone = {index: value - before.get(index, 0) for index, value in now.items()}
         if sum(gone.values()) >= requests:
             assert sum(gone.values()) == requests, (before, now)
@@ -193,7 +196,7 @@ def test_what_cannot_be_swapped(pair: Any, arguments: list[str], says: str) -> N
     assert pair.directory().config["routing"] == before["routing"]
 
 
-@pytest.mark.parametrize("routing", ["round-robin", "prefix-affinity"])
+@pytest.mark.parametrize("routing", ["round-robin", "prefix-affinity"])  # without memory, and with
 def test_a_worker_killed_under_each_routing(pair: Any, routing: str) -> None:
     """All requests end with the same text; those that come meanwhile go to the other replica, and when the worker is
     back, it gets its part again."""
@@ -214,9 +217,13 @@ def test_a_worker_killed_under_each_routing(pair: Any, routing: str) -> None:
     while not pair.directory().ready or set(routed(pair)) != {0, 1}:
         assert time.monotonic() < until_s, "worker-0 does not come back"
         time.sleep(0.1)
-    before = routed(pair)
-    asyncio.run(burst(pair, [prompt_of(650 + i) for i in range(BURST)]))
-    assert min(routed_after(pair, before, BURST).values()) >= BURST // 4
+    for attempt in range(3):  # the scheduler takes over anew for a worker that is back
+        before = routed(pair)
+        first = 650 + BURST * attempt
+        asyncio.run(burst(pair, [prompt_of(first + i) for i in range(BURST)]))
+        if gone := routed_after(pair, before, BURST):
+            break
+    assert min(gone.values()) >= BURST // 4
 
 
 def test_while_one_is_down_all_goes_to_the_other(pair: Any) -> None:

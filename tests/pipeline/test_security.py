@@ -381,7 +381,7 @@ def test_an_impostor_with_the_name_of_the_scheduler(server: Any, quiet: str) -> 
 @pytest.mark.parametrize(
     "policy, params",
     [
-        ("", {}),
+        (None, {}),
         ("a\0b", {}),
         ("x" * 201, {}),
         ("vllm", {"x": "y" * 501}),

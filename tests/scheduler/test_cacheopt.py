@@ -454,7 +454,7 @@ def note_guests(world: MemoryWorld) -> None:
     event("guests: " + ("none" if not guests else "1 to 4" if guests < 5 else "5 or more"))
 
 
-@settings(deadline=None, max_examples=250, phases=[Phase.explicit, Phase.reuse, Phase.generate])
+@settings(deadline=None, max_examples=80, phases=[Phase.explicit, Phase.reuse, Phase.generate])
 @given(
     seed=st.integers(0, 10**6),
     policy=st.sampled_from(POLICIES),
@@ -491,7 +491,7 @@ def test_any_load_under_any_policy(
     note_guests(world)
 
 
-@settings(deadline=None, max_examples=80, phases=[Phase.explicit, Phase.reuse, Phase.generate])
+@settings(deadline=None, max_examples=30, phases=[Phase.explicit, Phase.reuse, Phase.generate])
 @given(
     seed=st.integers(0, 10**6),
     policy=st.sampled_from(POLICIES),

@@ -73,7 +73,7 @@ def simulate(
     return run, watched
 
 
-def shared_prefixes(requests: int = 1200, rate: float = 25.0, seed: int = 0) -> list[Arrival]:
+def shared_prefixes(requests: int = 600, rate: float = 25.0, seed: int = 0) -> list[Arrival]:
     """Each request has one of 24 prompts of a system before its own."""
     draw = random.Random(seed)
     arrivals, at_s = [], 0.0
@@ -107,7 +107,7 @@ def test_affinity_hits_more_prefixes_and_stays_in_its_bound() -> None:
         least = min(before.values())
         assert before[watched.homes[id]] <= max(least + routing.apart, routing.ratio * least)
         kept += before[watched.homes[id]] > least
-    assert kept > 100  # prefixes did go before load
+    assert kept > 50  # prefixes did go before load
     counts = Counter(watched.homes.values())
     assert max(counts.values()) < 1.5 * min(counts.values())  # 24 prefixes, spread
 
