@@ -50,7 +50,8 @@ def parse_swap(given: dict[str, Any]) -> SwapBody:
     not installed (with near matches), a parameter that is neither number, text nor truth value, or nobody's."""
     body = validate(SwapBody, given)
     if body.policy is None and body.routing is None and not body.memory:
-        raise ApiError(400, "policy is required", "policy", "missing_required_parameter")
+        message = "policy, memory or routing is required"
+        raise ApiError(400, message, "policy", "missing_required_parameter")
     if body.policy is None and body.params:
         raise ApiError(400, "params: of which policy? State it, too", "params", "invalid_value")
     if body.policy is not None and (fault := unknown_policy(body.policy)):

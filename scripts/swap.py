@@ -65,7 +65,9 @@ def _params(policy: str, params: tuple[str, ...], others: bool) -> dict[str, Any
     """Parameters of the policy, which may stay as it is where `others` are to change; both are checked."""
     given = parse_params(params, "--param")
     if not policy and not others:
-        raise click.UsageError("which policy? State POLICY, or what else is to change: --routing")
+        raise click.UsageError(
+            "which policy? State POLICY, or what else is to change: --memory, --routing"
+        )
     if not policy and given:
         raise click.BadParameter("of which policy? State POLICY, too", param_hint="--param")
     if policy and (fault := unknown_policy(policy)):
