@@ -11,7 +11,7 @@ import psutil
 from accelgen.proto.messages import Role
 
 LEAN_BYTES = 150 * 2**20  # frontend, scheduler, KV manager: resident, each
-OVERHEAD_BYTES = 600 * 2**20  # worker: on top of weights and KV cache
+OVERHEAD_BYTES = 900 * 2**20  # worker: on top of weights and KV cache; large iterations leave some
 
 
 def test_status_shows_every_process(server: Any) -> None:

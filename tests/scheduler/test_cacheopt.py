@@ -527,7 +527,7 @@ def test_takeovers_at_any_moment(
 def test_every_part_happens() -> None:
     """The random loads reach what they are to test."""
     seen: Counter[str] = Counter()
-    for seed in range(80):
+    for seed in range(40):
         draw, hosts = random.Random(seed), bool(seed % 2)
         world = MemoryWorld(
             "cacheopt", blocks=draw.choice([20, 40]), memory_params={"quantum": 4},
@@ -548,9 +548,9 @@ def test_every_part_happens() -> None:
         seen["guests"] += len(guests)
         seen["lent"] += loans.lent
         seen["returned"] += loans.returned
-    assert seen["runs with guests"] > 30 and seen["guests"] > 100, seen
-    assert seen["allocated"] > 100 and min(seen["lent"], seen["returned"]) > 100, seen
-    assert min(seen["preempted"], seen["swapped"], seen["guest preempted"]) > 5, seen
+    assert seen["runs with guests"] > 15 and seen["guests"] > 50, seen
+    assert seen["allocated"] > 50 and min(seen["lent"], seen["returned"]) > 50, seen
+    assert min(seen["preempted"], seen["swapped"]) > 5 and seen["guest preempted"] > 1, seen
 
 
 @pytest.mark.parametrize("policy", ["accelgen", "cacheopt", "sarathi", "vllm"])

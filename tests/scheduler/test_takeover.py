@@ -117,7 +117,7 @@ def test_a_request_that_two_replicas_hold_is_given_back_by_one(first_back: float
     world.check_idle()
 
 
-@settings(deadline=None, max_examples=120, phases=[Phase.explicit, Phase.reuse, Phase.generate])
+@settings(deadline=None, max_examples=80, phases=[Phase.explicit, Phase.reuse, Phase.generate])
 @example(278, "accelgen", 0, 14, 1, "")  # a pin withdrawn from who was adopted
 @given(
     seed=st.integers(0, 10**6),

@@ -176,7 +176,12 @@ def neighbour_drafter(folder: Path) -> ModelDrafter:
     return ModelDrafter(Runner(loaded, cache), coupled=False)
 
 
-@pytest.mark.parametrize("kind", ["neighbour", "llama", "qwen2"])
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    "kind", ["neighbour", pytest.param("llama", marks=SLOW), pytest.param("qwen2", marks=SLOW)]
+)
 def test_rejection_sampling_leaves_the_distribution_as_it_is(
     bench: Any, drive: Any, tiny: Any, kind: str
 ) -> None:
