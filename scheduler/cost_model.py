@@ -109,7 +109,7 @@ class CostModel:
         low, high = 0, 1 << 20
         while low < high:
             middle = (low + high + 1) // 2
-            if self.predict(_plus_prefill(work, middle, prior)) <= limit_s:
+            if self.predict(with_prompt(work, middle, prior)) <= limit_s:
                 low = middle
             else:
                 high = middle - 1
@@ -176,7 +176,8 @@ def _non_negative(design: NDArray[np.float64], target: NDArray[np.float64]) -> N
     return solution
 
 
-def _plus_prefill(work: Work, tokens: int, prior: int) -> Work:
+def with_prompt(work: Work, tokens: int, prior: int) -> Work:
+    """`work`, and so many prompt tokens after `prior` computed ones."""
     return Work(
         work.prefill_tokens + tokens,
         work.decode_seqs,

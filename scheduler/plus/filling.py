@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from accelgen.scheduler.cost_model import Work
-from accelgen.scheduler.plus.timing import Fitted, with_prompt
+from accelgen.scheduler.cost_model import Work, with_prompt
+from accelgen.scheduler.plus.timing import Fitted
 from accelgen.scheduler.policies.shared import Batch
 from accelgen.scheduler.policy import is_decode
 from accelgen.scheduler.table import RUNNING, Ints
@@ -103,9 +103,7 @@ class Filling:
         most = min(batch.tokens, pending)
         room = self.fitted.tokens_within(limit_s, self.work, prior, most)
         self.is_full = room < pending
-        if (
-            not batch.slots
-        ):  # on a device that is slower than any limit, too, something has to go on
+        if not batch.slots:  # something has to go on, on a device slower than any limit, too
             room = max(room, min(most, LEAST_CHUNK))
         chunk = min(room, batch.largest_chunk(slot, pending))
         if chunk < 1 or (chunk < min(pending, LEAST_CHUNK) and batch.slots):

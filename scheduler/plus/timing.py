@@ -11,7 +11,7 @@ from typing import Any
 
 from msgspec import Struct
 
-from accelgen.scheduler.cost_model import Coefficients, CostModel, Work, evaluate
+from accelgen.scheduler.cost_model import Coefficients, CostModel, Work, evaluate, with_prompt
 
 DECAY = 0.99  # weight of what was known, per iteration
 TRUST = 20.0  # iterations that the cost model's own prediction counts for
@@ -109,13 +109,3 @@ class Fitted(Struct, frozen=True):
         """What prompt tokens add to iterations that are full anyway: no fixed part. Numbers or arrays."""
         k = self.coefficients
         return self.slope * ((k.b + k.b2) * tokens + k.e * tokens * (prior + tokens / 2))
-
-
-def with_prompt(work: Work, tokens: int, prior: int) -> Work:
-    """`work`, and so many prompt tokens after `prior` computed ones."""
-    return Work(
-        work.prefill_tokens + tokens,
-        work.decode_seqs,
-        work.decode_context,
-        work.prefill_work + tokens * (prior + tokens / 2),
-    )

@@ -431,7 +431,7 @@ TestMemoryLife = pytest.mark.timeout(600)(MemoryLife.TestCase)
 def test_everything_happens() -> None:
     """The machine above would prove little if copies, loans and allocations never met. Plain dice: no shrinking."""
     MemoryLife.seen.clear()
-    for seed in range(40):
+    for seed in range(100):
         dice, life = Random(seed), MemoryLife()
         life.begin(dice.randint(10, 30), dice.randint(1, 4), dice.randint(5, 30), True, dice)
         for _ in range(25):
@@ -444,4 +444,4 @@ def test_everything_happens() -> None:
     seen = MemoryLife.seen
     missing = [name for name, count in seen.items() if count < 3]
     assert not missing and len(seen) == 25, seen
-    assert seen["guest ran"] > 300 and seen["both ran"] > 100, seen
+    assert seen["guest ran"] > 300 and seen["both ran"] > 200, seen

@@ -12,10 +12,10 @@ from msgspec import structs
 
 from accelgen.proto.config import Config
 from accelgen.proto.messages import Objective, Reason
-from accelgen.scheduler.cost_model import Coefficients, CostModel, Work, evaluate
+from accelgen.scheduler.cost_model import Coefficients, CostModel, Work, evaluate, with_prompt
 from accelgen.scheduler.plus.price import LEAST, SHARE, Arrivals
 from accelgen.scheduler.plus.shedding import keepable
-from accelgen.scheduler.plus.timing import Fitted, Timing, with_prompt
+from accelgen.scheduler.plus.timing import Fitted, Timing
 from accelgen.scheduler.policies.accelgen_plus import AccelGenPlus
 from accelgen.scheduler.policy import UnknownPolicy, load_policy
 from accelgen.simulator.device import Device
