@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from accelgen.proto.messages import Reason
+from accelgen.proto.messages import Reason, StepResult
 from accelgen.scheduler.cost_model import Work
 from accelgen.scheduler.decision import Entries
-from accelgen.scheduler.request import Request
-from accelgen.scheduler.table import Bools, Ints
+from accelgen.scheduler.request import Request, end_reason, up_to_end
+from accelgen.scheduler.table import Bools, Ints, RequestTable
 
 
 @dataclass(slots=True)
@@ -39,15 +39,6 @@ class Flight:
 
 
 @dataclass(slots=True)
-class Confirmed:
-    """Tokens that the KV manager has not heard of: `counts` of each request, one after the other."""
-
-    ids: list[int] = field(default_factory=list)
-    counts: list[int] = field(default_factory=list)
-    tokens: list[int] = field(default_factory=list)
-
-
-@dataclass(slots=True)
 class Outcome:
     """What a StepResult brought for one request: its new tokens, whether its thinking ended with them, and how it ended
     if it did."""
@@ -57,3 +48,48 @@ class Outcome:
     reason: Reason | None = None
     detail: str = ""
     ends_thinking: bool = False
+
+
+@dataclass(slots=True)
+class Confirmed:
+    """Tokens that the KV manager has not heard of: `counts` of each request, one after the other."""
+
+    ids: list[int] = field(default_factory=list)
+    counts: list[int] = field(default_factory=list)
+    tokens: list[int] = field(default_factory=list)
+
+    def take_in(self, result: StepResult, table: RequestTable, now_s: float) -> list[Outcome]:
+        """Adds a result's tokens to their requests, and notes those that the KV manager must hear of. Returns what it
+        brought, request by request."""
+        outcomes = []
+        at = 0
+        for id, count in zip(result.ids, result.counts, strict=True):
+            tokens = result.tokens[at : at + count]
+            at += count
+            slot = table.slot_of.get(id)
+            if slot is None or not count:  # it ended meanwhile: the token is dropped
+                continue
+            outcomes.append(self._extend(table, slot, tokens, now_s))
+        for id, cause in zip(result.failed, result.causes, strict=True):
+            slot = table.slot_of.get(id)
+            if slot is not None:
+                outcomes.append(Outcome(table.request(slot), [], Reason.FAILED, cause))
+        return outcomes
+
+    def _extend(self, table: RequestTable, slot: int, tokens: list[int], now_s: float) -> Outcome:
+        request, count = table.request(slot), len(tokens)
+        if count > 1:
+            tokens = up_to_end(request, tokens)
+        request.generated.extend(tokens)
+        if len(request.generated) == len(tokens):
+            table.first_s[slot] = now_s
+        table.last_s[slot] = now_s
+        ends_thinking = request.ends_thinking(len(request.generated) - len(tokens))
+        if ends_thinking:
+            table.respond(slot, request.thought, now_s)
+        reason = end_reason(request)
+        if reason is None:
+            self.ids.append(request.id)
+            self.counts.append(count)
+            self.tokens.extend(tokens)
+        return Outcome(request, tokens, reason, "", ends_thinking)

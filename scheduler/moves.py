@@ -7,13 +7,18 @@ and entries that need blocks which are still leaving are held back, until the wo
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
+from accelgen.proto.messages import KvReport
 from accelgen.scheduler.decision import Entries
 from accelgen.scheduler.policy import Decision, Limits
-from accelgen.scheduler.table import WAITING, RequestTable
+from accelgen.scheduler.table import MOVING, WAITING, RequestTable
+
+Key = Callable[[int], float]
+"""The place in the queue of the request in a slot."""
 
 
 @dataclass(slots=True)
@@ -59,23 +64,58 @@ class Moves:
         kept, back = _hold_back(decision, entries, table, free, seats)
         return Reach(entries.part(kept), drop, out, back)
 
-    def finish(self, id: int) -> bool | None:
-        """The worker has copied: whether to the host. None for a copy that nobody waits for."""
+    def send_out(self, slot: int, table: RequestTable) -> None:
+        """A victim's KV goes to the host."""
+        frees = min(int(table.blocks[slot]), table.used_blocks(slot))  # the rest comes at once
+        self.out[int(table.ids[slot])] = frees
+        table.go_out(slot)
+        table.request(slot).preemptions += 1
+
+    def bring_back(self, slot: int, table: RequestTable, now_s: float) -> None:
+        """KV comes back from the host; its request runs when it is there."""
+        self.back.add(int(table.ids[slot]))
+        table.come_back(slot)
+        request = table.request(slot)
+        request.started_s = now_s if request.started_s is None else request.started_s
+
+    def take_in(self, report: KvReport, table: RequestTable, key: Key) -> None:
+        """What the copies that the KV manager has begun will free, and those that it could not begin."""
+        for id, blocks in zip(report.swapped_out, report.freeing, strict=False):
+            if id in self.out:
+                self.out[id] = blocks
+        for id in report.unswapped:
+            self.unswapped += self.out.pop(id, None) is not None
+            if (slot := _moving(id, table)) is not None:
+                table.went_out(slot, key(slot), kept=False)
+        for id in report.stayed:
+            self.back.discard(id)
+            if (slot := _moving(id, table)) is not None:
+                table.stayed(slot, key(slot))
+
+    def finish(self, id: int, table: RequestTable, key: Key) -> None:
+        """The worker has copied the KV of a request, which may have ended meanwhile."""
         self.done.append(id)
+        slot = _moving(id, table)
         if id in self.out:
             self.freed += self.out.pop(id)
             self.swapped_out += 1
-            return True
-        if id in self.back:
+            if slot is not None:
+                table.went_out(slot, key(slot))
+        elif id in self.back:
             self.back.remove(id)
             self.swapped_in += 1
-            return False
-        return None
+            if slot is not None:
+                table.came_back(slot)
 
     def take_done(self) -> list[int]:
         """What the next plan tells."""
         done, self.done, self.freed = self.done, [], 0
         return done
+
+
+def _moving(id: int, table: RequestTable) -> int | None:
+    slot = table.slot_of.get(id)
+    return slot if slot is not None and table.state[slot] == MOVING else None
 
 
 def _hold_back(

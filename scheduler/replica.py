@@ -20,34 +20,29 @@ from typing import Any
 
 import numpy as np
 
-from accelgen.proto.messages import Fork, KvReport, Plan, Reason, StepResult
+from accelgen.proto.messages import Fork, KvReport, Plan, StepResult
 from accelgen.scheduler.cost_model import CostModel, Work
 from accelgen.scheduler.decision import Entries, check, clip
 from accelgen.scheduler.draft_lengths import drafts_of, expected_work
 from accelgen.scheduler.flight import Confirmed, Flight, Outcome
+from accelgen.scheduler.holdings import allocated, embedded, grows
 from accelgen.scheduler.memory.crossover import Copies
 from accelgen.scheduler.memory.on_demand import ON_DEMAND
 from accelgen.scheduler.memory.policy import MemoryPolicy
 from accelgen.scheduler.moves import Moves, Reach
 from accelgen.scheduler.policy import Decision, Limits, Policy, StepStats, View
-from accelgen.scheduler.request import Request, end_reason, up_to_end
+from accelgen.scheduler.request import Request
 from accelgen.scheduler.siblings import Siblings
 from accelgen.scheduler.speculation import Speculation
-from accelgen.scheduler.table import ARRIVING, FAR_S, MOVING, RUNNING, WAITING, RequestTable
+from accelgen.scheduler.table import ARRIVING, FAR_S, RUNNING, WAITING, RequestTable
 from accelgen.scheduler.verification import settle
 
 SAFETY_S = 0.001
 RETRY_S = 0.02
-BOUND_FACTOR, BOUND_FLOOR_S = (
-    5.0,
-    1.0,
-)  # a step may keep the worker silent this long
-
-
-REPORT_S, RESULT_S = (
-    5.0,
-    6.0,
-)  # a KvReport, a StepResult that takes longer is lost, or the step's own bound
+# A step may keep the worker silent this long.
+BOUND_FACTOR, BOUND_FLOOR_S = 5.0, 1.0
+# A KvReport, a StepResult that takes longer is lost, or the step's own bound.
+REPORT_S, RESULT_S = 5.0, 6.0
 
 
 class ResultOutOfTurn(RuntimeError):
@@ -84,9 +79,8 @@ class Replica:
         self.step = 0
         self.overhead_s: deque[float] = deque([0.002], maxlen=64)  # plan begun .. report received
         self.preemptions = self.steps = self.dropped = 0
-        self.starved_since_s: float | None = (
-            None  # requests wait, and the policy has chosen none of them
-        )
+        # Requests wait, and the policy has chosen none of them.
+        self.starved_since_s: float | None = None
         self.patience = 1.0  # how many times its bound an iteration may take
         self._stalled_s: float | None = None  # nothing could be planned; cleared by news
         self._release: list[int] = []
@@ -178,16 +172,17 @@ class Replica:
             self.table.request(slot).best_effort = True
         self._note_starving(bool(decision.slots) or self.moves.pending, now_s)
         alone = (self._release or self.moves.pending) and not self.flights
-        idle_words = forks or alone or decision.preempt or reach.back or self._grows(decision)
+        idle_words = forks or alone or decision.preempt or reach.back or grows(decision, self.table)
         if not len(reach.entries.slots) and not idle_words:
             self._stalled_s = now_s
             return None
         for slot in reach.drop:
             self._preempt(slot)
         for slot in reach.out:
-            self._send_out(slot)
+            self.moves.send_out(slot, self.table)
+            self.preemptions += 1
         for slot in reach.back:
-            self._bring_back(slot, now_s)
+            self.moves.bring_back(slot, self.table, now_s)
         return self._commit(reach, work, decision, forks, now_s, start_s)
 
     def _decide(self, start_s: float) -> Decision:
@@ -247,8 +242,8 @@ class Replica:
         predicted_s = self.cost.predict(likely) + draft_s
         longest_s = self.cost.predict(work) * self.cost.upper + draft_s
         sampled = table.plan(slots, counts, start_s + predicted_s, entries.drafts)
-        allocate = self._allocate(decision)
-        embed = self._embed(decision, reach.back)
+        allocate = allocated(decision, table, self.total_blocks)
+        embed = embedded(decision, table, reach.back)
         flight = Flight(
             self.step, entries, table.ids[slots].tolist(), held, sampled, started, work,
             counts[~entries.decode].tolist(), len(decision.preempt), now_s, start_s, predicted_s,
@@ -289,71 +284,6 @@ class Replica:
         ids: list[int] = self.table.ids[[*slots]].tolist() if slots else []
         return ids
 
-    def _allocate(self, decision: Decision) -> dict[int, int]:
-        """Notes the blocks that requests which run are to hold (never fewer than they use), and returns them."""
-        table = self.table
-        found = {s: n for s, n in decision.allocate.items() if table.state[s] == RUNNING}
-        for slot, blocks in found.items():
-            most = int(min(blocks, self.total_blocks))
-            found[slot] = table.blocks[slot] = max(most, table.used_blocks(slot))
-        return found
-
-    def _grows(self, decision: Decision) -> bool:
-        """Whether somebody who runs is to hold another number of blocks than now: reason enough for a plan. That he is
-        told the same again is none."""
-        state, held = self.table.state, self.table.blocks
-        allocate = decision.allocate.items()
-        return any(state[slot] == RUNNING and held[slot] != most for slot, most in allocate)
-
-    def _embed(self, decision: Decision, back: list[int]) -> dict[int, int]:
-        """Who lives inside whom, of those that run now or come back."""
-        state = self.table.state
-        pairs = decision.embed.items()
-        return {guest: host for guest, host in pairs if state[guest] == RUNNING or guest in back}
-
-    def _send_out(self, slot: int) -> None:
-        table = self.table
-        frees = min(int(table.blocks[slot]), table.used_blocks(slot))  # the rest comes at once
-        self.moves.out[int(table.ids[slot])] = frees
-        table.go_out(slot)
-        table.request(slot).preemptions += 1
-        self.preemptions += 1
-
-    def _bring_back(self, slot: int, now_s: float) -> None:
-        table = self.table
-        self.moves.back.add(int(table.ids[slot]))
-        table.come_back(slot)
-        request = table.request(slot)
-        request.started_s = now_s if request.started_s is None else request.started_s
-
-    def _moved(self, id: int) -> None:
-        """The worker has copied the KV of a request, which may have ended meanwhile."""
-        outward, slot = self.moves.finish(id), self._moving(id)
-        if slot is None:
-            return
-        if outward:
-            self.table.went_out(slot, self._key(slot))
-        elif outward is False:
-            self.table.came_back(slot)
-
-    def _take_moves(self, report: KvReport) -> None:
-        """What the copies that the KV manager has begun will free, and those that it could not begin."""
-        for id, blocks in zip(report.swapped_out, report.freeing, strict=False):
-            if id in self.moves.out:
-                self.moves.out[id] = blocks
-        for id in report.unswapped:
-            self.moves.unswapped += self.moves.out.pop(id, None) is not None
-            if (slot := self._moving(id)) is not None:
-                self.table.went_out(slot, self._key(slot), kept=False)
-        for id in report.stayed:
-            self.moves.back.discard(id)
-            if (slot := self._moving(id)) is not None:
-                self.table.stayed(slot, self._key(slot))
-
-    def _moving(self, id: int) -> int | None:
-        slot = self.table.slot_of.get(id)
-        return slot if slot is not None and self.table.state[slot] == MOVING else None
-
     def _key(self, slot: int) -> float:
         return self.policy.order_key(self.view(), slot, self.state)
 
@@ -379,7 +309,7 @@ class Replica:
             self.overhead_s.append(now_s - flight.planned_s)
             if report.dropped:
                 self._drop(flight, set(report.dropped))
-        self._take_moves(report)
+        self.moves.take_in(report, table, self._key)
         for id, blocks in zip(report.short_ids, report.short_blocks, strict=True):
             slot = table.slot_of.get(id)
             if slot is not None and table.state[slot] == RUNNING:
@@ -460,45 +390,13 @@ class Replica:
         self.steps += 1
         settle(flight, result, self.table, self.speculation, self.flights)
         for id in result.moved:
-            self._moved(id)
+            self.moves.finish(id, self.table, self._key)
         self.cost.observe(flight.work, result.run_s - result.draft_s)
-        outcomes = self._outcomes(result, now_s)
+        outcomes = self._confirmed.take_in(result, self.table, now_s)
         finished = sum(outcome.reason is not None for outcome in outcomes)
         gone = flight.dropped
         ids = [id for id in flight.ids if id not in gone] if gone else flight.ids
         stats = StepStats(result.run_s, flight.chunks, flight.preempted, finished, ids, flight.work)
         self.state = self.policy.observe(stats, self.state)
         self.memory_state = self.memory.observe(stats, self.memory_state)
-        return outcomes
-
-    def _outcomes(self, result: StepResult, now_s: float) -> list[Outcome]:
-        slot_of, table, confirmed = self.table.slot_of, self.table, self._confirmed
-        outcomes = []
-        at = 0
-        for id, count in zip(result.ids, result.counts, strict=True):
-            tokens = result.tokens[at : at + count]
-            at += count
-            slot = slot_of.get(id)
-            if slot is None or not count:  # it ended meanwhile: the token is dropped
-                continue
-            request = table.request(slot)
-            if count > 1:
-                tokens = up_to_end(request, tokens)
-            request.generated.extend(tokens)
-            if len(request.generated) == len(tokens):
-                table.first_s[slot] = now_s
-            table.last_s[slot] = now_s
-            ends_thinking = request.ends_thinking(len(request.generated) - len(tokens))
-            if ends_thinking:
-                table.respond(slot, request.thought, now_s)
-            reason = end_reason(request)
-            if reason is None:
-                confirmed.ids.append(id)
-                confirmed.counts.append(count)
-                confirmed.tokens.extend(tokens)
-            outcomes.append(Outcome(request, tokens, reason, "", ends_thinking))
-        for id, cause in zip(result.failed, result.causes, strict=True):
-            slot = slot_of.get(id)
-            if slot is not None:
-                outcomes.append(Outcome(table.request(slot), [], Reason.FAILED, cause))
         return outcomes

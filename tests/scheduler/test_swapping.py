@@ -107,7 +107,8 @@ def test_entries_wait_for_blocks_that_leave() -> None:
     assert found.entries.slots.tolist() == []
     assert moves.reach(decision, entries, table, 1, scene.limits).entries.slots.tolist() == [second]
     moves.out[1] = 2
-    assert moves.finish(1) is True and moves.freed == 2
+    moves.finish(1, table, float)
+    assert (moves.swapped_out, moves.freed) == (1, 2)
     both = moves.reach(decision, entries, table, 0, scene.limits)
     assert both.entries is entries
     assert moves.take_done() == [1] and not moves.pending and moves.freed == 0
@@ -397,7 +398,7 @@ def test_only_what_a_copy_frees_is_counted() -> None:
     replica = world.core.replicas[0]
     slot = replica.table.slot_of[1]
     replica.table.blocks[slot] = 8
-    replica._send_out(slot)
+    replica.moves.send_out(slot, replica.table)
     assert replica.moves.out == {1: 3}
     told = KvReport(9, 2, 0, 0, [], [], [], [], swapped_out=[1, 7], freeing=[1, 4])
     replica.on_report(told, 0.0)
