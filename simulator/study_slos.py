@@ -29,7 +29,6 @@ from accelgen.simulator.study_admission import (
     ablated,
     asks,
     geometric,
-    no_speculation,
     per_replica,
     planning_s,
     ratio,
@@ -127,7 +126,7 @@ def _draw(found: Found) -> list[Figure]:
 
 def _say(found: Found) -> list[str]:
     said = [_say_means(found), _say_declined(found), _say_parts(found), _say_replicas(found)]
-    said += [_say_planning(found), no_speculation(), _say_waves(found)]
+    said += [_say_planning(found), _say_waves(found)]
     return [*filter(None, said), *faults(found, *WORKLOADS)]
 
 

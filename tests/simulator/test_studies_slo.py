@@ -161,12 +161,19 @@ def test_parts_are_with_to_without() -> None:
     assert row["planning at arrivals to rounds"].value == pytest.approx(2.0)
 
 
-def test_speculation_is_left_out_with_its_reason_or_run() -> None:
-    why = study_admission.no_speculation()
-    arms = {ask.arm for ask in section("slos").asks(SMALL)}
-    assert ("speculating" in arms) == (not why)
-    if why:
-        assert any(why == said for said in section("slos").say(found_by(section("slos"))))
+def test_drafts_are_with_to_without_where_the_paper_has_a_drafter() -> None:
+    found = capacities(slos_serve=2.0, speculating=3.0, vllm=1.0, vllm_speculating=1.5)
+    table = table_of(found, "slos", "slos-drafts")
+    assert [row[0].text for row in table.rows] == [*study_admission.SPECULATED]
+    row = row_of(table, "slos_coder")
+    assert row["slos-serve: drafting to not"].value == pytest.approx(1.5)
+    assert row["slos-serve: drafting to not"].mark == "short"
+    assert row["vllm: drafting to not"].value == pytest.approx(1.5)
+    assert row["drafting: slos-serve to vllm"].value == pytest.approx(2.0)
+    asked = [ask for ask in section("slos").asks(SMALL) if "speculating" in ask.arm]
+    assert {ask.workload for ask in asked} == {*study_admission.SPECULATED}
+    for ask in asked:
+        assert ask.settings[0].scenario.acceptance == 0.6
 
 
 def test_waves_are_told() -> None:
