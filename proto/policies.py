@@ -12,14 +12,14 @@ import inspect
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from typing import Any
 
 import msgspec
 
-from accelgen.proto.messages import Directory, Member, Role
+from accelgen.proto.messages import Directory, Role
 
 POLICY_GROUP = "accelgen.policies"
 MEMORY_GROUP = "accelgen.memory"
@@ -170,14 +170,14 @@ def in_office(directory: Directory) -> InOffice:
         swap=facts.get("swap"),
         rolled_back=facts.get("rolled_back"),
         routing=facts.get("routing") or DEFAULT_ROUTING,
-        memory=facts.get("memory", "") or _own_memory(scheduler),
+        memory=facts.get("memory", "") or own_memory({} if scheduler is None else scheduler.gauges),
         memory_params=facts.get("memory_params", {}),
     )
 
 
-def _own_memory(scheduler: Member | None) -> str:
-    """The memory policy that a policy has brought along, as its scheduler tells."""
-    for sample in scheduler.gauges if scheduler is not None else ():
+def own_memory(gauges: Iterable[str]) -> str:
+    """The memory policy that a policy has brought along, as its scheduler tells in its `gauges`; "" if it does not."""
+    for sample in gauges:
         name, _, label = sample.partition("{memory=")
         if name == MEMORY_INFO:
             return label.strip('"}')
