@@ -155,10 +155,6 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
             value = getattr(self, name)
             if value not in known:
                 raise ValueError(f"{name}: {value!r} is not one of {', '.join(known)}")
-        if self.memory_params and not self.memory:
-            raise ValueError(
-                f"memory_params: {', '.join(self.memory_params)} of which memory policy? State `memory`, too"
-            )
         if self.preemption == "swap" and not self.swap_gb:
             raise ValueError(
                 "swap_gb: 0 GB of host memory leave no room for what preemption 'swap' is to keep;"

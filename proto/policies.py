@@ -1,8 +1,9 @@
 """Scheduling policies, memory policies and routings as every process sees them: which are installed, what is wrong with
 a choice, which is in office.
 
-`python -m accelgen.proto.policies NAME PARAMS [GROUP]` prints what is wrong with parameters, in one line, or nothing: a
-policy is foreign code with imports of its own, which those who ask keep out of their process.
+`python -m accelgen.proto.policies NAME PARAMS [GROUP]` prints what is wrong with parameters, in one line, or nothing,
+and with `memory` for GROUP the memory policy that a policy brings along: a policy is foreign code with imports of its
+own, which those who ask keep out of their process.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ MEMORY_GROUP = "accelgen.memory"
 ROUTING_GROUP = "accelgen.routing"
 _WORDS = {POLICY_GROUP: "policy", MEMORY_GROUP: "memory policy", ROUTING_GROUP: "routing"}
 DEFAULT_ROUTING = "planned"  # the routing of who names none
+DEFAULT_MEMORY = "on-demand"  # the memory policy of a policy that brings none
+_BROUGHT = "memory"
 MEMORY_INFO = "accelgen:scheduler_memory_info"  # a scheduler's sample: which memory policy it runs
 _TIMEOUT_S = 60.0
 
@@ -94,6 +97,24 @@ def params_fault(policy: str, params: dict[str, Any], group: str = POLICY_GROUP)
     """What is wrong with `params` for the installed `policy`, "" if nothing is. Takes as long as Python to start."""
     if not params:
         return ""
+    status, line = _ask(policy, params, group)
+    return line if status else ""
+
+
+def brought_memory(
+    policy: str, params: dict[str, Any], memory_params: dict[str, Any]
+) -> tuple[str, str]:
+    """The memory policy that the installed `policy` with `params` brings along, and what is wrong with `memory_params`
+    for it, "" if nothing is. Takes as long as Python to start twice."""
+    status, memory = _ask(policy, params, _BROUGHT)
+    if status:
+        return "", memory
+    fault = params_fault(memory, memory_params, MEMORY_GROUP)
+    return memory, fault and f"{fault} (it is the one of {policy}; another one can be named)"
+
+
+def _ask(policy: str, params: dict[str, Any], group: str) -> tuple[int, str]:
+    """Exit status and last line of this module, run in a process of its own."""
     encoded = msgspec.json.encode(params).decode()
     try:
         done = subprocess.run(
@@ -105,10 +126,9 @@ def params_fault(policy: str, params: dict[str, Any], group: str = POLICY_GROUP)
             timeout=_TIMEOUT_S,
         )
     except subprocess.TimeoutExpired:
-        return f"{policy} was not imported within {_TIMEOUT_S:.0f} s"
-    if not done.returncode:
-        return ""
-    return ((done.stdout or done.stderr).strip().splitlines() or ["it ended without a word"])[-1]
+        return 1, f"{policy} was not imported within {_TIMEOUT_S:.0f} s"
+    lines = (done.stdout or done.stderr).strip().splitlines() or ["it ended without a word"]
+    return done.returncode, lines[-1]
 
 
 def fault_in(policy: str, kind: Callable[..., Any], params: dict[str, Any]) -> str:
@@ -186,8 +206,12 @@ def own_memory(gauges: Iterable[str]) -> str:
 
 def main(policy: str, encoded: str, group: str = POLICY_GROUP) -> int:
     """Exit status 2 and a line if the parameters are not right."""
-    (point,) = entry_points(group=group, name=policy)
-    fault = fault_in(policy, point.load(), msgspec.json.decode(encoded))
+    brought = group == _BROUGHT
+    (point,) = entry_points(group=POLICY_GROUP if brought else group, name=policy)
+    kind, params = point.load(), msgspec.json.decode(encoded)
+    fault = fault_in(policy, kind, params)
+    if brought and not fault:
+        print(getattr(kind(**params), "memory", DEFAULT_MEMORY))
     if fault:
         print(fault)
     return 2 if fault else 0

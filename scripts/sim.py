@@ -109,7 +109,7 @@ def compare(
     from accelgen.scripts.sim_figure import draw_comparison
     from accelgen.scripts.sim_oracle import with_reference
 
-    name, scenario = pick_scenario(given)
+    name, scenario = pick_scenario(given, policies)
     at = rate or middle_rate(scenario)
     if not oracle:
         results = _run_grid(name, scenario, policies, [at], jobs, given)
@@ -133,7 +133,7 @@ def oracle(policies: list[Policy], rate: float | None, jobs: int | None, **given
     from accelgen.scripts.sim_oracle import print_reference, with_reference, write_bounds
     from accelgen.scripts.sim_table import say_written, write_results
 
-    name, scenario = pick_scenario(given)
+    name, scenario = pick_scenario(given, policies)
     at = rate or middle_rate(scenario)
     with _crew(jobs, given) as crew, bars(given["quiet"]) as shown:
         results, reference = with_reference(crew, shown, name, scenario, policies, at, given)
@@ -162,7 +162,7 @@ def sweep(
     """Compare policies over rates: a table and a figure."""
     from accelgen.scripts.sim_figure import draw_sweep
 
-    name, scenario = pick_scenario(given)
+    name, scenario = pick_scenario(given, policies)
     results = _run_grid(name, scenario, policies, rates or scenario.rates, jobs, given)
     _report("sweep", name, scenario, results, given["out"], draw_sweep, with_rate=True)
 
@@ -186,7 +186,7 @@ def capacity(
     """Find the highest rate at which enough requests keep their objectives, by bisection."""
     from accelgen.scripts.sim_capacity import report_capacities, search
 
-    name, scenario = pick_scenario(given)
+    name, scenario = pick_scenario(given, policies)
     with _crew(jobs, given) as crew, bars(given["quiet"]) as shown:
         found = search(
             crew, shown, name, scenario, policies, attainment, tolerance, given["synthetic"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -74,7 +74,7 @@ _WORKLOAD = (
     click.option("--memory", type=MemoryParam(), metavar="NAME", show_default="the policy's own",
                  help="Memory policy beside every policy."),
     click.option("--memory-param", "memory_params", multiple=True, metavar="K=V",
-                 help="Parameter of the memory policy of --memory."),
+                 help="Parameter of that of --memory, else of the one that every policy brings along."),
     click.option("--routing", type=RoutingParam(), metavar="NAME[:K=V...]", show_default="planned",
                  help="Which of the replicas a request goes to."),
     click.option("--arrivals", type=click.Choice(["poisson", "gamma", "trace", "thinned"]),
@@ -131,8 +131,9 @@ def jobs_option(command: F) -> F:
     )(command)
 
 
-def pick_scenario(given: dict[str, Any]) -> tuple[str, Scenario]:
-    """Its name, and the scenario with what the options change. Raises ScenarioError, TraceError, UsageError."""
+def pick_scenario(given: dict[str, Any], policies: Sequence[Policy]) -> tuple[str, Scenario]:
+    """Its name, and the scenario with what the options change, for `policies`. Raises ScenarioError, TraceError,
+    UsageError."""
     trace, slo = given["trace"], given["slo"]
     if trace is None:
         if slo is not None:
@@ -145,7 +146,9 @@ def pick_scenario(given: dict[str, Any]) -> tuple[str, Scenario]:
         name, scenario = _of_trace(trace, slo)
     changed = {key: given[key] for key in _OVERRIDES if given[key] is not None}
     if given["memory_params"]:
-        changed["memory_params"] = memory_params(given["memory"] or "", given["memory_params"])
+        memory = given["memory"] or scenario.memory
+        chosen = memory_params(memory, given["memory_params"], policies)
+        changed["memory"], changed["memory_params"] = chosen
     elif given["memory"] is not None:
         changed["memory_params"] = {}  # those of the scenario are of another one
     if given["half"] is not None:

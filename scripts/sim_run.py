@@ -41,7 +41,7 @@ def run(
     **given: Any,
 ) -> None:
     """Simulate one policy at one rate."""
-    name, scenario = pick_scenario(given)
+    name, scenario = pick_scenario(given, [policy])
     at = rate or middle_rate(scenario)
     results = []
     for seed in scenario.seeds[:1] if given["seeds"] is None else scenario.seeds:

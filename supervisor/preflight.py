@@ -13,6 +13,7 @@ from accelgen.proto.config import NGRAM, Config
 from accelgen.proto.key_file import KeyFileError, read_keys
 from accelgen.proto.policies import (
     MEMORY_GROUP,
+    brought_memory,
     params_fault,
     routing_fault,
     unknown_memory,
@@ -37,6 +38,7 @@ def check(config: Config) -> tuple[Config, Checkpoint]:
     check_policy(config.policy)
     check_params(config.policy, config.policy_params)
     check_memory_policy(config.memory, config.memory_params)
+    config = name_memory(config)
     check_routing(config.routing)
     _check_key_files(config)
     _check_profile(config.profile_file)
@@ -93,6 +95,18 @@ def _same_tokenizer(drafter: Checkpoint, model: Checkpoint) -> bool:
     except OSError:
         return False
     return own == other
+
+
+def name_memory(config: Config) -> Config:
+    """`config` with the memory policy that the policy brings along, where parameters are stated of none: who tunes it
+    has chosen it, so that it stays when another policy takes over. Raises StartError (status 2) if it does not take
+    them."""
+    if config.memory or not config.memory_params:
+        return config
+    memory, fault = brought_memory(config.policy, config.policy_params, config.memory_params)
+    if fault:
+        raise StartError(f"--memory-param: {fault}", status=2)
+    return msgspec.structs.replace(config, memory=memory)
 
 
 def check_memory_policy(name: str, params: dict[str, Any]) -> None:

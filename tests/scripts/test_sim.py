@@ -89,12 +89,35 @@ def test_a_memory_policy_beside_every_policy(tmp_path: Path) -> None:
         (["--memory", "cacheop"], "there is no memory policy 'cacheop'; did you mean cacheopt?"),
         (["--memory", "cacheopt", "--memory-param", "pda=1"], "cacheopt has no parameter 'pda'"),
         (["--memory", "cacheopt", "--memory-param", "pad"], "'pad' is not of the form key=value"),
-        (["--memory-param", "pad=false"], "of which memory policy? Say --memory, too"),
+        (["--memory-param", "pad=false"], "on-demand has no parameter 'pad'; it has none"),
+        (["--policy", "cacheopt", "--memory-param", "pda=1"], "cacheopt has no parameter 'pda'"),
+        (["--policy", "distserve", "--replicas", "2", "--memory-param", "pad=false"],
+         "of which memory policy? Say --memory, too: distserve has rules of its own"),
     ],
-)
+)  # fmt: skip
 def test_memory_policies_that_cannot_be(words: list[str], said: str, tmp_path: Path) -> None:
     done = sim("run", *SMALL, *words, out=tmp_path)
     assert done.exit_code == 2 and said in " ".join(done.output.split())
+
+
+def test_parameters_of_the_memory_policy_that_a_policy_brings(tmp_path: Path) -> None:
+    words = [
+        *SMALL,
+        "--rate",
+        "40",
+        "--kv-blocks",
+        "1000",
+        "--quiet",
+        "--memory-param",
+        "pad=false",
+    ]
+    done = sim("run", *words, "--policy", "cacheopt", "--json", out=tmp_path)
+    assert done.exit_code == 0, done.output
+    scenario = json.loads(done.stdout)[0]["setting"]["scenario"]
+    assert (scenario["memory"], scenario["memory_params"]) == ("cacheopt", {"pad": False})
+    done = sim("compare", *words, "--policies", "cacheopt,sarathi", out=tmp_path)
+    said = "of which memory policy? Say --memory, too: cacheopt has cacheopt, sarathi has on-demand"
+    assert done.exit_code == 2 and said in " ".join(done.output.replace("│", " ").split())
 
 
 @pytest.mark.parametrize("width", [80, 100, 150])

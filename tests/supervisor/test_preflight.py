@@ -392,6 +392,23 @@ def test_a_memory_policy_that_cannot_be(memory: str, params: dict[str, Any], lin
     preflight.check_memory_policy("cacheopt", {"pad": False, "reserve": 0})
 
 
+def test_parameters_of_the_memory_policy_that_the_policy_brings() -> None:
+    """It is chosen by them; without any it is the policy's own business."""
+    config = Config(policy="cacheopt", memory_params={"reserve": 0})
+    assert preflight.name_memory(config) == msgspec.structs.replace(config, memory="cacheopt")
+    named = Config(policy="cacheopt", memory="on-demand")
+    assert preflight.name_memory(named) == named
+    assert preflight.name_memory(Config(policy="cacheopt")).memory == ""
+    for policy, params, line in (
+        ("cacheopt", {"pda": 1}, "cacheopt has no parameter 'pda'; it has pad (True)"),
+        ("vllm", {"pad": True}, "on-demand has no parameter 'pad'; it has none (it is the one of vllm;"),
+    ):  # fmt: skip
+        with pytest.raises(StartError) as refused:
+            preflight.check(Config(policy=policy, memory_params=params))
+        assert str(refused.value).startswith(f"--memory-param: {line}")
+        assert refused.value.status == 2
+
+
 def test_files_named_in_the_configuration_must_be_there(tmp_path: Path) -> None:
     empty = tmp_path / "keys"
     empty.write_text("\n\n")
