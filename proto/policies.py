@@ -181,6 +181,9 @@ def in_office(directory: Directory) -> InOffice:
         m for m in directory.members if m.role is Role.SCHEDULER and m.phase in ("ready", "yielded")
     ]
     scheduler = max(serving, key=lambda m: m.epoch, default=None)
+    told = [m for m in directory.members if m.role is Role.SCHEDULER and m.phase != "dead"]
+    # one that takes over again does not serve meanwhile, and still tells; who stands by tells nothing
+    telling = [sample for m in sorted(told, key=lambda m: -m.epoch) for sample in m.gauges]
     return InOffice(
         policy=facts.get("policy", ""),
         params=facts.get("policy_params", {}),
@@ -190,7 +193,7 @@ def in_office(directory: Directory) -> InOffice:
         swap=facts.get("swap"),
         rolled_back=facts.get("rolled_back"),
         routing=facts.get("routing") or DEFAULT_ROUTING,
-        memory=facts.get("memory", "") or own_memory({} if scheduler is None else scheduler.gauges),
+        memory=facts.get("memory", "") or own_memory(telling),
         memory_params=facts.get("memory_params", {}),
     )
 
