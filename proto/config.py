@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -176,7 +177,8 @@ def make_config(file: Path | None, overrides: dict[str, Any]) -> Config:
     """Configuration from a TOML file (or none) with `overrides` (command-line options) on top. Classes of the file
     are added to the built-in ones; one with a built-in name overrides the fields it states.
 
-    Raises ConfigError that names the field and the limit, and the file if it is the file's."""
+    Raises ConfigError that names the field and the limit, and the file if it is the file's; also for what has no effect
+    as it is stated, unless the command line overrides what a file states it for."""
     settings: dict[str, Any] = {}
     if file is not None:
         try:
@@ -184,7 +186,36 @@ def make_config(file: Path | None, overrides: dict[str, Any]) -> Config:
             _convert(settings, Config)
         except ConfigError as error:
             raise ConfigError(f"{file}: {error}") from error
-    return _convert({**settings, **overrides}, Config)
+    config = _convert({**settings, **overrides}, Config)
+    for name, (needed, fault_of) in _NEEDS.items():
+        stated = name in overrides or (name in settings and needed not in overrides)
+        if stated and (fault := fault_of(config)):
+            where = "" if name in overrides else f"{file}: "
+            raise ConfigError(f"{where}{name}: {getattr(config, name)!r} has no effect {fault}")
+    return config
+
+
+def _swap_fault(config: Config) -> str:
+    return "" if config.preemption == "swap" else "without preemption 'swap'"
+
+
+def _draft_fault(config: Config) -> str:
+    return "" if config.drafter else "without a drafter"
+
+
+def _sampling_fault(config: Config) -> str:
+    if config.drafter == NGRAM and config.draft_sampling == "rejection":
+        return f"with drafter {NGRAM!r}, which finds tokens and draws none"
+    return _draft_fault(config)
+
+
+_NEEDS: dict[str, tuple[str, Callable[[Config], str]]] = {
+    "swap_gb": ("preemption", _swap_fault),
+    "max_draft_tokens": ("drafter", _draft_fault),
+    "draft_tokens": ("drafter", _draft_fault),
+    "draft_sampling": ("drafter", _sampling_fault),
+}
+"""Settings that need another one: which, and why they have no effect, "" if they have."""
 
 
 def _read(file: Path) -> dict[str, Any]:
