@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -79,7 +80,9 @@ def open_drafter(name: str, model: Checkpoint) -> Checkpoint | None:
     try:
         drafter = open_checkpoint(locate(name))
     except StartError as error:
-        raise StartError(f"--drafter: {error}", status=error.status) from error
+        near = not Path(name).exists() and difflib.get_close_matches(name.lower(), [NGRAM])
+        hint = f"; did you mean {NGRAM}?" if near else ""
+        raise StartError(f"--drafter: {error}{hint}", status=error.status) from error
     own, other = drafter.vocab_size, model.vocab_size
     if own and other and own != other and not _same_tokenizer(drafter, model):
         raise StartError(

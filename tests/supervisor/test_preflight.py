@@ -350,6 +350,20 @@ def test_a_configuration_whose_text_config_says_nothing(model: Path, stated: obj
     assert found.kv_token_bytes("auto") > 0 and found.vocab_size == SHAPE.get("vocab_size", 0)
 
 
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [("ngrm", "; did you mean ngram?"), ("N-Gram", "; did you mean ngram?"), ("tiny-lm", "")],
+)
+def test_a_drafter_with_a_name_like_ngram_gets_a_hint(
+    model: Path, monkeypatch: pytest.MonkeyPatch, name: str, hint: str
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(StartError) as refused:
+        preflight.check(Config(model=str(model), drafter=name))
+    assert str(refused.value).startswith(f"--drafter: model not found: {name} is no folder")
+    assert str(refused.value).endswith(f"HF_HUB_OFFLINE forbids downloading it{hint}")
+
+
 def test_a_drafter_that_cannot_be_is_refused(model: Path, drafter: Path) -> None:
     (model / "config.json").write_text(json.dumps({**SHAPE, "vocab_size": 512}))
     (model / "tokenizer.json").write_text('{"model": {}}')
