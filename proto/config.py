@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
-import re
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +11,7 @@ import msgspec
 from msgspec import Meta, Struct, field
 
 from accelgen.proto.stages import PARTS, STAGES
+from accelgen.proto.validation import find_misfit
 
 Positive = Annotated[int, Meta(ge=1, le=2**62)]
 Natural = Annotated[int, Meta(ge=0, le=2**62)]
@@ -67,12 +66,12 @@ class SloClass(Struct, frozen=True, forbid_unknown_fields=True):
         if stage not in STAGES:
             raise ValueError(f"stages: there is no {stage!r}, only {', '.join(STAGES)}")
         if stage in PARTS and goals.ttft_ms is not None:
-            raise ValueError(f"stages: {stage}.ttft_ms: an answer has one first token, ttft_ms")
+            raise ValueError(f"stages.{stage}.ttft_ms: an answer has one first token, ttft_ms")
         for name in ("ttft_ms", "tpot_ms"):
             value = getattr(goals, name)
             if value is not None and not low <= value <= high:
                 raise ValueError(
-                    f"stages: {stage}.{name}: {value:g} is outside bounds_ms {low:g} to {high:g}"
+                    f"stages.{stage}.{name}: {value:g} is outside bounds_ms {low:g} to {high:g}"
                 )
 
 
@@ -266,27 +265,7 @@ def _convert(value: Any, kind: type[T], at: str = "") -> T:
     try:
         return msgspec.convert(value, kind)
     except msgspec.ValidationError as error:
-        raise ConfigError(_explain(str(error), value, kind, at)) from error
-
-
-def _explain(error: str, value: Any, kind: Any, at: str) -> str:
-    """msgspec's words about a setting, field first: `port: expected int <= 65535, got 70000`."""
-    match = re.fullmatch(r"(?P<limit>.*?)(?: - at `\$\.?(?P<field>[^`]*)`)?", error, re.DOTALL)
-    assert match is not None
-    limit, field_name = match["limit"].replace("`", ""), match["field"] or ""
-    unknown = re.fullmatch(r"Object contains unknown field (.*)", limit)
-    if unknown:
-        near = difflib.get_close_matches(unknown[1], kind.__struct_fields__, 1)
-        field_name = unknown[1]
-        limit = "unknown field" + (f"; did you mean {near[0]}?" if near else "")
-    elif limit.startswith("Expected"):
-        limit = "e" + limit[1:]
-        stated = value.get(field_name) if isinstance(value, dict) else value
-        if ", got" not in limit and stated is not None:
-            limit += f", got {stated!r}"
-    where = ".".join(part for part in (at, field_name) if part)
-    inside = not unknown and not field_name and isinstance(value, dict)  # says its field itself
-    return f"{where}{'.' if inside else ': '}{limit}" if where else limit
+        raise ConfigError(find_misfit(error, value, kind).below(at)) from error
 
 
 def save_config(config: Config, path: Path) -> None:

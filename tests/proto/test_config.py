@@ -140,6 +140,26 @@ def test_classes_of_the_file_join_the_built_in_ones(tmp_path: Path) -> None:
             "slo_classes.chat.ttft_ms: 1000 is outside bounds_ms 10 to 200"
             " (ttft_ms is the built-in one; state another)",
         ),
+        (
+            "[slo_classes.fast.stages.answer]\ntpot_ms = 5\n[slo_classes.fast.stages.tool]\nttft_ms = -1",
+            "slo_classes.fast.stages.tool.ttft_ms: expected float > 0.0, got -1",
+        ),
+        (
+            "[slo_classes.fast.stages.tool]\nttft = 1",
+            "slo_classes.fast.stages.tool.ttft: unknown field; did you mean ttft_ms?",
+        ),
+        (
+            "[slo_classes.fast.stages.thinking]\nttft_ms = 1",
+            "slo_classes.fast.stages.thinking.ttft_ms: an answer has one first token, ttft_ms",
+        ),
+        (
+            "[slo_classes.fast]\nbounds_ms = [5, 10]\n[slo_classes.fast.stages.tool]\nttft_ms = 1",
+            "slo_classes.fast.stages.tool.ttft_ms: 1 is outside bounds_ms 5 to 10",
+        ),
+        (
+            "[slo_classes.fast]\non_overload = 'refus'",
+            "slo_classes.fast.on_overload: 'refus' is not one of best_effort, refuse",
+        ),
         ("slo_classes = 3", "slo_classes: expected a table, got 3"),
         ("[slo_classes]\nchat = 3", "slo_classes.chat: expected a table, got 3"),
         ("policy_params = 3", "policy_params: expected a table, got 3"),
