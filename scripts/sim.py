@@ -16,6 +16,7 @@ import msgspec
 from accelgen.scripts.sim_bars import bars
 from accelgen.scripts.sim_options import (
     RATE,
+    asked_of,
     jobs_option,
     pick_scenario,
     policies_option,
@@ -137,7 +138,7 @@ def oracle(policies: list[Policy], rate: float | None, jobs: int | None, **given
     at = rate or middle_rate(scenario)
     with _crew(jobs, given) as crew, bars(given["quiet"]) as shown:
         results, reference = with_reference(crew, shown, name, scenario, policies, at, given)
-    title = f"{title_of(name, scenario)}, {at:g} requests/s"
+    title = f"{title_of(name, scenario)}\n{asked_of(scenario, given['synthetic'], at)}"
     print_reference(groups_of(results), reference, scenario, title)
     everything = [*results, *reference.best]
     path = given["out"] / _stem("oracle", name, everything)
@@ -192,7 +193,10 @@ def capacity(
             crew, shown, name, scenario, policies, attainment, tolerance, given["synthetic"]
         )
     stem = _stem("capacity", name, [result for _, results in found.values() for result in results])
-    report_capacities(found, scenario, attainment, title_of(name, scenario), given["out"] / stem)
+    about = asked_of(scenario, given["synthetic"])
+    report_capacities(
+        found, scenario, attainment, title_of(name, scenario), about, given["out"] / stem
+    )
 
 
 # --- shared ------------------------------------------------------------------------------------------------------
@@ -241,7 +245,9 @@ def _report(
     from accelgen.scripts.sim_table import print_groups, say_written, write_results
 
     groups, rule, title = groups_of(results), Rule(scenario.rule), title_of(name, scenario)
-    print_groups(groups, rule, title, with_rate, more)
+    setting = results[0].setting
+    about = asked_of(scenario, setting.stand_ins, None if with_rate else setting.rate)
+    print_groups(groups, rule, f"{title}\n{about}", with_rate, more)
     path = out / _stem(verb, name, results)
     written = write_results(results, path)
     try:
