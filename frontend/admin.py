@@ -21,6 +21,7 @@ from accelgen.proto.child import Child
 from accelgen.proto.messages import Directory, PolicyParams, Swap, Swapped
 from accelgen.proto.policies import (
     MEMORY_GROUP,
+    brought_memory,
     in_office,
     known_memories,
     known_policies,
@@ -60,8 +61,8 @@ def parse_swap(given: dict[str, Any]) -> SwapBody:
         raise ApiError(400, f"memory: {fault}", "memory", "policy_not_found")
     _check_params("params", body.params)
     _check_params("memory_params", body.memory_params)
-    if body.memory_params and not body.memory:
-        message = "memory_params: of which memory policy? State `memory`, too"
+    if body.memory_params and not (body.memory or body.policy):
+        message = "memory_params: of which memory policy? State `policy` or `memory`, too"
         raise ApiError(400, message, "memory_params", "invalid_value")
     return body
 
@@ -102,6 +103,19 @@ def describe(directory: Directory | None) -> dict[str, Any]:
     }
 
 
+def _name_memory(body: SwapBody) -> SwapBody:
+    """`body` with the memory policy that its parameters are of: where it names none, the one that the policy brings
+    along, which is chosen by them. Raises ApiError 400 if it does not take them."""
+    memory, params = body.memory, body.memory_params
+    if memory or not body.policy or not params:
+        fault = params_fault(memory, params, MEMORY_GROUP)
+    else:
+        memory, fault = brought_memory(body.policy, body.params, params)
+    if fault:
+        raise ApiError(400, f"memory_params: {fault}", "memory_params", "invalid_value")
+    return body.model_copy(update={"memory": memory})
+
+
 class Swaps:
     """Asks the supervisor for swaps and hands each answer to the call that waits for it."""
 
@@ -117,9 +131,7 @@ class Swaps:
             fault := await asyncio.to_thread(params_fault, body.policy, body.params)
         ):
             raise ApiError(400, f"params: {fault}", "params", "invalid_value")
-        memory = (body.memory, body.memory_params, MEMORY_GROUP)
-        if body.memory and (fault := await asyncio.to_thread(params_fault, *memory)):
-            raise ApiError(400, f"memory_params: {fault}", "memory_params", "invalid_value")
+        body = await asyncio.to_thread(_name_memory, body)
         if body.routing and (fault := await asyncio.to_thread(routing_fault, body.routing)):
             raise ApiError(400, f"routing: {fault}", "routing", "invalid_value")
         named = {"policy": body.policy, "memory": body.memory, "routing": body.routing}

@@ -116,7 +116,7 @@ _HELP = {
     "worker_tokens_total": "Tokens processed.",
     "worker_drafted_tokens_total": "Tokens that the worker's drafter proposed.",
     "worker_accepted_tokens_total": "Of them, those that were accepted.",
-    "worker_stale_messages_total": "Activations at the worker of an epoch that is over or taken.",
+    "worker_stale_messages_total": "Messages to the worker of an epoch that is over or taken.",
     "worker_stranger_messages_total": "Activations from a scheduler that the supervisor has not listed, or not yet.",
     "worker_malformed_messages_total": "Messages to the worker that could not be decoded.",
     "worker_duplicate_messages_total": "Messages to the worker that came twice.",

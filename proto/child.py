@@ -116,14 +116,16 @@ class Child:
 
     def phase(self, name: str, bound_s: float | None = None, facts: Facts | None = None) -> None:
         """Announces a new phase and how long it may be silent (by default 5 s when ready, else 60 s); `facts` travel
-        in a Hello."""
+        in a Hello, which comes first: who is ready has told all. Gauges of the phase are known with it likewise."""
         self._phase = name
         self._bound_s = bound_s or (5.0 if name == "ready" else 60.0)
         structlog.get_logger().info("phase", phase=name)
         fact("phase", phase=name)
-        if facts is not None or name == "ready":
+        if facts is not None:
             self._hello(facts)
         self._send_heartbeat(now_s())
+        if facts is None and name == "ready":  # the first one may have been lost
+            self._hello(None)
 
     @property
     def current_phase(self) -> str:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import difflib
-import re
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -12,6 +11,7 @@ import msgspec
 from msgspec import Meta, Struct, field
 
 from accelgen.proto.stages import PARTS, STAGES
+from accelgen.proto.validation import find_misfit
 
 Positive = Annotated[int, Meta(ge=1, le=2**62)]
 Natural = Annotated[int, Meta(ge=0, le=2**62)]
@@ -66,12 +66,12 @@ class SloClass(Struct, frozen=True, forbid_unknown_fields=True):
         if stage not in STAGES:
             raise ValueError(f"stages: there is no {stage!r}, only {', '.join(STAGES)}")
         if stage in PARTS and goals.ttft_ms is not None:
-            raise ValueError(f"stages: {stage}.ttft_ms: an answer has one first token, ttft_ms")
+            raise ValueError(f"stages.{stage}.ttft_ms: an answer has one first token, ttft_ms")
         for name in ("ttft_ms", "tpot_ms"):
             value = getattr(goals, name)
             if value is not None and not low <= value <= high:
                 raise ValueError(
-                    f"stages: {stage}.{name}: {value:g} is outside bounds_ms {low:g} to {high:g}"
+                    f"stages.{stage}.{name}: {value:g} is outside bounds_ms {low:g} to {high:g}"
                 )
 
 
@@ -155,10 +155,6 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
             value = getattr(self, name)
             if value not in known:
                 raise ValueError(f"{name}: {value!r} is not one of {', '.join(known)}")
-        if self.memory_params and not self.memory:
-            raise ValueError(
-                f"memory_params: {', '.join(self.memory_params)} of which memory policy? State `memory`, too"
-            )
         if self.preemption == "swap" and not self.swap_gb:
             raise ValueError(
                 "swap_gb: 0 GB of host memory leave no room for what preemption 'swap' is to keep;"
@@ -180,7 +176,8 @@ def make_config(file: Path | None, overrides: dict[str, Any]) -> Config:
     """Configuration from a TOML file (or none) with `overrides` (command-line options) on top. Classes of the file
     are added to the built-in ones; one with a built-in name overrides the fields it states.
 
-    Raises ConfigError that names the field and the limit, and the file if it is the file's."""
+    Raises ConfigError that names the field and the limit, and the file if it is the file's; also for what has no effect
+    as it is stated, unless the command line overrides what a file states it for."""
     settings: dict[str, Any] = {}
     if file is not None:
         try:
@@ -188,7 +185,36 @@ def make_config(file: Path | None, overrides: dict[str, Any]) -> Config:
             _convert(settings, Config)
         except ConfigError as error:
             raise ConfigError(f"{file}: {error}") from error
-    return _convert({**settings, **overrides}, Config)
+    config = _convert({**settings, **overrides}, Config)
+    for name, (needed, fault_of) in _NEEDS.items():
+        stated = name in overrides or (name in settings and needed not in overrides)
+        if stated and (fault := fault_of(config)):
+            where = "" if name in overrides else f"{file}: "
+            raise ConfigError(f"{where}{name}: {getattr(config, name)!r} has no effect {fault}")
+    return config
+
+
+def _swap_fault(config: Config) -> str:
+    return "" if config.preemption == "swap" else "without preemption 'swap'"
+
+
+def _draft_fault(config: Config) -> str:
+    return "" if config.drafter else "without a drafter"
+
+
+def _sampling_fault(config: Config) -> str:
+    if config.drafter == NGRAM and config.draft_sampling == "rejection":
+        return f"with drafter {NGRAM!r}, which finds tokens and draws none"
+    return _draft_fault(config)
+
+
+_NEEDS: dict[str, tuple[str, Callable[[Config], str]]] = {
+    "swap_gb": ("preemption", _swap_fault),
+    "max_draft_tokens": ("drafter", _draft_fault),
+    "draft_tokens": ("drafter", _draft_fault),
+    "draft_sampling": ("drafter", _sampling_fault),
+}
+"""Settings that need another one: which, and why they have no effect, "" if they have."""
 
 
 def _read(file: Path) -> dict[str, Any]:
@@ -239,27 +265,7 @@ def _convert(value: Any, kind: type[T], at: str = "") -> T:
     try:
         return msgspec.convert(value, kind)
     except msgspec.ValidationError as error:
-        raise ConfigError(_explain(str(error), value, kind, at)) from error
-
-
-def _explain(error: str, value: Any, kind: Any, at: str) -> str:
-    """msgspec's words about a setting, field first: `port: expected int <= 65535, got 70000`."""
-    match = re.fullmatch(r"(?P<limit>.*?)(?: - at `\$\.?(?P<field>[^`]*)`)?", error, re.DOTALL)
-    assert match is not None
-    limit, field_name = match["limit"].replace("`", ""), match["field"] or ""
-    unknown = re.fullmatch(r"Object contains unknown field (.*)", limit)
-    if unknown:
-        near = difflib.get_close_matches(unknown[1], kind.__struct_fields__, 1)
-        field_name = unknown[1]
-        limit = "unknown field" + (f"; did you mean {near[0]}?" if near else "")
-    elif limit.startswith("Expected"):
-        limit = "e" + limit[1:]
-        stated = value.get(field_name) if isinstance(value, dict) else value
-        if ", got" not in limit and stated is not None:
-            limit += f", got {stated!r}"
-    where = ".".join(part for part in (at, field_name) if part)
-    inside = not unknown and not field_name and isinstance(value, dict)  # says its field itself
-    return f"{where}{'.' if inside else ': '}{limit}" if where else limit
+        raise ConfigError(find_misfit(error, value, kind).below(at)) from error
 
 
 def save_config(config: Config, path: Path) -> None:

@@ -1,8 +1,9 @@
 """Scheduling policies, memory policies and routings as every process sees them: which are installed, what is wrong with
 a choice, which is in office.
 
-`python -m accelgen.proto.policies NAME PARAMS [GROUP]` prints what is wrong with parameters, in one line, or nothing: a
-policy is foreign code with imports of its own, which those who ask keep out of their process.
+`python -m accelgen.proto.policies NAME PARAMS [GROUP]` prints what is wrong with parameters, in one line, or nothing,
+and with `memory` for GROUP the memory policy that a policy brings along: a policy is foreign code with imports of its
+own, which those who ask keep out of their process.
 """
 
 from __future__ import annotations
@@ -12,20 +13,22 @@ import inspect
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from typing import Any
 
 import msgspec
 
-from accelgen.proto.messages import Directory, Member, Role
+from accelgen.proto.messages import Directory, Role
 
 POLICY_GROUP = "accelgen.policies"
 MEMORY_GROUP = "accelgen.memory"
 ROUTING_GROUP = "accelgen.routing"
 _WORDS = {POLICY_GROUP: "policy", MEMORY_GROUP: "memory policy", ROUTING_GROUP: "routing"}
 DEFAULT_ROUTING = "planned"  # the routing of who names none
+DEFAULT_MEMORY = "on-demand"  # the memory policy of a policy that brings none
+_BROUGHT = "memory"
 MEMORY_INFO = "accelgen:scheduler_memory_info"  # a scheduler's sample: which memory policy it runs
 _TIMEOUT_S = 60.0
 
@@ -94,6 +97,24 @@ def params_fault(policy: str, params: dict[str, Any], group: str = POLICY_GROUP)
     """What is wrong with `params` for the installed `policy`, "" if nothing is. Takes as long as Python to start."""
     if not params:
         return ""
+    status, line = _ask(policy, params, group)
+    return line if status else ""
+
+
+def brought_memory(
+    policy: str, params: dict[str, Any], memory_params: dict[str, Any]
+) -> tuple[str, str]:
+    """The memory policy that the installed `policy` with `params` brings along, and what is wrong with `memory_params`
+    for it, "" if nothing is. Takes as long as Python to start twice."""
+    status, memory = _ask(policy, params, _BROUGHT)
+    if status:
+        return "", memory
+    fault = params_fault(memory, memory_params, MEMORY_GROUP)
+    return memory, fault and f"{fault} (it is the one of {policy}; another one can be named)"
+
+
+def _ask(policy: str, params: dict[str, Any], group: str) -> tuple[int, str]:
+    """Exit status and last line of this module, run in a process of its own."""
     encoded = msgspec.json.encode(params).decode()
     try:
         done = subprocess.run(
@@ -105,10 +126,9 @@ def params_fault(policy: str, params: dict[str, Any], group: str = POLICY_GROUP)
             timeout=_TIMEOUT_S,
         )
     except subprocess.TimeoutExpired:
-        return f"{policy} was not imported within {_TIMEOUT_S:.0f} s"
-    if not done.returncode:
-        return ""
-    return ((done.stdout or done.stderr).strip().splitlines() or ["it ended without a word"])[-1]
+        return 1, f"{policy} was not imported within {_TIMEOUT_S:.0f} s"
+    lines = (done.stdout or done.stderr).strip().splitlines() or ["it ended without a word"]
+    return done.returncode, lines[-1]
 
 
 def fault_in(policy: str, kind: Callable[..., Any], params: dict[str, Any]) -> str:
@@ -161,6 +181,9 @@ def in_office(directory: Directory) -> InOffice:
         m for m in directory.members if m.role is Role.SCHEDULER and m.phase in ("ready", "yielded")
     ]
     scheduler = max(serving, key=lambda m: m.epoch, default=None)
+    told = [m for m in directory.members if m.role is Role.SCHEDULER and m.phase != "dead"]
+    # one that takes over again does not serve meanwhile, and still tells; who stands by tells nothing
+    telling = [sample for m in sorted(told, key=lambda m: -m.epoch) for sample in m.gauges]
     return InOffice(
         policy=facts.get("policy", ""),
         params=facts.get("policy_params", {}),
@@ -170,14 +193,14 @@ def in_office(directory: Directory) -> InOffice:
         swap=facts.get("swap"),
         rolled_back=facts.get("rolled_back"),
         routing=facts.get("routing") or DEFAULT_ROUTING,
-        memory=facts.get("memory", "") or _own_memory(scheduler),
+        memory=facts.get("memory", "") or own_memory(telling),
         memory_params=facts.get("memory_params", {}),
     )
 
 
-def _own_memory(scheduler: Member | None) -> str:
-    """The memory policy that a policy has brought along, as its scheduler tells."""
-    for sample in scheduler.gauges if scheduler is not None else ():
+def own_memory(gauges: Iterable[str]) -> str:
+    """The memory policy that a policy has brought along, as its scheduler tells in its `gauges`; "" if it does not."""
+    for sample in gauges:
         name, _, label = sample.partition("{memory=")
         if name == MEMORY_INFO:
             return label.strip('"}')
@@ -186,8 +209,12 @@ def _own_memory(scheduler: Member | None) -> str:
 
 def main(policy: str, encoded: str, group: str = POLICY_GROUP) -> int:
     """Exit status 2 and a line if the parameters are not right."""
-    (point,) = entry_points(group=group, name=policy)
-    fault = fault_in(policy, point.load(), msgspec.json.decode(encoded))
+    brought = group == _BROUGHT
+    (point,) = entry_points(group=POLICY_GROUP if brought else group, name=policy)
+    kind, params = point.load(), msgspec.json.decode(encoded)
+    fault = fault_in(policy, kind, params)
+    if brought and not fault:
+        print(getattr(kind(**params), "memory", DEFAULT_MEMORY))
     if fault:
         print(fault)
     return 2 if fault else 0

@@ -114,6 +114,7 @@ class Session:
                 return self.links.trouble or "no replica has answered"
             core = self._make_core(inventories)
             log.info("serving", epoch=epoch_name(self.epoch), replicas=sorted(self._lives))
+            self.child.gauges = partial(self._gauges, core)  # its first words in office have them
             self.child.phase("ready")
             return self._serve(core)
         finally:
@@ -190,7 +191,6 @@ class Session:
     def _serve(self, core: SchedulerCore) -> str:
         credits = self.child.config.max_queued_requests + CREDIT_MARGIN
         frontends = Frontends(self.links, core, credits)
-        self.child.gauges = partial(self._gauges, core)
         begun_s = now_s()
         while not self.child.stopping:
             self._take_in(core, frontends)

@@ -19,7 +19,7 @@ COMMANDS = {
     "/stats [on|off]": "times and verdict after every answer, and of the last one",
     "/exit": "end (also Ctrl-D)",
 }
-SLO_FORMS = "valid: /slo ttft=300 tpot=40 e2e=9000 (any of them, ms), /slo CLASS, both, or /slo off"
+SLO_FORMS = "valid: /slo ttft=300 tpot=40 e2e=9000 thinking=50 (any of them, ms), /slo CLASS, both, or /slo off"
 KEYS = """\
 Enter sends; Alt-Enter, or a backslash at the end, begins a new line.
 Ctrl-C stops an answer. Tab completes a command."""

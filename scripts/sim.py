@@ -16,6 +16,7 @@ import msgspec
 from accelgen.scripts.sim_bars import bars
 from accelgen.scripts.sim_options import (
     RATE,
+    asked_of,
     jobs_option,
     pick_scenario,
     policies_option,
@@ -109,7 +110,7 @@ def compare(
     from accelgen.scripts.sim_figure import draw_comparison
     from accelgen.scripts.sim_oracle import with_reference
 
-    name, scenario = pick_scenario(given)
+    name, scenario = pick_scenario(given, policies)
     at = rate or middle_rate(scenario)
     if not oracle:
         results = _run_grid(name, scenario, policies, [at], jobs, given)
@@ -133,11 +134,11 @@ def oracle(policies: list[Policy], rate: float | None, jobs: int | None, **given
     from accelgen.scripts.sim_oracle import print_reference, with_reference, write_bounds
     from accelgen.scripts.sim_table import say_written, write_results
 
-    name, scenario = pick_scenario(given)
+    name, scenario = pick_scenario(given, policies)
     at = rate or middle_rate(scenario)
     with _crew(jobs, given) as crew, bars(given["quiet"]) as shown:
         results, reference = with_reference(crew, shown, name, scenario, policies, at, given)
-    title = f"{title_of(name, scenario)}, {at:g} requests/s"
+    title = f"{title_of(name, scenario)}\n{asked_of(scenario, given['synthetic'], at)}"
     print_reference(groups_of(results), reference, scenario, title)
     everything = [*results, *reference.best]
     path = given["out"] / _stem("oracle", name, everything)
@@ -162,7 +163,7 @@ def sweep(
     """Compare policies over rates: a table and a figure."""
     from accelgen.scripts.sim_figure import draw_sweep
 
-    name, scenario = pick_scenario(given)
+    name, scenario = pick_scenario(given, policies)
     results = _run_grid(name, scenario, policies, rates or scenario.rates, jobs, given)
     _report("sweep", name, scenario, results, given["out"], draw_sweep, with_rate=True)
 
@@ -186,13 +187,16 @@ def capacity(
     """Find the highest rate at which enough requests keep their objectives, by bisection."""
     from accelgen.scripts.sim_capacity import report_capacities, search
 
-    name, scenario = pick_scenario(given)
+    name, scenario = pick_scenario(given, policies)
     with _crew(jobs, given) as crew, bars(given["quiet"]) as shown:
         found = search(
             crew, shown, name, scenario, policies, attainment, tolerance, given["synthetic"]
         )
     stem = _stem("capacity", name, [result for _, results in found.values() for result in results])
-    report_capacities(found, scenario, attainment, title_of(name, scenario), given["out"] / stem)
+    about = asked_of(scenario, given["synthetic"])
+    report_capacities(
+        found, scenario, attainment, title_of(name, scenario), about, given["out"] / stem
+    )
 
 
 # --- shared ------------------------------------------------------------------------------------------------------
@@ -241,7 +245,9 @@ def _report(
     from accelgen.scripts.sim_table import print_groups, say_written, write_results
 
     groups, rule, title = groups_of(results), Rule(scenario.rule), title_of(name, scenario)
-    print_groups(groups, rule, title, with_rate, more)
+    setting = results[0].setting
+    about = asked_of(scenario, setting.stand_ins, None if with_rate else setting.rate)
+    print_groups(groups, rule, f"{title}\n{about}", with_rate, more)
     path = out / _stem(verb, name, results)
     written = write_results(results, path)
     try:

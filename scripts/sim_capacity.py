@@ -59,9 +59,9 @@ def search(
 
 
 def report_capacities(
-    found: Found, scenario: Scenario, wanted: float, title: str, path: Path
+    found: Found, scenario: Scenario, wanted: float, title: str, about: str, path: Path
 ) -> None:
-    """Table on stdout; CSV, JSON and figure under `path`."""
+    """Table on stdout, `about` below its title; CSV, JSON and figure under `path`."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for head in ("policy", f"capacity at {wanted:.0%} (req/s)", "first bad rate", "rates tried"):
         table.add_column(head, justify="left" if head == "policy" else "right")
@@ -69,7 +69,7 @@ def report_capacities(
         above = "-" if capacity.above is None else f"{capacity.above:.3f}"
         table.add_row(policy, f"{capacity.rate:.3f}", above, str(len(capacity.tried)))
     console = wide_console()
-    console.print(title, markup=False, highlight=False, soft_wrap=True)
+    console.print(f"{title}\n{about}", markup=False, highlight=False, soft_wrap=True)
     console.print(table)
     for policy, (_, results) in found.items():
         for fault in dict.fromkeys(result.fault for result in results if result.fault):

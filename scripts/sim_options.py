@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,7 +19,7 @@ from accelgen.scripts.sim_params import (
     memory_params,
 )
 from accelgen.simulator.groups import words_of
-from accelgen.simulator.mix import own_rate
+from accelgen.simulator.mix import own_rate, stand_in_of
 from accelgen.simulator.scenarios import (
     SYNTHETIC,
     Goal,
@@ -74,7 +74,7 @@ _WORKLOAD = (
     click.option("--memory", type=MemoryParam(), metavar="NAME", show_default="the policy's own",
                  help="Memory policy beside every policy."),
     click.option("--memory-param", "memory_params", multiple=True, metavar="K=V",
-                 help="Parameter of the memory policy of --memory."),
+                 help="Parameter of that of --memory, else of the one that every policy brings along."),
     click.option("--routing", type=RoutingParam(), metavar="NAME[:K=V...]", show_default="planned",
                  help="Which of the replicas a request goes to."),
     click.option("--arrivals", type=click.Choice(["poisson", "gamma", "trace", "thinned"]),
@@ -131,8 +131,9 @@ def jobs_option(command: F) -> F:
     )(command)
 
 
-def pick_scenario(given: dict[str, Any]) -> tuple[str, Scenario]:
-    """Its name, and the scenario with what the options change. Raises ScenarioError, TraceError, UsageError."""
+def pick_scenario(given: dict[str, Any], policies: Sequence[Policy]) -> tuple[str, Scenario]:
+    """Its name, and the scenario with what the options change, for `policies`. Raises ScenarioError, TraceError,
+    UsageError."""
     trace, slo = given["trace"], given["slo"]
     if trace is None:
         if slo is not None:
@@ -145,7 +146,9 @@ def pick_scenario(given: dict[str, Any]) -> tuple[str, Scenario]:
         name, scenario = _of_trace(trace, slo)
     changed = {key: given[key] for key in _OVERRIDES if given[key] is not None}
     if given["memory_params"]:
-        changed["memory_params"] = memory_params(given["memory"] or "", given["memory_params"])
+        memory = given["memory"] or scenario.memory
+        chosen = memory_params(memory, given["memory_params"], policies)
+        changed["memory"], changed["memory_params"] = chosen
     elif given["memory"] is not None:
         changed["memory_params"] = {}  # those of the scenario are of another one
     if given["half"] is not None:
@@ -205,3 +208,28 @@ def title_of(name: str, scenario: Scenario) -> str:
     )
     to = f", routing {scenario.routing}" if scenario.routing else ""
     return f"{name}: {scenario.about}; {size}{where}, {scenario.requests} requests{beside}{to}"
+
+
+def requests_of(scenario: Scenario, stand_ins: bool) -> str:
+    """Whose lengths and arrivals the requests have: those of traces, or of what stands in for them."""
+    timed = [scenario.timed_by] if scenario.timed_by else []
+    lengths = dict.fromkeys(part.source for part in scenario.parts)
+    kind = f"{scenario.arrivals} arrivals" + (" of " if timed else "")
+    return f"lengths of {_listed(lengths, stand_ins)}; {kind}{_listed(timed, stand_ins)}"
+
+
+def _listed(sources: Iterable[str], stand_ins: bool) -> str:
+    made = {source: stand_in_of(source, stand_ins) for source in sources}
+    real = [source for source, stand_in in made.items() if stand_in is None]
+    other = [stand_in for stand_in in made.values() if stand_in is not None]
+    kind = "synthetic stand-ins" if len(other) > 1 else "a synthetic stand-in"
+    words = f"{kind} for {', '.join(other)}"
+    return " and ".join([*([", ".join(real)] if real else []), *([words] if other else [])])
+
+
+def asked_of(scenario: Scenario, stand_ins: bool, rate: float | None = None) -> str:
+    """What a table is about, below its title: rate (None: in the table itself), seeds, and whose requests these are."""
+    at = "" if rate is None else f"{rate:g} requests/s; "
+    plural = "s" if len(scenario.seeds) > 1 else ""
+    seeds = f"seed{plural} {', '.join(map(str, scenario.seeds))}"
+    return f"{at}{seeds}; {requests_of(scenario, stand_ins)}"

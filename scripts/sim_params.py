@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import entry_points
 from typing import Any
 
 import click
 
 from accelgen.proto.policies import (
+    DEFAULT_MEMORY,
     MEMORY_GROUP,
     POLICY_GROUP,
     ROUTING_GROUP,
@@ -81,19 +82,33 @@ class RoutingParam(click.ParamType):
         return str(value)
 
 
-def memory_params(memory: str, words: tuple[str, ...]) -> dict[str, Any]:
-    """`key=value` words as parameters of a memory policy. Raises BadParameter."""
+def memory_params(
+    memory: str, words: tuple[str, ...], policies: Sequence[Policy]
+) -> tuple[str, dict[str, Any]]:
+    """A memory policy and `key=value` words as its parameters. Where none is named they are of the one that all of
+    `policies` bring along. Raises BadParameter."""
     params: dict[str, Any] = {}
     for word in words:
         key, equals, text = word.partition("=")
         if not (key and equals):
             raise _bad_memory_param(f"{word!r} is not of the form key=value")
         params[key] = _value(text)
-    if params and not memory:
-        raise _bad_memory_param("of which memory policy? Say --memory, too")
-    if params and (fault := fault_in(memory, _installed(memory, MEMORY_GROUP), params)):
+    memory = memory or _brought(policies)
+    if fault := fault_in(memory, _installed(memory, MEMORY_GROUP), params):
         raise _bad_memory_param(fault)
-    return params
+    return memory, params
+
+
+def _brought(policies: Sequence[Policy]) -> str:
+    brought = {
+        name: "rules of its own" if name == DISTSERVE
+        else getattr(_installed(name)(**params), "memory", DEFAULT_MEMORY)
+        for name, params in policies
+    }  # fmt: skip
+    if len({*brought.values()}) == 1 and DISTSERVE not in brought:
+        return next(iter(brought.values()))
+    listed = ", ".join(f"{name} has {memory}" for name, memory in brought.items())
+    raise _bad_memory_param(f"of which memory policy? Say --memory, too: {listed}")
 
 
 def _bad_memory_param(fault: str) -> click.BadParameter:

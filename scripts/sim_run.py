@@ -13,6 +13,7 @@ from accelgen.scripts.sim_options import (
     label,
     pick_scenario,
     rate_option,
+    requests_of,
     title_of,
     workload_options,
 )
@@ -41,7 +42,7 @@ def run(
     **given: Any,
 ) -> None:
     """Simulate one policy at one rate."""
-    name, scenario = pick_scenario(given)
+    name, scenario = pick_scenario(given, [policy])
     at = rate or middle_rate(scenario)
     results = []
     for seed in scenario.seeds[:1] if given["seeds"] is None else scenario.seeds:
@@ -76,7 +77,10 @@ def _simulate(setting: Setting, anew: bool, given: dict[str, Any]) -> tuple[Resu
 def _who(setting: Setting) -> str:
     later = [f", from {one.at_s:g} s {label((one.policy, one.params))}" for one in setting.swaps]
     policy = label((setting.policy, setting.params))
-    return f"{policy}{''.join(later)} at {setting.rate:g} requests/s, seed {setting.seed}"
+    requests = requests_of(setting.scenario, setting.stand_ins)
+    return (
+        f"{policy}{''.join(later)} at {setting.rate:g} requests/s, seed {setting.seed}; {requests}"
+    )
 
 
 def _write(result: Result, fates: list[Fate], path: Path, detailed: bool) -> list[Path]:

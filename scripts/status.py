@@ -58,6 +58,7 @@ def as_table(directory: Directory) -> str:
     head = f"{facts['url']}  {state}  model {facts['model']}  policy {office.policy}"
     head += f"  memory {office.memory}" if office.memory else ""
     head += f"  routing {facts['routing']}" if facts.get("routing") else ""
+    head += f"  drafter {facts['drafter']}" if facts.get("drafter") else ""
     lines = [head, ""]
     for row in rows:
         cells = [

@@ -9,6 +9,7 @@ import click
 from accelgen.proto.messages import Swap
 from accelgen.proto.policies import (
     MEMORY_GROUP,
+    brought_memory,
     params_fault,
     routing_fault,
     unknown_memory,
@@ -27,7 +28,7 @@ from accelgen.supervisor.swap import ASSUME_S, PREPARE_S, YIELD_S
 @click.option("--memory", default="", metavar="NAME",
               help="Memory policy beside it.  [default: as it was chosen]")  # fmt: skip
 @click.option("--memory-param", "memory_params", multiple=True, metavar="K=V",
-              help="Parameter of the memory policy of --memory.")  # fmt: skip
+              help="Parameter of that of --memory, else of the one that POLICY brings along.")  # fmt: skip
 @click.option("--routing", default="", metavar="NAME[:K=V...]",
               help="Which replica a request goes to; POLICY may be left out.  [default: as it was chosen]")  # fmt: skip
 @click.option("--dry-run", is_flag=True, help="Only see whether it could take over.")
@@ -46,7 +47,7 @@ def command(
 
     If the new one fails within its probation, the policy before comes back. Exit status 1 if the swap was refused."""
     given = _params(policy, params, bool(memory or routing))
-    beside = _memory_params(memory, memory_params)
+    memory, beside = _memory(memory, memory_params, policy, given)
     if routing and (fault := routing_fault(routing)):
         raise click.BadParameter(fault, param_hint="--routing")
     swap = Swap(policy, given, dry_run, 0, memory, beside, routing)
@@ -77,15 +78,20 @@ def _params(policy: str, params: tuple[str, ...], others: bool) -> dict[str, Any
     return given
 
 
-def _memory_params(memory: str, params: tuple[str, ...]) -> dict[str, Any]:
-    """Parameters of the memory policy; both are checked."""
+def _memory(
+    memory: str, params: tuple[str, ...], policy: str, policy_params: dict[str, Any]
+) -> tuple[str, dict[str, Any]]:
+    """The memory policy, "" to leave it as it is, and its parameters; both are checked. Parameters alone are of the one
+    that the policy brings along, which is chosen by them."""
     given = parse_params(params, "--memory-param")
     if memory and (fault := unknown_memory(memory)):
         raise click.BadParameter(fault, param_hint="--memory")
-    if given and not memory:
-        raise click.BadParameter(
-            "of which memory policy? Say --memory, too", param_hint="--memory-param"
-        )
-    if memory and (fault := params_fault(memory, given, MEMORY_GROUP)):
+    if memory or not given:
+        fault = params_fault(memory, given, MEMORY_GROUP)
+    elif policy:
+        memory, fault = brought_memory(policy, policy_params, given)
+    else:
+        fault = "of which memory policy? State POLICY or --memory, too"
+    if fault:
         raise click.BadParameter(fault, param_hint="--memory-param")
-    return given
+    return memory, given

@@ -115,7 +115,7 @@ def parse_params(given: tuple[str, ...], option: str = "--policy-param") -> dict
     "--memory-param",
     multiple=True,
     metavar="NAME=VALUE",
-    help="Parameter of the memory policy of --memory; repeatable.",
+    help="Parameter of the memory policy of --memory, else of the policy's own; repeatable.",
 )
 @click.option(
     "--config",

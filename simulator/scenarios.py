@@ -19,6 +19,7 @@ from msgspec import Meta, Struct, field, structs
 from accelgen.proto.config import NGRAM, Config, SloClass
 from accelgen.proto.policies import parse_routing, unknown_routing
 from accelgen.proto.stages import PARTS, STAGES
+from accelgen.proto.validation import find_misfit
 from accelgen.simulator.device import Device, UnknownDevice, find_device
 from accelgen.simulator.local_device import profiled_device
 from accelgen.simulator.synthetic import STAND_INS
@@ -73,13 +74,11 @@ class StageGoals(Struct, frozen=True, forbid_unknown_fields=True):
         for name in PARTS:
             goal = getattr(self, name)
             if goal is not None and goal.ttft is not None:
-                raise ValueError(f"{name}: ttft: an answer has one first token, the part's ttft")
+                raise ValueError(f"{name}.ttft: an answer has one first token, the part's ttft")
         for name in STAGES:
             goal = getattr(self, name)
             if goal is not None and goal.tpot is not None and goal.tpot.slowdown is not None:
-                raise ValueError(
-                    f"{name}: tpot: slowdown is of the prompt, so it is for ttft alone"
-                )
+                raise ValueError(f"{name}.tpot: slowdown is of the prompt, so it is for ttft alone")
 
     @property
     def of_answer(self) -> bool:
@@ -323,15 +322,4 @@ def convert(value: Any, kind: type[T], at: str) -> T:
     try:
         return msgspec.convert(value, kind)
     except msgspec.ValidationError as error:
-        words, _, where = str(error).partition(" - at `$")
-        where = (at + where.rstrip("`")).strip(".")
-        unknown = words.partition("unknown field ")[2].strip("`")
-        if unknown:
-            known = _fields(kind) | _fields(Part) | _fields(Goal) | _fields(StageGoals)
-            near = difflib.get_close_matches(unknown, known, 1)
-            words = f"unknown field {unknown}" + (f"; did you mean {near[0]}?" if near else "")
-        raise ScenarioError(f"{where}: {words.replace('`', '')}" if where else words) from error
-
-
-def _fields(kind: Any) -> set[str]:
-    return set(kind.__struct_fields__)
+        raise ScenarioError(find_misfit(error, value, kind).below(at)) from error

@@ -6,6 +6,7 @@ import os
 import socket
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -47,12 +48,13 @@ def serve(
     Raises StartError for everything that is known to be wrong before a process is started."""
     started_s = now_s()
     check_platform()
+    drafter = config.drafter  # as it was named: of a hub's model the folder's name is a number
     config, context_tokens = check(config)
     listener = listen(config.host, config.port)
     run_dir = RunDir.create(config.run_dir)
     port = listener.getsockname()[1]
     config = msgspec.structs.replace(config, port=port, run_dir=str(run_dir.path))
-    facts = _facts(config, listener, context_tokens)
+    facts = {**_facts(config, listener, context_tokens), "drafter": Path(drafter).name}
 
     def supervise(display: Display) -> int:
         return _supervise(config, facts, run_dir, listener, command, display, started_s)

@@ -9,7 +9,7 @@ place: foreign code may have left things behind.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from math import inf
 from signal import SIGKILL, SIGTERM
 from typing import Any
@@ -29,6 +29,7 @@ from accelgen.supervisor.swap import (
     RETIRE_S,
     Exchange,
     Stage,
+    running,
     stands_aside,
 )
 from accelgen.supervisor.verdict import describe_death
@@ -187,6 +188,7 @@ class Office:
             old=self.holder,
             new=SEATS[1 - self.holder.index],
             until_s=now_s + PREPARE_S,
+            was=running(self.assignment, self.occupants[self.holder]),
         )
         self._announce()
         return []
@@ -261,10 +263,8 @@ class Office:
 
     def _assign(self, assignment: Assignment, now_s: float) -> None:
         self.assignment, self.since_s, self._changed = assignment, now_s, True
-        self.facts["policy"], self.facts["policy_params"] = assignment.policy, assignment.params
-        self.facts["memory"] = assignment.memory
-        self.facts["memory_params"] = assignment.memory_params
-        self.facts["routing"] = assignment.routing
+        named = asdict(assignment)
+        self.facts |= {"policy_params": named.pop("params"), **named}
 
     def _announce(self) -> None:
         """Which swap is under way, for the Directory."""

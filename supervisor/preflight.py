@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from accelgen.proto.config import NGRAM, Config
 from accelgen.proto.key_file import KeyFileError, read_keys
 from accelgen.proto.policies import (
     MEMORY_GROUP,
+    brought_memory,
     params_fault,
     routing_fault,
     unknown_memory,
@@ -37,6 +39,7 @@ def check(config: Config) -> tuple[Config, Checkpoint]:
     check_policy(config.policy)
     check_params(config.policy, config.policy_params)
     check_memory_policy(config.memory, config.memory_params)
+    config = name_memory(config)
     check_routing(config.routing)
     _check_key_files(config)
     _check_profile(config.profile_file)
@@ -77,7 +80,9 @@ def open_drafter(name: str, model: Checkpoint) -> Checkpoint | None:
     try:
         drafter = open_checkpoint(locate(name))
     except StartError as error:
-        raise StartError(f"--drafter: {error}", status=error.status) from error
+        near = not Path(name).exists() and difflib.get_close_matches(name.lower(), [NGRAM])
+        hint = f"; did you mean {NGRAM}?" if near else ""
+        raise StartError(f"--drafter: {error}{hint}", status=error.status) from error
     own, other = drafter.vocab_size, model.vocab_size
     if own and other and own != other and not _same_tokenizer(drafter, model):
         raise StartError(
@@ -93,6 +98,18 @@ def _same_tokenizer(drafter: Checkpoint, model: Checkpoint) -> bool:
     except OSError:
         return False
     return own == other
+
+
+def name_memory(config: Config) -> Config:
+    """`config` with the memory policy that the policy brings along, where parameters are stated of none: who tunes it
+    has chosen it, so that it stays when another policy takes over. Raises StartError (status 2) if it does not take
+    them."""
+    if config.memory or not config.memory_params:
+        return config
+    memory, fault = brought_memory(config.policy, config.policy_params, config.memory_params)
+    if fault:
+        raise StartError(f"--memory-param: {fault}", status=2)
+    return msgspec.structs.replace(config, memory=memory)
 
 
 def check_memory_policy(name: str, params: dict[str, Any]) -> None:

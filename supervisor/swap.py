@@ -12,7 +12,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
+from typing import Any
 
+from accelgen.proto.policies import DEFAULT_ROUTING, own_memory
 from accelgen.supervisor.actions import Action
 from accelgen.supervisor.members import Assignment, Occupant, Seat
 from accelgen.supervisor.orders import assume, prepare, yield_to_another
@@ -37,7 +39,8 @@ class Exchange:
     """One swap on its way. `done` turns from None to True or False, `line` says why.
 
     `fresh`: the new process has been started for this swap, so that its refusal is not that of an old version.
-    `asked`: it has been told to prepare. `snapshot`: what the old one has handed over."""
+    `asked`: it has been told to prepare. `snapshot`: what the old one has handed over. `was`: what it ran (`running`)
+    when the swap was asked for; one that stands aside does not tell any more."""
 
     client: bytes
     ticket: int
@@ -46,6 +49,7 @@ class Exchange:
     old: Seat
     new: Seat
     until_s: float
+    was: dict[str, str]
     stage: Stage = Stage.PREPARING
     fresh: bool = False
     asked: bool = False
@@ -82,7 +86,7 @@ class Exchange:
         if not self.asked or new.phase != "prepared":
             return []
         if self.dry_run:
-            self.end(True, f"policy {self.aim.policy} could take over now")
+            self.end(True, f"{self._changes(new)}: could take over now")
             return []
         self.stage, self.until_s, self.handed_s = Stage.YIELDING, now_s + YIELD_S, now_s
         return [yield_to_another(old)]
@@ -98,10 +102,35 @@ class Exchange:
             took_ms = 1000 * (now_s - self.handed_s)
             self.end(
                 True,
-                f"policy {self.aim.policy} has taken over in epoch {new.epoch}, {took_ms:.0f} ms after the one"
+                f"{self._changes(new)}: has taken over in epoch {new.epoch}, {took_ms:.0f} ms after the one"
                 f" before stopped planning; on probation for {PROBATION_S:.0f} s",
             )
         return []
+
+    def _changes(self, new: Occupant) -> str:
+        """What becomes of policy, memory policy and routing: those that differ. A memory policy that nobody has named
+        is known once a scheduler is in office with it."""
+        changes = [
+            f"{kind} {what} in place of {self.was[kind] or 'the one of the policy'}"
+            for kind, what in running(self.aim, new).items()
+            if what and what != self.was[kind]
+        ]
+        return ", ".join(changes) or f"policy {self.aim.policy} anew"
+
+
+def running(assignment: Assignment, one: Occupant) -> dict[str, str]:
+    """What a scheduler with this assignment runs, by kind, as it is written on the command line; "" for a memory policy
+    that its policy has brought and it has not told of yet."""
+    memory = assignment.memory or own_memory(one.gauges)
+    return {
+        "policy": _spelled(assignment.policy, assignment.params),
+        "memory policy": _spelled(memory, assignment.memory_params),
+        "routing": assignment.routing or DEFAULT_ROUTING,
+    }
+
+
+def _spelled(name: str, params: dict[str, Any]) -> str:
+    return ":".join([name, *(f"{key}={value}" for key, value in params.items())])
 
 
 def stands_aside(one: Occupant) -> bool:

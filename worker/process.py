@@ -158,8 +158,9 @@ class Loop:
                 # Of an older epoch than the scheduler's, too: its KV manager counts on it, and passes on no more.
                 if self.manager.passes(peer, header):
                     self._take_batch(body, header.epoch, peer)
-            case Pulse() if peer in (self.manager.peer, self.fence.peer):
-                pass
+            case Pulse():
+                # Who has yielded pulses until it hears of its successor, which may have been heard of here before.
+                self.counters["stale"] += peer not in (self.manager.peer, self.fence.peer)
             case _:
                 self.counters["unexpected"] += 1
                 warn_seldom(

@@ -62,4 +62,4 @@ def memory_of(policy: Policy, config: Config) -> MemoryPolicy:
     attribute `memory`), else on demand. Raises UnknownPolicy, and whatever its package raises."""
     if config.memory:
         return load_memory(config.memory, config.memory_params)
-    return load_memory(getattr(policy, "memory", ON_DEMAND.name))
+    return load_memory(getattr(policy, "memory", ON_DEMAND.name), config.memory_params)

@@ -145,6 +145,19 @@ def test_a_swap_of_the_memory_policy(
         assert reply.result(10).status_code == 200
 
 
+def test_parameters_choose_the_memory_policy_that_the_policy_brings(
+    closed: Any, admin: httpx.Client, wait: Any
+) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        body = {"policy": "cacheopt", "memory_params": {"reserve": 32}}
+        reply = pool.submit(admin.post, PATH, json=body)
+        swap = asked(closed, wait)
+        assert (swap.policy, swap.memory) == ("cacheopt", "cacheopt")
+        assert swap.memory_params == {"reserve": 32}
+        closed.supervisor.tell(Swapped(True, "done", swap.ticket))
+        assert reply.result(10).json()["memory"] == "cacheopt"
+
+
 def test_a_swap_that_is_refused(closed: Any, admin: httpx.Client, wait: Any) -> None:
     with ThreadPoolExecutor(1) as pool:
         reply = pool.submit(admin.post, PATH, json={"policy": "vllm"})
@@ -219,7 +232,12 @@ def test_a_swap_that_is_refused_later(closed: Any, admin: httpx.Client, wait: An
         ({"policy": "vllm", "memory": "cacheop"}, "memory", "did you mean cacheopt?"),
         ({"policy": "vllm", "memory": "x"}, "memory", "no memory policy 'x'; known: cacheopt, on-demand"),
         ({"policy": "vllm", "memory": 1}, "memory", "must be a valid string"),
-        ({"policy": "vllm", "memory_params": {"reserve": 1}}, "memory_params", "of which memory policy?"),
+        ({"routing": "planned", "memory_params": {"reserve": 1}}, "memory_params",
+         "of which memory policy? State `policy` or `memory`, too"),
+        ({"policy": "vllm", "memory_params": {"reserve": 1}}, "memory_params",
+         "on-demand has no parameter 'reserve'; it has none (it is the one of vllm; another one can be named)"),
+        ({"policy": "cacheopt", "memory_params": {"reserv": 1}}, "memory_params",
+         "cacheopt has no parameter 'reserv'"),
         ({"policy": "vllm", "memory": "cacheopt", "memory_params": {"reserve": None}},
          "memory_params.reserve", "must be a number"),
         ({"policy": "vllm", "memory": "cacheopt", "memory_params": {"reserv": 1}}, "memory_params",

@@ -41,6 +41,7 @@ while not child.stopping:
     child.beat(bound_s=2.0)
     if child.directory is not None:
         child.fail("it cannot go on: 1 of 2 " + "x" * 5000)
+child.phase("ready")
 child.phase("stopping")
 lost.socket.close(linger=0)
 print(child.stop_timeout_s)
@@ -144,6 +145,9 @@ def test_hello_heartbeats_and_stop(launched: Launched, run_dir: Path) -> None:
     launched.process.send_signal(signal.SIGINT)  # Ctrl-C is the supervisor's business
     launched.hear(lambda body: isinstance(body, Heartbeat) and body.progress > later.progress + 1)
     launched.supervisor.send(launched.peer, Stop(2.5))
+    _, ready = launched.hear(lambda body: body.phase == "ready")
+    assert isinstance(ready, Heartbeat) and ready.gauges == {"g": 1.5}  # they are known with it
+    launched.hear(lambda body: isinstance(body, Hello) and body.phase == "ready")
     launched.hear(lambda body: isinstance(body, Heartbeat) and body.phase == "stopping")
     assert launched.process.communicate(timeout=DEADLINE_S)[0] == b"2.5\n"
     assert launched.process.returncode == 0

@@ -26,6 +26,55 @@ def refusal(settings: dict[str, Any]) -> str:
     return str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("settings", "line"),
+    [
+        ({"swap_gb": 8.0}, "swap_gb: 8.0 has no effect without preemption 'swap'"),
+        ({"swap_gb": 4.0, "preemption": "recompute"}, "swap_gb: 4.0 has no effect"),
+        ({"max_draft_tokens": 4}, "max_draft_tokens: 4 has no effect without a drafter"),
+        ({"draft_tokens": "fixed"}, "draft_tokens: 'fixed' has no effect without a drafter"),
+        (
+            {"draft_sampling": "coupled"},
+            "draft_sampling: 'coupled' has no effect without a drafter",
+        ),
+        (
+            {"drafter": "ngram", "draft_sampling": "rejection"},
+            "draft_sampling: 'rejection' has no effect with drafter 'ngram', which finds tokens and draws none",
+        ),
+    ],
+)
+def test_what_has_no_effect_is_refused(settings: dict[str, Any], line: str, tmp_path: Path) -> None:
+    """Wherever it is stated, unless the command line overrides what a file needs it for."""
+    file = tmp_path / "server.toml"
+    file.write_text("".join(f"{key} = {value!r}\n" for key, value in settings.items()))
+    with pytest.raises(ConfigError) as refused:
+        make_config(None, settings)
+    assert str(refused.value).startswith(line)
+    with pytest.raises(ConfigError) as refused:
+        make_config(file, {})
+    assert str(refused.value).startswith(f"{file}: {line}")
+
+
+@pytest.mark.parametrize(
+    ("stated", "overrides"),
+    [
+        ("swap_gb = 8.0", {"preemption": "swap"}),
+        ("swap_gb = 8.0\npreemption = 'swap'", {"preemption": "recompute"}),
+        ("drafter = 'small'\ndraft_sampling = 'rejection'", {"drafter": "ngram"}),
+        ("drafter = 'small'\ndraft_sampling = 'rejection'", {"drafter": ""}),
+        ("drafter = 'ngram'\ndraft_sampling = 'coupled'\nmax_draft_tokens = 2", {}),
+        ("drafter = 'small'", {"draft_sampling": "rejection"}),
+    ],
+)
+def test_the_command_line_may_take_the_effect_of_what_a_file_says(
+    stated: str, overrides: dict[str, Any], tmp_path: Path
+) -> None:
+    file = tmp_path / "server.toml"
+    file.write_text(stated)
+    config = make_config(file, overrides)
+    assert all(getattr(config, name) == value for name, value in overrides.items())
+
+
 def test_defaults_are_valid() -> None:
     config = make_config(None, {})
     assert config == Config()
@@ -90,6 +139,26 @@ def test_classes_of_the_file_join_the_built_in_ones(tmp_path: Path) -> None:
             "[slo_classes.chat]\nbounds_ms = [10, 200]",
             "slo_classes.chat.ttft_ms: 1000 is outside bounds_ms 10 to 200"
             " (ttft_ms is the built-in one; state another)",
+        ),
+        (
+            "[slo_classes.fast.stages.answer]\ntpot_ms = 5\n[slo_classes.fast.stages.tool]\nttft_ms = -1",
+            "slo_classes.fast.stages.tool.ttft_ms: expected float > 0.0, got -1",
+        ),
+        (
+            "[slo_classes.fast.stages.tool]\nttft = 1",
+            "slo_classes.fast.stages.tool.ttft: unknown field; did you mean ttft_ms?",
+        ),
+        (
+            "[slo_classes.fast.stages.thinking]\nttft_ms = 1",
+            "slo_classes.fast.stages.thinking.ttft_ms: an answer has one first token, ttft_ms",
+        ),
+        (
+            "[slo_classes.fast]\nbounds_ms = [5, 10]\n[slo_classes.fast.stages.tool]\nttft_ms = 1",
+            "slo_classes.fast.stages.tool.ttft_ms: 1 is outside bounds_ms 5 to 10",
+        ),
+        (
+            "[slo_classes.fast]\non_overload = 'refus'",
+            "slo_classes.fast.on_overload: 'refus' is not one of best_effort, refuse",
         ),
         ("slo_classes = 3", "slo_classes: expected a table, got 3"),
         ("[slo_classes]\nchat = 3", "slo_classes.chat: expected a table, got 3"),

@@ -95,8 +95,10 @@ def test_which_one_works_beside_a_policy() -> None:
     assert memory_of(CacheOpt(), Config(memory="on-demand")) is ON_DEMAND
     chosen = memory_of(Sarathi(), Config(memory="cacheopt", memory_params={"reserve": 7}))
     assert isinstance(chosen, CacheOptMemory) and chosen.rule.reserve == 7
-    with pytest.raises(ValueError, match="memory_params: reserve of which memory policy"):
-        Config(memory_params={"reserve": 7})
+    own = memory_of(CacheOpt(), Config(memory_params={"reserve": 7}))
+    assert isinstance(own, CacheOptMemory) and own.rule.reserve == 7
+    with pytest.raises(UnknownPolicy, match="memory_params: on-demand"):
+        memory_of(Sarathi(), Config(memory_params={"reserve": 7}))
 
 
 # --- on demand: nothing is changed -----------------------------------------------------------------------------------

@@ -14,9 +14,13 @@ import zmq
 from accelgen.faults import connections
 from accelgen.proto.child import endpoint_of
 from accelgen.proto.clocks import now_s
+from accelgen.proto.config import Config
 from accelgen.proto.messages import Activate, Body, Inventory, Pulse, Role
 from accelgen.proto.sockets import Router
+from accelgen.scheduler.core import ReplicaSpec, SchedulerCore
+from accelgen.scheduler.gauges import Stopwatch
 from accelgen.scheduler.links import Links, Peer
+from accelgen.scheduler.policies.cacheopt import CacheOpt
 from accelgen.scheduler.session import Session
 
 PEERS: list[Peer] = [(role, index) for role in (Role.KVMANAGER, Role.WORKER) for index in (0, 1)]
@@ -82,6 +86,30 @@ def test_a_link_that_is_cut_ends_the_epoch_unless_its_peer_has_died(tmp_path: Pa
         replicas.join()
         links.close()
         link.close()
+
+
+def test_its_first_words_in_office_have_its_gauges(tmp_path: Path) -> None:
+    """Else nobody would know the memory policy before the second heartbeat."""
+    told: dict[str, dict[str, float]] = {}
+    link = zmq.Context.instance().socket(zmq.PULL)
+
+    def phase(name: str) -> None:
+        told[name], child.stopping = child.gauges(), True
+
+    child: Any = SimpleNamespace(
+        run_dir=tmp_path, incarnation=5, link=SimpleNamespace(socket=link), gauges=dict,
+        config=Config(), phase=phase, stopping=False,
+    )  # fmt: skip
+    office: Any = SimpleNamespace(
+        child=child, failures=0, counters=Counter(), decisions=Stopwatch()
+    )
+    session: Any = Session(office, 1)
+    session._await_replicas = dict
+    session._activate = lambda: {0: Inventory(3, [])}
+    session._make_core = lambda _: SchedulerCore(Config(), CacheOpt(), {0: ReplicaSpec(64, 16)})
+    assert session.run() == ""
+    link.close()
+    assert told["ready"]['accelgen:scheduler_memory_info{memory="cacheopt"}'] == 1.0
 
 
 def test_a_takeover_asks_again_and_shows_those_who_have_answered_that_it_lives(

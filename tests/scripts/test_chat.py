@@ -25,7 +25,7 @@ from accelgen.scripts.chat import command as chat
 from accelgen.scripts.chat_classes import Classes
 from accelgen.scripts.chat_client import Answer, ServerError, find_classes, find_url, make_server
 from accelgen.scripts.chat_loop import known_classes
-from accelgen.scripts.chat_objective import Objective, ObjectiveError, parse_objective
+from accelgen.scripts.chat_objective import NAMES, Objective, ObjectiveError, parse_objective
 from accelgen.scripts.chat_session import Chat, obey
 from accelgen.scripts.chat_stats import describe
 from accelgen.scripts.complete import command as complete
@@ -126,6 +126,8 @@ def test_an_objective_that_cannot_be_is_refused_at_once(said: str, why: str) -> 
     assert after == state
     assert told.startswith(why)
     assert "\nvalid: /slo ttft=300 tpot=40 e2e=9000" in told
+    valid = told.partition("\nvalid: ")[2].splitlines()[0]
+    assert all(f" {name}=" in valid for name in NAMES)
     assert told.endswith(
         "objective as before: that of class chat (ttft <= 1000 ms, tpot <= 100 ms)"
     )

@@ -10,6 +10,7 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from click.testing import CliRunner, Result
 from rich.console import Console
@@ -18,10 +19,12 @@ from rich.progress import Progress
 from accelgen.proto.policies import known_policies
 from accelgen.scripts import sim_bars, sim_table
 from accelgen.scripts.cli import main
+from accelgen.scripts.sim_options import requests_of
 from accelgen.simulator.crew import Crew
 from accelgen.simulator.experiment import Setting, key_of, run_setting
 from accelgen.simulator.groups import groups_of
 from accelgen.simulator.oracle import CHAINS, VARIANTS
+from accelgen.simulator.scenarios import find_scenario
 from accelgen.simulator.settings import Policy, setting_of
 from accelgen.simulator.study import Scale
 from accelgen.simulator.times import Rule
@@ -89,12 +92,74 @@ def test_a_memory_policy_beside_every_policy(tmp_path: Path) -> None:
         (["--memory", "cacheop"], "there is no memory policy 'cacheop'; did you mean cacheopt?"),
         (["--memory", "cacheopt", "--memory-param", "pda=1"], "cacheopt has no parameter 'pda'"),
         (["--memory", "cacheopt", "--memory-param", "pad"], "'pad' is not of the form key=value"),
-        (["--memory-param", "pad=false"], "of which memory policy? Say --memory, too"),
+        (["--memory-param", "pad=false"], "on-demand has no parameter 'pad'; it has none"),
+        (["--policy", "cacheopt", "--memory-param", "pda=1"], "cacheopt has no parameter 'pda'"),
+        (["--policy", "distserve", "--replicas", "2", "--memory-param", "pad=false"],
+         "of which memory policy? Say --memory, too: distserve has rules of its own"),
     ],
-)
+)  # fmt: skip
 def test_memory_policies_that_cannot_be(words: list[str], said: str, tmp_path: Path) -> None:
     done = sim("run", *SMALL, *words, out=tmp_path)
     assert done.exit_code == 2 and said in " ".join(done.output.split())
+
+
+def test_parameters_of_the_memory_policy_that_a_policy_brings(tmp_path: Path) -> None:
+    words = [
+        *SMALL,
+        "--rate",
+        "40",
+        "--kv-blocks",
+        "1000",
+        "--quiet",
+        "--memory-param",
+        "pad=false",
+    ]
+    done = sim("run", *words, "--policy", "cacheopt", "--json", out=tmp_path)
+    assert done.exit_code == 0, done.output
+    scenario = json.loads(done.stdout)[0]["setting"]["scenario"]
+    assert (scenario["memory"], scenario["memory_params"]) == ("cacheopt", {"pad": False})
+    done = sim("compare", *words, "--policies", "cacheopt,sarathi", out=tmp_path)
+    said = "of which memory policy? Say --memory, too: cacheopt has cacheopt, sarathi has on-demand"
+    assert done.exit_code == 2 and said in " ".join(done.output.replace("│", " ").split())
+
+
+@pytest.mark.parametrize(
+    ("words", "asked"),
+    [
+        (["compare", "--rate", "3", "--seeds", "4,5"], "3 requests/s; seeds 4, 5; lengths of"),
+        (["sweep", "--rates", "3", "--seeds", "4"], "seed 4; lengths of"),
+        (["capacity", "--seeds", "4", "--tolerance", "0.5"], "seed 4; lengths of"),
+        (["oracle", "--rate", "3", "--seeds", "4", "--requests", "3"], "3 requests/s; seed 4; lengths of"),
+        (["run", "--rate", "3", "--seeds", "4"], "vllm at 3 requests/s, seed 4; lengths of"),
+    ],
+)  # fmt: skip
+def test_what_was_asked_for_stands_above_the_table(
+    words: list[str], asked: str, tmp_path: Path
+) -> None:
+    verb, *more = words
+    policy = ["--policy" if verb == "run" else "--policies", "vllm"]
+    of = ["--scenario", "slos_summarizer", "--synthetic", "--requests", "10", "--quiet"]
+    done = sim(verb, *of, *policy, *more, out=tmp_path)
+    assert done.exit_code == 0, done.output
+    line = done.stdout.splitlines()[1]
+    assert line.startswith(asked), line
+    assert line.partition("lengths of ")[2] == (
+        "a synthetic stand-in for lengths_arxiv_summarization_llama2;"
+        " trace arrivals of a synthetic stand-in for azure2023_conv"
+    )
+
+
+def test_whose_lengths_and_arrivals_are_said() -> None:
+    scenario = find_scenario("accelgen")
+    one, other = [part.source for part in scenario.parts]
+    assert requests_of(scenario, False) == f"lengths of {one}, {other}; poisson arrivals"
+    made = f"lengths of synthetic stand-ins for {one}, {other}; poisson arrivals"
+    assert requests_of(scenario, True) == made
+    mine = msgspec.structs.replace(scenario.parts[0], source="my.csv")
+    mixed = msgspec.structs.replace(scenario, parts=[mine, *scenario.parts[1:]], arrivals="gamma")
+    assert requests_of(mixed, True) == (
+        f"lengths of my.csv and a synthetic stand-in for {other}; gamma arrivals"
+    )
 
 
 @pytest.mark.parametrize("width", [80, 100, 150])

@@ -25,7 +25,7 @@ def directory(host_blocks: int) -> Directory:
             Member(Role.WORKER, index, 1, "", 0, 1, "ready", 0, 2.0, 0.0, 2**29, facts, {}),
             Member(Role.KVMANAGER, index, 1, "", 0, 1, "ready", 0, 2.0, 0.0, 2**29, None, used),
         ]
-    return Directory(members, True, False, ABOUT)
+    return Directory(members, True, False, dict(ABOUT))
 
 
 def test_swap_space_and_memory_policy() -> None:
@@ -36,6 +36,22 @@ def test_swap_space_and_memory_policy() -> None:
         "swap space of replica 1: 13 of 1,024 blocks in use (32 MiB of the host's memory)",
     ]
     assert "swap space" not in status.as_table(directory(0))
+
+
+def test_the_drafter() -> None:
+    told = directory(0)
+    assert "drafter" not in status.as_table(told)
+    told.config.update(drafter="ngram")
+    head = status.as_table(told).splitlines()[0]
+    assert head.endswith("memory on-demand  drafter ngram")
+
+
+def test_the_memory_policy_while_the_scheduler_takes_over_again() -> None:
+    told = directory(0)
+    told.members[0] = msgspec.structs.replace(told.members[0], phase="waiting for workers")
+    assert "policy vllm  memory on-demand" in status.as_table(told)
+    told.members[0] = msgspec.structs.replace(told.members[0], phase="dead")
+    assert "memory" not in status.as_table(told).splitlines()[0]
 
 
 def test_as_json(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -350,6 +350,20 @@ def test_a_configuration_whose_text_config_says_nothing(model: Path, stated: obj
     assert found.kv_token_bytes("auto") > 0 and found.vocab_size == SHAPE.get("vocab_size", 0)
 
 
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [("ngrm", "; did you mean ngram?"), ("N-Gram", "; did you mean ngram?"), ("tiny-lm", "")],
+)
+def test_a_drafter_with_a_name_like_ngram_gets_a_hint(
+    model: Path, monkeypatch: pytest.MonkeyPatch, name: str, hint: str
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(StartError) as refused:
+        preflight.check(Config(model=str(model), drafter=name))
+    assert str(refused.value).startswith(f"--drafter: model not found: {name} is no folder")
+    assert str(refused.value).endswith(f"HF_HUB_OFFLINE forbids downloading it{hint}")
+
+
 def test_a_drafter_that_cannot_be_is_refused(model: Path, drafter: Path) -> None:
     (model / "config.json").write_text(json.dumps({**SHAPE, "vocab_size": 512}))
     (model / "tokenizer.json").write_text('{"model": {}}')
@@ -390,6 +404,23 @@ def test_a_memory_policy_that_cannot_be(memory: str, params: dict[str, Any], lin
     assert str(refused.value).startswith(line) and refused.value.status == 2
     preflight.check_memory_policy("", {})
     preflight.check_memory_policy("cacheopt", {"pad": False, "reserve": 0})
+
+
+def test_parameters_of_the_memory_policy_that_the_policy_brings() -> None:
+    """It is chosen by them; without any it is the policy's own business."""
+    config = Config(policy="cacheopt", memory_params={"reserve": 0})
+    assert preflight.name_memory(config) == msgspec.structs.replace(config, memory="cacheopt")
+    named = Config(policy="cacheopt", memory="on-demand")
+    assert preflight.name_memory(named) == named
+    assert preflight.name_memory(Config(policy="cacheopt")).memory == ""
+    for policy, params, line in (
+        ("cacheopt", {"pda": 1}, "cacheopt has no parameter 'pda'; it has pad (True)"),
+        ("vllm", {"pad": True}, "on-demand has no parameter 'pad'; it has none (it is the one of vllm;"),
+    ):  # fmt: skip
+        with pytest.raises(StartError) as refused:
+            preflight.check(Config(policy=policy, memory_params=params))
+        assert str(refused.value).startswith(f"--memory-param: {line}")
+        assert refused.value.status == 2
 
 
 def test_files_named_in_the_configuration_must_be_there(tmp_path: Path) -> None:

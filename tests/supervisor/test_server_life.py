@@ -38,7 +38,7 @@ def run(command: Any, *arguments: str) -> tuple[int, str]:
 
 
 def test_status_and_down(launch: Launch, runtime: Path) -> None:
-    server = launch("--policy", "sarathi")
+    server = launch("--policy", "sarathi", "--drafter", "some/small-model")
     assert {member.epoch for member in server.wait_ready().members} <= {0, 1}
     directory = server.wait_for_spare()
     assert [member.role for member in directory.members] == ROLES
@@ -48,6 +48,7 @@ def test_status_and_down(launch: Launch, runtime: Path) -> None:
     assert [(spare.role, spare.index) for spare in spares] == [(Role.SCHEDULER, 1)]
     code, table = run(status.command)
     assert code == 0 and "ready" in table and "policy sarathi" in table
+    assert "  drafter small-model\n" in table
     assert all(str(pid) in table for pid in pids)
     code, text = run(status.command, "--json")
     assert code == 0 and '"role":"kvmanager"' in text and '"ready":true' in text

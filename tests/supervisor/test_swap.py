@@ -13,6 +13,7 @@ from accelgen.proto.messages import (
     Directory,
     Failure,
     Handoff,
+    Heartbeat,
     Prepare,
     Role,
     Swap,
@@ -33,12 +34,13 @@ NEW = Seat(Role.SCHEDULER, 1)
 class Changing(Bench):
     """A ready server that has been asked for another policy, with a spare or (still) without."""
 
-    def __init__(self, dry_run: bool = False, spare: bool = True) -> None:
+    def __init__(self, dry_run: bool = False, spare: bool = True, asked: bool = True) -> None:
         super().__init__()
         self.get_ready()
         if spare:
             self.stand_by(NEW)
-        self.ask(dry_run)
+        if asked:
+            self.ask(dry_run)
 
     def ask(self, dry_run: bool = False, ticket: int = 0) -> None:
         self.says(WORKER, Swap("other", {"x": 1}, dry_run, ticket), peer=b"client")
@@ -86,7 +88,7 @@ def test_step_by_step() -> None:
     assert not bench.answers()
     bench.become(NEW, "ready")
     [answer] = bench.answers()
-    assert answer.done and "other has taken over in epoch 2" in answer.line
+    assert answer.done and "has taken over in epoch 2" in answer.line
     assert bench.core.ready and bench.core.facts["policy"] == "other"
     assert bench.core.occupants[NEW].epoch == 2 and not bench.signals
 
@@ -121,6 +123,49 @@ def test_the_routing_stays_unless_another_one_is_named() -> None:
     assert bench.core.office._aim(named) == Assignment(
         "other", {"x": 1}, routing="prefix-affinity:share=0.5"
     )
+
+
+def says_which(bench: Changing, seat: Seat, memory: str) -> None:
+    """The scheduler of this seat is ready, and tells its memory policy."""
+    gauges = {f'accelgen:scheduler_memory_info{{memory="{memory}"}}': 1.0}
+    bench.says(seat, Heartbeat(3, "ready", 5.0, 2**20, gauges))
+    bench.tick()
+
+
+@pytest.mark.parametrize(
+    ("swap", "tells", "line"),
+    [
+        (Swap("", {}, memory="cacheopt", memory_params={"reserve": 7}), "cacheopt",
+         "memory policy cacheopt:reserve=7 in place of on-demand: has taken over in epoch 2, "),
+        (Swap("", {}, routing="round-robin"), "on-demand",
+         "routing round-robin in place of planned: has taken over in epoch 2, "),
+        (Swap("cacheopt", {"chunk_size": 64}), "cacheopt",
+         "policy cacheopt:chunk_size=64 in place of vllm, memory policy cacheopt in place of on-demand: has"),
+        (Swap("vllm", {}), "on-demand", "policy vllm anew: has taken over in epoch 2, "),
+        (Swap("", {}, dry_run=True, memory="cacheopt"), "",
+         "memory policy cacheopt in place of on-demand: could take over now"),
+    ],
+)  # fmt: skip
+def test_the_line_says_what_was_changed_from_and_to(swap: Swap, tells: str, line: str) -> None:
+    bench = Changing(asked=False)
+    bench.core.office.assignment = Assignment("vllm")
+    says_which(bench, SCHEDULER, "on-demand")
+    bench.says(WORKER, swap, peer=b"client")
+    bench.tick()
+    bench.become(NEW, "prepared")
+    if not swap.dry_run:
+        bench.become(SCHEDULER, "yielded")
+        says_which(bench, NEW, tells)
+    assert bench.answers()[-1].line.startswith(line)
+
+
+def test_before_the_scheduler_tells_its_memory_policy_is_that_of_the_policy() -> None:
+    bench = Changing(asked=False)
+    bench.says(WORKER, Swap("", {}, memory="cacheopt"), peer=b"client")
+    bench.tick()
+    bench.go_through()
+    words = "memory policy cacheopt in place of the one of the policy: has taken over"
+    assert bench.answers()[-1].line.startswith(words)
 
 
 def test_without_a_spare_a_process_is_started() -> None:

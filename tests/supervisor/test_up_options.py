@@ -89,10 +89,6 @@ def test_options_go_before_the_file(served: Any, tmp_path: Path) -> None:
         (["--preemption", "swap", "--swap-gb", "0"], "accelgen: --swap-gb: 0 GB of host memory"),
         (["--memory", "cacheop"], "--memory: there is no memory policy 'cacheop'; did you mean"),
         (["--memory-param", "pad"], "'pad' is not of the form name=value"),
-        (
-            ["--memory-param", "pad=false"],
-            "accelgen: --memory-param: pad of which memory policy? State memory, too",
-        ),
         (["--preemption", "swap", "--swap-gb", "900000"], "GB of swap space"),
         (["--preemption", "no"], "--preemption: 'no' is not one of recompute, swap"),
     ],

@@ -10,7 +10,7 @@ import pytest
 
 from accelgen.proto.child import endpoint_of
 from accelgen.proto.clocks import now_s
-from accelgen.proto.messages import Activate, Body, Directory, Member, Pulse, Resync, Role
+from accelgen.proto.messages import Abort, Activate, Body, Directory, Member, Pulse, Resync, Role
 from accelgen.proto.pulse import SILENCE_S
 from accelgen.proto.sockets import Dealer
 from accelgen.worker import process
@@ -91,4 +91,38 @@ def test_a_question_that_is_asked_twice_is_answered_once_or_twice_and_is_no_gap(
         assert [item.epoch for item in stage.loop.queue] == [2] and not stage.loop._gap
     finally:
         again.close()
+        stage.close()
+
+
+def test_who_has_yielded_pulses_until_it_hears_of_its_successor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its last pulse may come after the successor's first word, as may that of a connection that the KV manager has
+    closed. It is stale then, like everything that it would say, and nothing to warn of; what is no pulse is."""
+    tmp_path.chmod(0o700)
+    stage = Stage(tmp_path, monkeypatch)
+    loop, endpoint = stage.loop, stage.loop.child.endpoint
+    loop.fence.learn(Directory([member(Role.SCHEDULER, 5), member(Role.SCHEDULER, 7)], True, False))
+    successor, again = Dealer(endpoint, "scheduler:7:2", 7), Dealer(endpoint, "kvmanager-0:6:2", 6)
+    warned: list[object] = []
+    monkeypatch.setattr(process, "warn_seldom", lambda event, **facts: warned.append(facts["kind"]))
+    try:
+        for sender, word in ((successor, Activate()), (again, Resync())):
+            sender.send(word, 2)
+            assert loop.router.socket.poll(5000)
+            loop._receive()
+        assert loop.fence.epoch == loop.manager.epoch == 2
+        for sender in (stage.scheduler, stage.manager):
+            stage.hear(sender, Pulse())
+        assert (loop.counters["stale"], loop.counters["unexpected"], warned) == (2, 0, [])
+        for sender in (successor, again):
+            sender.send(Pulse(), 2)
+            assert loop.router.socket.poll(5000)
+            loop._receive()
+        assert loop.counters["stale"] == 2
+        stage.hear(stage.scheduler, Abort([1]))
+        assert loop.counters["unexpected"] == 1 and warned == ["Abort"]
+    finally:
+        for dealer in (successor, again):
+            dealer.close()
         stage.close()
