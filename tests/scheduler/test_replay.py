@@ -17,7 +17,7 @@ from accelgen.scheduler.comparison import PolicyFailed
 from accelgen.scheduler.core import SchedulerCore
 from accelgen.scheduler.policies.sarathi import Sarathi
 from accelgen.scheduler.policies.vllm import Vllm
-from accelgen.scheduler.policy import Decision, load_policy
+from accelgen.scheduler.policy import Decision, View, load_policy
 from accelgen.scheduler.recording import CORE_MADE, LEARNT_EVERY, RecordedCore
 from accelgen.scheduler.replay import (
     FOREIGN,
@@ -111,6 +111,38 @@ def test_requests_are_put_where_the_routing_had_put_them(routing: str, tmp_path:
             known = msgspec.msgpack.decode(one.values["snapshot"], type=Snapshot)
             assert (known.routing, known.routing_state) == (routing, None)
             assert one.values["config"]["routing"] == routing
+
+
+class WithoutDrafts(Sarathi):
+    """Sarathi's decisions, but nobody may draft."""
+
+    def plan(self, view: View, state: None, start_s: float) -> tuple[Decision, None]:
+        decision, state = super().plan(view, state, start_s)
+        decision.drafts = [0] * len(decision.slots)
+        return decision, state
+
+
+@pytest.mark.parametrize("lengths", ["fixed", "adaptive"])
+def test_drafts_are_part_of_a_decision(lengths: str, tmp_path: Path) -> None:
+    """Whoever decides the same but for the drafts has decided something else, in each iteration that has any."""
+    path, drafted = tmp_path / "dump", 0
+    for seed in range(4):
+        draw = random.Random(seed)
+        with recording_to(path):
+            world = RecordedWorld(
+                "sarathi", blocks=draw.choice([24, 200]), pipeline_depth=seed % 2, max_num_seqs=8,
+                drafter="ngram", max_draft_tokens=3, draft_tokens=lengths,
+            )  # fmt: skip
+            load(world, draw, 12, 0.2)
+            world.run()
+        recording = read_recording(path)
+        outcome = replay(recording, load_policy("sarathi", {}))
+        assert different(outcome) == 0 and not outcome.skipped, seed
+        other = replay(recording, WithoutDrafts())
+        with_drafts = {plan.step for plan in world.plans if any(plan.drafts)}
+        assert {one.step for one in other.comparisons if not one.same} == with_drafts
+        drafted += len(with_drafts)
+    assert drafted > 40
 
 
 @pytest.mark.parametrize("policy", ["qoserve", "slidingserve"])
