@@ -46,7 +46,7 @@ class Snapshot(Struct, frozen=True):
     """What travels: `outputs` are the output lengths seen last by class, `costs`, `states` and `memory_states` (of the
     policy, and of the memory policy) are by replica. The kind of length predictor, its parameters, and the regression
     of one that fits any came later; without them it is the class median. So did the memory policy, and the routing with
-    its state and the incarnations of the workers, by replica, that this is about."""
+    its state and the incarnations of the workers and KV managers, by replica, that this is about."""
 
     version: int
     policy: str
@@ -62,13 +62,14 @@ class Snapshot(Struct, frozen=True):
     routing_state: Any = None
     workers: dict[int, int] = {}
     drafts: dict[int, DraftState] = {}
+    managers: dict[int, int] = {}
 
 
 @dataclass
 class Experience:
     """`patience`: how many times its bound an iteration may take; doubled when one did not come back. `memory`: the
-    name of the memory policy whose `memory_states` they are. `routing`: likewise, None for no state; `workers`: the
-    incarnations, by replica, that it has known last."""
+    name of the memory policy whose `memory_states` they are. `routing`: likewise, None for no state; `workers`,
+    `managers`: the incarnations, by replica, that it has known last."""
 
     predictor: Learner = field(default_factory=ClassMedian)
     costs: dict[int, CostModel] = field(default_factory=dict)
@@ -80,6 +81,7 @@ class Experience:
     routing_state: Any = None
     workers: dict[int, int] = field(default_factory=dict)
     drafts: dict[int, DraftState] = field(default_factory=dict)
+    managers: dict[int, int] = field(default_factory=dict)
 
     def give_to(self, core: SchedulerCore) -> None:
         """A new core knows what its forerunner knew."""
@@ -94,9 +96,10 @@ class Experience:
                 replica.speculation.go_on_from(self.drafts[index])
         if self.routing == core.placement.routing.name and self.routing_state is not None:
             core.placement.state = self.routing_state
-            for index, worker in core.workers.items():
-                if self.workers.get(index, worker) != worker:
-                    core.placement.lose(index)
+            for known, now in ((self.workers, core.workers), (self.managers, core.managers)):
+                for index in now:
+                    if known.get(index, now[index]) != now[index]:
+                        core.placement.lose(index)
 
     def take_from(self, core: SchedulerCore) -> None:
         """Before a core is given up."""
@@ -109,6 +112,7 @@ class Experience:
                 self.drafts[index] = replica.speculation.state()
         self.routing, self.routing_state = core.placement.routing.name, core.placement.state
         self.workers.update(core.workers)
+        self.managers.update(core.managers)
         came_back = any(replica.steps for replica in core.replicas.values())
         self.patience = 1.0 if came_back else min(MOST_PATIENCE, 2 * self.patience)
 
@@ -133,6 +137,7 @@ class Experience:
             routing=self.routing,
             workers=self.workers,
             drafts=self.drafts,
+            managers=self.managers,
         )
         found = bare
         for owner, more in (
@@ -181,6 +186,7 @@ def unpacked(
         routing_state=_states({0: found.routing_state}, found.routing, routing).get(0),
         workers=dict(found.workers),
         drafts=found.drafts,
+        managers=dict(found.managers),
     )
 
 
