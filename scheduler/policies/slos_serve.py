@@ -136,6 +136,7 @@ class SlosServe:
 
     def plan(self, view: View, state: Memory, start_s: float) -> tuple[Decision, Memory]:
         moved: dict[int, float] = {}
+        state = structs.replace(state, position=state.position + bool(view.last))
         if self._is_due(view, state, start_s):
             state = self._replan(view, state, start_s)
             moved = self._moved(view.table, state)
@@ -145,7 +146,6 @@ class SlosServe:
         decision.declined = self._declined(view.table, state)
         if batch.slots:
             decision.drafts = self._drafts(view, batch.slots, state)
-            state = structs.replace(state, position=state.position + 1)
         return decision, state
 
     def observe(self, step: StepStats, state: Memory) -> Memory:
