@@ -30,6 +30,7 @@ from accelgen.scheduler.policies.cacheopt import CacheOpt
 from accelgen.scheduler.policies.sarathi import Sarathi
 from accelgen.scheduler.policy import Decision, load_policy
 from accelgen.scheduler.replay import replay
+from accelgen.scheduler.speculation import Speculation
 
 PARTS: list[dict[str, Any]] = [
     {},
@@ -313,6 +314,17 @@ def test_who_gives_way_first() -> None:
     frame, _ = CacheOptMemory(victims=False).before(view, Remembered(), 1.0)
     scene.table.clear_terms()
     assert frame.victims is None
+
+
+def test_a_policy_sees_all_else_as_it_is() -> None:
+    """Free blocks and victims are the memory policy's; also what is known of drafts and of the last iteration stays."""
+    scene = Scene(Sarathi(), blocks=100)
+    scene.running(16, 16)
+    speculation, copies = Speculation(most=4), Copies(Line(0.0, 1e-9), Line(0.0, 1e-9), 4096)
+    view = replace(scene.view, host_free=7, copies=copies, speculation=speculation, last={1: 16})
+    frame, _ = CacheOptMemory().before(view, Remembered(), 1.0)
+    scene.table.clear_terms()
+    assert replace(frame, free_blocks=100, victims=None) == view
 
 
 @pytest.mark.parametrize(
