@@ -16,6 +16,7 @@ import pytest
 from hypothesis import Phase, event, example, given, settings
 from hypothesis import strategies as st
 from memory_world import MemoryWorld
+from random_load import finish
 from recorded_world import RecordedWorld, recording_to
 from scene import Scene
 from world import POLICIES, expected
@@ -452,14 +453,6 @@ def random_load(
     return asked
 
 
-def finish(world: MemoryWorld, asked: dict[int, Any]) -> None:
-    world.run(most_events=60_000)
-    for choice, (prompt, tokens, own) in asked.items():
-        assert world.delivered[choice] == expected(prompt, tokens, own), choice
-        assert world.ended[choice] is Reason.LENGTH
-    world.check_idle()
-
-
 def note_guests(world: MemoryWorld) -> None:
     """For the statistics: how often the random loads have requests live inside others."""
     guests = sum(len(plan.embed_guests) for plan in world.plans)
@@ -499,7 +492,7 @@ def test_any_load_under_any_policy(
         line = Line(0.0, copies_s / 64)
         world.specs[0] = replace(world.specs[0], copies=Copies(line, line, 64))
         world.core = SchedulerCore(world.config, load_policy(policy, {}), world.specs)
-    finish(world, random_load(world, draw, siblings, hosts))
+    finish(world, random_load(world, draw, siblings, hosts), most_events=60_000)
     note_guests(world)
 
 
@@ -532,7 +525,7 @@ def test_takeovers_at_any_moment(
         else:
             after = draw.choice(["cacheopt", *POLICIES])
             world.crash(draw.random() * 0.5, after, kv=draw.random() < 0.4)
-    finish(world, asked)
+    finish(world, asked, most_events=60_000)
     note_guests(world)
 
 
@@ -548,7 +541,7 @@ def test_every_part_happens() -> None:
         line = Line(0.0, 1e-8)
         world.specs[0] = replace(world.specs[0], copies=Copies(line, line, 64))
         world.core = SchedulerCore(world.config, load_policy("cacheopt", {}), world.specs)
-        finish(world, random_load(world, draw, siblings=False, hosts=hosts))
+        finish(world, random_load(world, draw, siblings=False, hosts=hosts), most_events=60_000)
         loans, guests = world.kvs[0].tables.loans, set()
         for plan in world.plans:
             guests |= {*plan.embed_guests}

@@ -9,6 +9,7 @@ from pathlib import Path
 import msgpack
 import msgspec
 import pytest
+from drafting_world import Stating
 from recorded_world import RecordedWorld, recording_to
 
 from accelgen.proto.messages import Objective, Plan, Reason
@@ -17,7 +18,7 @@ from accelgen.scheduler.comparison import PolicyFailed
 from accelgen.scheduler.core import SchedulerCore
 from accelgen.scheduler.policies.sarathi import Sarathi
 from accelgen.scheduler.policies.vllm import Vllm
-from accelgen.scheduler.policy import Decision, View, load_policy
+from accelgen.scheduler.policy import Decision, load_policy
 from accelgen.scheduler.recording import CORE_MADE, LEARNT_EVERY, RecordedCore
 from accelgen.scheduler.replay import (
     FOREIGN,
@@ -113,13 +114,11 @@ def test_requests_are_put_where_the_routing_had_put_them(routing: str, tmp_path:
             assert one.values["config"]["routing"] == routing
 
 
-class WithoutDrafts(Sarathi):
+class WithoutDrafts(Stating):
     """Sarathi's decisions, but nobody may draft."""
 
-    def plan(self, view: View, state: None, start_s: float) -> tuple[Decision, None]:
-        decision, state = super().plan(view, state, start_s)
-        decision.drafts = [0] * len(decision.slots)
-        return decision, state
+    def wanted(self, start_s: float) -> int:
+        return 0
 
 
 @pytest.mark.parametrize("lengths", ["fixed", "adaptive"])
