@@ -82,7 +82,7 @@ class Replica:
         # Requests wait, and the policy has chosen none of them.
         self.starved_since_s: float | None = None
         self.patience = 1.0  # how many times its bound an iteration may take
-        self._last: dict[int, int] = {}  # of the last decision, by id: tokens that are processed
+        self.last: dict[int, int] = {}  # View.last
         self._stalled_s: float | None = None  # nothing could be planned; cleared by news
         self._release: list[int] = []
         self._spoiled: list[int] = []
@@ -102,7 +102,7 @@ class Replica:
             None,
             self.copies,
             self.speculation,
-            self._last,
+            self.last,
         )
 
     def enqueue(self, slot: int) -> None:
@@ -168,7 +168,7 @@ class Replica:
         decision = self._decide(start_s)
         reach = self.reach(decision, check(decision, self.table, self.policy.name))
         work = self.cut(decision, reach)
-        self._last = reach.entries.by_id(self.table)
+        self.last = reach.entries.by_id(self.table)
         for slot, key in decision.requeue.items():
             self.table.move(slot, key)
         for slot in decision.declined:
@@ -362,7 +362,7 @@ class Replica:
             count, held = int(flight.entries.counts[i]), int(flight.held[i])
             if slot not in flight.started:
                 held = flight.allocated.get(slot, held)
-            self._last.pop(id, None)
+            self.last.pop(id, None)
             sampled = bool(flight.sampled[i]) and 1 + drafts
             self.table.roll_back(slot, count + drafts, sampled, held)
             self.siblings.take_back(id)

@@ -16,6 +16,7 @@ from accelgen.scheduler.flight import Flight
 from accelgen.scheduler.policies.qoserve import DECAY
 from accelgen.scheduler.policy import Decision, is_decode
 from accelgen.scheduler.replica import Replica
+from accelgen.scheduler.snapshot import Experience, unpacked
 from accelgen.scheduler.table import WAITING
 
 
@@ -139,3 +140,23 @@ def test_slos_serve_goes_on_in_its_plan_when_a_batch_has_run(depth: int) -> None
         calls = zip(found.decided, found.ran, strict=True)
         held_back += sum(decided > 0 and not ran for decided, ran in calls)
     assert held_back
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_successor_is_told_of_the_last_iteration_before_it(packed: bool) -> None:
+    """It goes with the state of the policy; another policy has decided nothing yet."""
+    world, experience = World("fastserve"), Experience()
+    world.submit(1, [1, 2, 3], 9)
+    world.run(until_s=0.02)
+    before = world.core.replicas[0]
+    assert before.last == {1: 1}
+    experience.take_from(world.core)
+    policy = world.core.policy
+    heir = World("fastserve").core
+    data = experience.packed(policy)
+    (unpacked(data, policy) if packed else experience).give_to(heir)
+    after = heir.replicas[0]
+    assert (after.state, after.view().last) == (before.state, {1: 1})
+    other = World("vllm").core
+    unpacked(data, other.policy).give_to(other)
+    assert other.replicas[0].view().last == {}
