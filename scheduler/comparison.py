@@ -10,8 +10,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from accelgen.proto.messages import Plan
-from accelgen.scheduler.cost_model import Work
-from accelgen.scheduler.decision import check, clip
+from accelgen.scheduler.decision import Entries, check
 from accelgen.scheduler.memory.policy import MemoryPolicy
 from accelgen.scheduler.policy import Decision, Policy, StepStats, Verdict, View, is_decode
 from accelgen.scheduler.replica import Replica
@@ -29,7 +28,8 @@ class PolicyFailed(RuntimeError):
 class Choice:
     """What was decided: tokens by request, whose KV is taken, what the iteration would take. `tightest_s`: the shortest
     time per token that a decoding request in it was promised, infinite for none. Of memory: whose KV goes to the host,
-    how many blocks who is to hold, and who lives inside whom."""
+    how many blocks who is to hold, and who lives inside whom. `drafts`: how many tokens are drafted, at most, for those
+    for whom any are; they are no part of the tokens above, but of the time."""
 
     counts: dict[int, int]
     preempt: frozenset[int]
@@ -40,23 +40,27 @@ class Choice:
     swap: frozenset[int] = frozenset()
     blocks: dict[int, int] = field(default_factory=dict)
     hosts: dict[int, int] = field(default_factory=dict)
+    drafts: dict[int, int] = field(default_factory=dict)
 
     @classmethod
     def of(cls, decision: Decision, replica: Replica) -> Choice:
         table, slots = replica.table, np.array(decision.slots, dtype=np.int64)
-        decode = is_decode(table, slots)
-        work = Work.of(table.computed[slots], np.array(decision.counts, dtype=np.int64), decode)
+        decode, counts = is_decode(table, slots), np.array(decision.counts, dtype=np.int64)
+        entries = Entries(slots, counts, table.computed[slots], decode)
+        work = entries.work
+        entries.drafts = drafts = np.array(decision.drafts or [0] * len(slots), dtype=np.int64)
         ids = table.ids
         return cls(
             dict(zip(ids[slots].tolist(), decision.counts, strict=True)),
             frozenset(int(ids[slot]) for slot in decision.preempt),
             work.prefill_tokens,
             work.decode_seqs,
-            replica.cost.predict(work) if len(slots) else 0.0,
+            replica.predicted_s(entries, entries.work) if len(slots) else 0.0,
             float(table.tpot_s[slots[decode]].min(initial=np.inf)),
             frozenset(int(ids[slot]) for slot in decision.swap or ()),
             {int(ids[slot]): blocks for slot, blocks in decision.allocate.items()},
             {int(ids[guest]): int(ids[host]) for guest, host in decision.embed.items()},
+            {id: n for id, n in zip(ids[slots].tolist(), drafts.tolist(), strict=True) if n},
         )
 
     @property
@@ -77,11 +81,12 @@ class Comparison:
 
     @property
     def same(self) -> bool:
-        """The same tokens for the same requests, the same preempted in the same way, the same memory given."""
+        """The same tokens and drafts for the same requests, the same preempted in the same way, the same memory
+        given."""
         other, recorded = self.other, self.recorded
         return other is not None and all(
             getattr(recorded, what) == getattr(other, what)
-            for what in ("counts", "preempt", "swap", "blocks", "hosts")
+            for what in ("counts", "drafts", "preempt", "swap", "blocks", "hosts")
         )
 
 
@@ -235,10 +240,12 @@ def _admissible(decision: Decision, replica: Replica, policy: str) -> Decision:
     """As the server would have carried it out."""
     table = replica.table
     reach = replica.reach(decision, check(decision, table, policy))
-    clip(reach.entries, table.block_size, replica.limits, replica.cost)
+    replica.cut(decision, reach)
     slots, counts = reach.entries.slots.tolist(), reach.entries.counts.tolist()
+    drafts = [0] * len(slots) if reach.entries.drafts is None else reach.entries.drafts.tolist()
     decision.slots = slots + reach.back
     decision.counts = counts + [1] * len(reach.back)
+    decision.drafts = drafts + [0] * len(reach.back)
     decision.swap = reach.out
     planned = dict(zip(slots, counts, strict=True))
     runs = ({*table.running.tolist()} - {*decision.preempt}) | {*slots}

@@ -45,14 +45,16 @@ from accelgen.scheduler.table import WAITING
 
 @dataclass(frozen=True, slots=True)
 class ReplicaSpec:
-    """What a replica offers: its KV blocks, and a fitted cost model if there is one. `worker`: its incarnation.
-    `copies`: what moving KV to the host and back takes, if that has been measured."""
+    """What a replica offers: its KV blocks, and a fitted cost model if there is one. `worker`, `manager`:
+    incarnations, of its KV manager too. `copies`: what moving KV to the host and back takes, if that has been
+    measured."""
 
     blocks: int
     block_size: int
     coefficients: Coefficients | None = None
     worker: int = 0
     copies: Copies | None = None
+    manager: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +107,7 @@ class SchedulerCore:
             for index, spec in replicas.items()
         }
         self.workers = {index: spec.worker for index, spec in replicas.items()}  # incarnations
+        self.managers = {index: spec.manager for index, spec in replicas.items()}
         self.predictor: LengthPredictor = predictor or ClassMedian()
         self.draining = False
         self.yielding = False  # a successor waits: nothing more is planned

@@ -7,7 +7,7 @@ simulated.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Protocol
@@ -36,7 +36,9 @@ class View:
     """One replica, projected past the iteration in flight. A policy reads it and changes nothing.
 
     `victims`: who gives way first if the memory policy has a say in it. `copies`: what copies of KV to the host and
-    back take, if that has been measured and there is room on the host."""
+    back take, if that has been measured and there is room on the host. `last`: what came of the decision before, tokens
+    by request id that are processed: fewer than decided where limits cut them or entries wait for blocks which are
+    leaving (moves.py); none if no iteration was planned. A policy that keeps account of its decisions goes by that."""
 
     table: RequestTable
     # that an allocation can take, the cached and the pinned ones included, and those that are leaving for the host
@@ -51,6 +53,7 @@ class View:
     victims: Victims | None = None
     copies: Copies | None = None
     speculation: Speculation = field(default_factory=Speculation)  # no drafter
+    last: Mapping[int, int] = field(default_factory=dict)
 
 
 Victims = Callable[[View], Ints]

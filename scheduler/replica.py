@@ -82,6 +82,7 @@ class Replica:
         # Requests wait, and the policy has chosen none of them.
         self.starved_since_s: float | None = None
         self.patience = 1.0  # how many times its bound an iteration may take
+        self.last: dict[int, int] = {}  # View.last
         self._stalled_s: float | None = None  # nothing could be planned; cleared by news
         self._release: list[int] = []
         self._spoiled: list[int] = []
@@ -101,6 +102,7 @@ class Replica:
             None,
             self.copies,
             self.speculation,
+            self.last,
         )
 
     def enqueue(self, slot: int) -> None:
@@ -165,7 +167,8 @@ class Replica:
         start_s = max(start_s, now_s)
         decision = self._decide(start_s)
         reach = self.reach(decision, check(decision, self.table, self.policy.name))
-        work = self._work(decision, reach)
+        work = self.cut(decision, reach)
+        self.last = reach.entries.by_id(self.table)
         for slot, key in decision.requeue.items():
             self.table.move(slot, key)
         for slot in decision.declined:
@@ -194,7 +197,7 @@ class Replica:
         self.table.clear_terms()
         return decision
 
-    def _work(self, decision: Decision, reach: Reach) -> Work:
+    def cut(self, decision: Decision, reach: Reach) -> Work:
         """Cuts what is within reach to the limits, and says what is drafted. Returns the features."""
         entries, size = reach.entries, self.table.block_size
         stated, entries.drafts = entries.drafts, None
@@ -204,6 +207,11 @@ class Replica:
             entries.drafts = drafts_of(self.view(), decision, reach, stated, free)
             work = clip(entries, size, self.limits, self.cost)
         return work
+
+    def predicted_s(self, entries: Entries, work: Work) -> float:
+        """What an iteration with these entries and features takes, if as many drafts are made as usual."""
+        likely = expected_work(entries, work, self.speculation.filled)
+        return self.cost.predict(likely) + self.speculation.seconds(entries.drafts)
 
     def reach(self, decision: Decision, entries: Entries) -> Reach:
         """What of a decision can be done at once."""
@@ -237,9 +245,8 @@ class Replica:
             table.start(slot)
             request = table.request(slot)
             request.started_s = now_s if request.started_s is None else request.started_s
-        likely = expected_work(entries, work, self.speculation.filled)
         draft_s = self.speculation.seconds(entries.drafts)
-        predicted_s = self.cost.predict(likely) + draft_s
+        predicted_s = self.predicted_s(entries, work)
         longest_s = self.cost.predict(work) * self.cost.upper + draft_s
         sampled = table.plan(slots, counts, start_s + predicted_s, entries.drafts)
         allocate = allocated(decision, table, self.total_blocks)
@@ -355,6 +362,7 @@ class Replica:
             count, held = int(flight.entries.counts[i]), int(flight.held[i])
             if slot not in flight.started:
                 held = flight.allocated.get(slot, held)
+            self.last.pop(id, None)
             sampled = bool(flight.sampled[i]) and 1 + drafts
             self.table.roll_back(slot, count + drafts, sampled, held)
             self.siblings.take_back(id)

@@ -297,7 +297,8 @@ def _spec_of(life: Life, child: Child) -> ReplicaSpec:
     samples, swaps = _measured(child, facts)
     coefficients = fit(samples) if len(samples) >= 3 else None
     copies = fit_copies(swaps) if facts.host_blocks else None
-    return ReplicaSpec(facts.num_blocks, facts.block_size, coefficients, life.worker, copies)
+    blocks, size = facts.num_blocks, facts.block_size
+    return ReplicaSpec(blocks, size, coefficients, life.worker, copies, life.manager)
 
 
 def _measured(child: Child, facts: Facts) -> tuple[list[Sample], list[SwapSample]]:

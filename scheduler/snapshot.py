@@ -46,7 +46,8 @@ class Snapshot(Struct, frozen=True):
     """What travels: `outputs` are the output lengths seen last by class, `costs`, `states` and `memory_states` (of the
     policy, and of the memory policy) are by replica. The kind of length predictor, its parameters, and the regression
     of one that fits any came later; without them it is the class median. So did the memory policy, and the routing with
-    its state and the incarnations of the workers, by replica, that this is about."""
+    its state and the incarnations of the workers and KV managers, by replica, that this is about; and `last`: what the
+    policy is to be told with the next View, by replica."""
 
     version: int
     policy: str
@@ -62,13 +63,16 @@ class Snapshot(Struct, frozen=True):
     routing_state: Any = None
     workers: dict[int, int] = {}
     drafts: dict[int, DraftState] = {}
+    managers: dict[int, int] = {}
+    last: dict[int, dict[int, int]] = {}
 
 
 @dataclass
 class Experience:
     """`patience`: how many times its bound an iteration may take; doubled when one did not come back. `memory`: the
-    name of the memory policy whose `memory_states` they are. `routing`: likewise, None for no state; `workers`: the
-    incarnations, by replica, that it has known last."""
+    name of the memory policy whose `memory_states` they are. `routing`: likewise, None for no state; `workers`,
+    `managers`: the incarnations, by replica, that it has known last; `last`: View.last, which belongs to the
+    states."""
 
     predictor: Learner = field(default_factory=ClassMedian)
     costs: dict[int, CostModel] = field(default_factory=dict)
@@ -80,6 +84,8 @@ class Experience:
     routing_state: Any = None
     workers: dict[int, int] = field(default_factory=dict)
     drafts: dict[int, DraftState] = field(default_factory=dict)
+    managers: dict[int, int] = field(default_factory=dict)
+    last: dict[int, dict[int, int]] = field(default_factory=dict)
 
     def give_to(self, core: SchedulerCore) -> None:
         """A new core knows what its forerunner knew."""
@@ -87,6 +93,7 @@ class Experience:
         for index, replica in core.replicas.items():
             replica.cost = self.costs.get(index, replica.cost)
             replica.state = self.states.get(index, replica.state)
+            replica.last = self.last.get(index, replica.last)
             if self.memory == core.memory.name:
                 replica.memory_state = self.memory_states.get(index, replica.memory_state)
             replica.patience = self.patience
@@ -94,9 +101,10 @@ class Experience:
                 replica.speculation.go_on_from(self.drafts[index])
         if self.routing == core.placement.routing.name and self.routing_state is not None:
             core.placement.state = self.routing_state
-            for index, worker in core.workers.items():
-                if self.workers.get(index, worker) != worker:
-                    core.placement.lose(index)
+            for known, now in ((self.workers, core.workers), (self.managers, core.managers)):
+                for index in now:
+                    if known.get(index, now[index]) != now[index]:
+                        core.placement.lose(index)
 
     def take_from(self, core: SchedulerCore) -> None:
         """Before a core is given up."""
@@ -104,11 +112,13 @@ class Experience:
             self.memory, self.memory_states = core.memory.name, {}
         for index, replica in core.replicas.items():
             self.costs[index], self.states[index] = replica.cost, replica.state
+            self.last[index] = replica.last
             self.memory_states[index] = replica.memory_state
             if replica.speculation.most:
                 self.drafts[index] = replica.speculation.state()
         self.routing, self.routing_state = core.placement.routing.name, core.placement.state
         self.workers.update(core.workers)
+        self.managers.update(core.managers)
         came_back = any(replica.steps for replica in core.replicas.values())
         self.patience = 1.0 if came_back else min(MOST_PATIENCE, 2 * self.patience)
 
@@ -133,10 +143,14 @@ class Experience:
             routing=self.routing,
             workers=self.workers,
             drafts=self.drafts,
+            managers=self.managers,
         )
         found = bare
         for owner, more in (
-            (policy.name, {"states": self.states, "memory_states": self.memory_states}),
+            (
+                policy.name,
+                {"states": self.states, "last": self.last, "memory_states": self.memory_states},
+            ),
             (self.routing, {"routing_state": self.routing_state}),
         ):
             try:
@@ -171,16 +185,19 @@ def unpacked(
         costs[index] = cost = CostModel(state.coefficients)
         cost.scale, cost.upper, cost.lower = state.scale, state.upper, state.lower
         cost.observed = state.observed
+    states = _states(found.states, found.policy, policy)
     return Experience(
         _predictor(found),
         costs,
-        _states(found.states, found.policy, policy),
+        states,
         memory=memory.name,
         memory_states=_states(found.memory_states, found.memory, memory),
         routing=routing.name,
         routing_state=_states({0: found.routing_state}, found.routing, routing).get(0),
         workers=dict(found.workers),
         drafts=found.drafts,
+        managers=dict(found.managers),
+        last={index: last for index, last in found.last.items() if index in states},
     )
 
 

@@ -176,6 +176,7 @@ def _choice(choice: Choice) -> str:
         (len(choice.swap), "of them swapped out"),
         (len(choice.blocks), "given or cut blocks"),
         (len(choice.hosts), "lent blocks"),
+        (sum(choice.drafts.values()), "drafted at most"),
     ):
         words += f", {count} {what}" if count else ""
     return words
@@ -220,6 +221,7 @@ def _difference_dict(report: Report, one: Comparison) -> dict[str, Any]:
 def _choice_dict(choice: Choice) -> dict[str, Any]:
     return {
         "tokens": {str(id): count for id, count in choice.counts.items()},
+        "drafts": {str(id): count for id, count in choice.drafts.items()},
         "preempt": [str(id) for id in sorted(choice.preempt)],
         "prefill_tokens": choice.prefill_tokens,
         "decodes": choice.decodes,

@@ -38,7 +38,7 @@ def successor(
         after.cost = before.cost
         after.speculation.go_on_from(before.speculation.state())
         if policy.name == old.policy.name:
-            after.state = before.state
+            after.state, after.last = before.state, before.last
         if core.memory.name == old.memory.name:
             after.memory_state = before.memory_state
         kv.on_copies_done()  # as if the worker had been asked

@@ -83,8 +83,8 @@ class FastServe:
         victims = (s for _, _, s in reversed(places) if s in running and s not in chosen)
         _take(batch, chosen, victims)
         state.jobs.update(begun(table, state, [slot for slot in chosen if slot not in running]))
-        state = structs.replace(state, iterations=state.iterations + bool(chosen))
-        if chosen and state.iterations % self.starvation_period == 0:
+        state = structs.replace(state, iterations=state.iterations + bool(view.last))
+        if chosen and (state.iterations + 1) % self.starvation_period == 0:
             state = promote(view.table, state, start_s - self.starvation_s, batch.slots)
         return batch.decision(), state
 

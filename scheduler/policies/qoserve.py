@@ -52,11 +52,11 @@ MOST_FLAGGED = 512  # per iteration; each costs about 10 microseconds
 
 class Memory(Struct, frozen=True):
     """What the rule remembers: relegated requests by id, the prefill throughput in tokens/s, and when the last
-    iteration began and how many prompt tokens it had."""
+    iteration began and whose prompts it was to have, by id."""
 
     throughput: float
     relegated: frozenset[int] = frozenset()
-    prefill_tokens: int = 0
+    prompts: tuple[int, ...] = ()
     begun_s: float = 0.0
 
 
@@ -96,7 +96,7 @@ class QoServe:
         batch = Batch(view, len(first))
         victims = partial(self._victims, state)
         take_decodes(batch, decodes[first], victims)
-        throughput = _throughput(state, start_s)
+        throughput = _throughput(view, state, start_s)
         late: list[Place] = []
         keys = self._keys(table, begun, state)
         batch.tokens = self._prompt_tokens(
@@ -112,7 +112,8 @@ class QoServe:
         decision = batch.decision()
         ids = table.ids[[slot for _, slot in late]].tolist() if late else []
         relegated = keep_known(state.relegated, ids, table)
-        state = Memory(throughput, relegated, sum(batch.counts[decoding:]), start_s)
+        prompts = table.ids[batch.slots[decoding:]].tolist()
+        state = Memory(throughput, relegated, tuple(prompts), start_s)
         taken = set(batch.slots)
         left = np.array([slot for _, slot in late if slot not in taken], dtype=np.int64)
         keys = self._keys(table, left, state)
@@ -179,9 +180,10 @@ def _prior(table: RequestTable, begun: Ints, keys: Floats) -> int:
     return 0 if first is NOBODY else int(table.computed[first[1]])
 
 
-def _throughput(state: Memory, now_s: float) -> float:
-    """Moving average of prompt tokens per second, with the iteration that has just ended."""
+def _throughput(view: View, state: Memory, now_s: float) -> float:
+    """Moving average of prompt tokens per second, with what the iteration that has just ended really had."""
     took_s = now_s - state.begun_s
-    if not state.prefill_tokens or took_s <= 0:
+    tokens = sum(view.last.get(id, 0) for id in state.prompts)
+    if not tokens or took_s <= 0:
         return state.throughput
-    return DECAY * state.throughput + (1 - DECAY) * state.prefill_tokens / took_s
+    return DECAY * state.throughput + (1 - DECAY) * tokens / took_s

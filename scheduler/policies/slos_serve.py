@@ -14,7 +14,8 @@ Reconstructed: the rules of planning that the sources leave open (admission.py, 
 intervals to spare: at light load these would be the ones to be late. What prompts leave of a batch goes to decodes that
 are not due, then to best effort. Output lengths are predicted, known in the paper; out of blocks, a best-effort
 request, the last to have come, or else the admitted one with the latest deadline is recomputed. Whoever runs unknown to
-the plan counts as admitted if it could keep its pace alone. A request that states no objective is best effort. Who may
+the plan counts as admitted if it could keep its pace alone; who is missing (after a takeover frontends may claim theirs
+late) stays for `MISSED_S` what he was. A request that states no objective is best effort. Who may
 be refused is judged at arrival, by the state of that moment, and is else admitted. When admitted decodes alone cannot
 keep their pace, each batch has all of them and at least `LEAST_PREFILL` tokens of prompts, admitted or best effort. A
 round costs at most about 10 ms: it judges fewer than `MOST_NEW` where many prompts wait (the next round follows at
@@ -60,6 +61,7 @@ from accelgen.scheduler.slos_serve.standing import (
     known,
     new_places,
     standing_of,
+    still_missed,
 )
 from accelgen.scheduler.slos_serve.survey import Rules, Survey, due_s, too_slow_for
 from accelgen.scheduler.table import FAR_S, Bools, Ints, RequestTable
@@ -75,7 +77,8 @@ ADMISSIONS, BURSTS = ("dp", "edf_sim"), ("soft", "refuse")
 class Memory(Struct, frozen=True):
     """What the rule remembers: who was admitted and who was not, by id; the plan, made at `made_s` (-1: none), and
     where in it the next batch stands; tiers of decodes by id; the most tokens of a batch with best-effort requests in
-    it; how many requests have finished since; and whether there were more new ones than a round judges."""
+    it; how many requests have finished since; and whether there were more new ones than a round judges. `missed`: whom
+    of those judged the table does not have, and since when."""
 
     admitted: frozenset[int] = frozenset()
     best_effort: frozenset[int] = frozenset()
@@ -86,6 +89,7 @@ class Memory(Struct, frozen=True):
     made_s: float = -1.0
     finished: int = 0
     has_more: bool = False
+    missed: dict[int, float] = {}
 
 
 class SlosServe:
@@ -132,6 +136,7 @@ class SlosServe:
 
     def plan(self, view: View, state: Memory, start_s: float) -> tuple[Decision, Memory]:
         moved: dict[int, float] = {}
+        state = structs.replace(state, position=state.position + bool(view.last))
         if self._is_due(view, state, start_s):
             state = self._replan(view, state, start_s)
             moved = self._moved(view.table, state)
@@ -141,7 +146,6 @@ class SlosServe:
         decision.declined = self._declined(view.table, state)
         if batch.slots:
             decision.drafts = self._drafts(view, batch.slots, state)
-            state = structs.replace(state, position=state.position + 1)
         return decision, state
 
     def observe(self, step: StepStats, state: Memory) -> Memory:
@@ -222,7 +226,7 @@ class SlosServe:
     def _replan(self, view: View, state: Memory, start_s: float) -> Memory:
         """A new plan, and whom it admits."""
         table = view.table
-        state = self._up_to_date(view, state)
+        state = self._up_to_date(view, state, start_s)
         standing = standing_of(table, state.admitted, state.best_effort, self._is_promised)
         survey = Survey(view, standing, start_s, self.rules)
         fine, hopeless = survey.sifted()
@@ -244,17 +248,23 @@ class SlosServe:
             calm=plan.at(0).size if is_late else self._calm(view, survey),
             made_s=max(0.0, start_s),
             has_more=len(new) < len(fine),
+            missed=state.missed,
         )
 
-    def _up_to_date(self, view: View, state: Memory) -> Memory:
-        """Without those who have ended, and with those who run and were never judged: who could not keep its pace even
-        alone is best effort."""
+    def _up_to_date(self, view: View, state: Memory, start_s: float) -> Memory:
+        """Without those who ended a while ago, and with those who run and were never judged: who could not keep its
+        pace even alone is best effort."""
         table = view.table
+        judged = state.admitted | state.best_effort
+        missed = still_missed(table, judged, state.missed, start_s)
         admitted, best_effort = known(table, state.admitted, state.best_effort)
+        admitted |= state.admitted & missed.keys()
+        best_effort |= state.best_effort & missed.keys()
         strange = [table.slot_of[id] for id in admitted - state.admitted]
         slow = too_slow_for(view, np.array(strange, dtype=np.int64), self.rules)
         late = frozenset(table.ids[slow].tolist())
-        return structs.replace(state, admitted=admitted - late, best_effort=best_effort | late)
+        admitted, best_effort = admitted - late, best_effort | late
+        return structs.replace(state, admitted=admitted, best_effort=best_effort, missed=missed)
 
     def _admitted(self, survey: Survey) -> tuple[frozenset[int], Plan | None]:
         """Ids of those that are admitted, and the plan for them and the old ones; None if the old ones' decodes alone

@@ -47,7 +47,7 @@ class Placement:
         self.state = self.routing.ended(request, index, view, self.state)
 
     def lose(self, index: int) -> None:
-        """The replica has a new worker."""
+        """The replica has a new worker or KV manager."""
         self.state = self.routing.lost(index, self.state)
 
     def _order(self, request: Request, views: Mapping[int, View]) -> Sequence[Sequence[int]]:

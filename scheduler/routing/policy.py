@@ -47,7 +47,8 @@ class Routing(Protocol):
         """After a request, or a sibling, has ended there, whatever the reason; what it has said is in `generated`."""
 
     def lost(self, index: int, state: Any) -> Any:
-        """Replica `index` has a new worker: nothing of what was computed there is left."""
+        """Replica `index` has a new worker or a new KV manager: nothing of what has ended there is cached any more.
+        Those that live are placed again."""
 
 
 def load_routing(text: str) -> Routing:

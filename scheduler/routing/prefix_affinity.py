@@ -13,7 +13,7 @@ So nobody is given a request for its prefix while it has more than max(smallest 
 Which prefixes a replica has is what the scheduler has sent there (`prefixes.py`): prompts when they are placed, prompts
 and answers when they end, so that the next call of a conversation finds its history. At most `blocks` blocks are
 remembered of each replica, and never more than it has. A scheduler that died leaves nothing; what lives is placed again
-after it. A replica with a new worker begins with nothing.
+after it. A replica with a new worker or a new KV manager, whose cache is empty, begins with nothing but those.
 
 Different from SGLang: blocks of tokens instead of text, what is too much is forgotten at once, and least load is that
 of `least-load` (tokens) where SGLang counts requests again.

@@ -6,7 +6,7 @@ ordered by deadline before all others, new ones by deadline after them, best-eff
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Set
+from collections.abc import Callable, Iterator, Mapping, Set
 from dataclasses import dataclass, replace
 from itertools import islice
 
@@ -22,6 +22,8 @@ PRIORITY_S = (
     10 * FAR_S
 )  # a key is a deadline, less this of admitted ones; an arrival and this of best-effort ones
 MOST_LOOKED_AT = 512  # new requests, per round
+MISSED_S = 10.0  # so long it is remembered who was what: his frontend may be about to claim him
+MOST_MISSED = 2048
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +62,18 @@ def known(
     more.update(id for id in admitted if id in table.slot_of)
     stray.update(id for id in best_effort if id in table.slot_of)
     return frozenset(more), frozenset(stray)
+
+
+def still_missed(
+    table: RequestTable, judged: Set[int], missed: Mapping[int, float], now_s: float
+) -> dict[int, float]:
+    """Of those `judged` who are not there, and since when. They have ended, or, after a takeover, their frontends have
+    not claimed them yet. `missed`: the same as of the last round; the oldest are forgotten."""
+    gone = judged - table.slot_of.keys()
+    since = {id: at_s for id, at_s in missed.items() if id in gone}
+    since |= dict.fromkeys(sorted(gone - since.keys()), now_s)
+    newest = [*since.items()][-MOST_MISSED:]
+    return {id: at_s for id, at_s in newest if now_s - at_s <= MISSED_S}
 
 
 def are_admitted(table: RequestTable, slots: Ints, best_effort: Set[int]) -> Bools:

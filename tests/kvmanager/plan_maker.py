@@ -11,6 +11,12 @@ def make_prompt(id: int, tokens: Iterable[int], salt: bytes = b"", parent: int =
     return Prompt(id, list(tokens), Sampling(seed=id), 0, salt, parent)
 
 
+def make_family(id: int, tokens: Sequence[int], salt: bytes, siblings: int) -> list[Prompt]:
+    """A prompt, and those of siblings with the ids that follow."""
+    others = [make_prompt(id + i, tokens, salt, id) for i in range(1, siblings + 1)]
+    return [make_prompt(id, tokens, salt), *others]
+
+
 def make_lookup(*prompts: Prompt) -> Lookup:
     return Lookup(list(prompts))
 

@@ -9,26 +9,18 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from plan_maker import make_lookup, make_plan, make_prompt
+from modelled import DICE, Modelled, ready_forks
+from plan_maker import make_family, make_lookup, make_plan, make_prompt
 from shadow_worker import VOCABULARY, ShadowWorker
 
 from accelgen.kvmanager.core import KvCore
 from accelgen.proto.messages import Batch, KvReport, Plan
 
-# Rules draw a seed and then roll their own dice: a few draws instead of hundreds for each plan.
-DICE = st.integers(0, 2**32 - 1).map(Random)
-
 
 @dataclass
-class Expected:
+class Expected(Modelled):
     """What the rules say about one request."""
 
-    tokens: list[int]
-    salt: bytes
-    length: int
-    computed: int = 0
-    parent: int = 0
-    fresh: bool = True  # has never run
     unconfirmed: list[int] = field(default_factory=list)  # sampled, not yet told to the core
 
 
@@ -60,8 +52,7 @@ class KvLife(RuleBasedStateMachine):
             )
         salt = dice.choice([b"", b"", b"other tenant"])
         parent, siblings = self.next_id, dice.choice([0, 0, 1, 3])
-        prompts = [make_prompt(parent, tokens, salt)]
-        prompts += [make_prompt(parent + i, tokens, salt, parent) for i in range(1, siblings + 1)]
+        prompts = make_family(parent, tokens, salt, siblings)
         self.next_id += len(prompts)
         report = self.core.on_lookup(make_lookup(*prompts))
         for prompt in prompts:
@@ -102,7 +93,7 @@ class KvLife(RuleBasedStateMachine):
     def _plan_once(self, dice: Random) -> None:
         release = [id for id in self.requests if dice.random() < 0.05]
         preempt = [id for id in self.requests if dice.random() < 0.03]
-        forks = self._ready_forks()
+        forks = ready_forks(self.requests)
         forked = {child: computed for child, _, computed in forks}
         entries, demand = [], 0
         for id, expected in self.requests.items():
@@ -120,16 +111,6 @@ class KvLife(RuleBasedStateMachine):
         report = self._apply(plan)
         if demand <= self.core.pool.num_blocks:  # it fits, whatever is shared
             assert not report.dropped and not report.unpinned
-
-    def _ready_forks(self) -> list[tuple[int, int, int]]:
-        forks = []
-        for id, expected in self.requests.items():
-            parent, prompt = self.requests.get(expected.parent), len(expected.tokens)
-            if parent and parent.computed >= prompt and not expected.computed and expected.fresh:
-                forks.append((id, expected.parent, prompt - 1))
-        for child, _, _ in forks:
-            self.requests[child].parent = 0
-        return forks
 
     def _make(
         self,

@@ -15,28 +15,21 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import HealthCheck, currently_in_test_context, event, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from plan_maker import make_plan, make_prompt
+from modelled import DICE, Modelled, ready_forks
+from plan_maker import make_family, make_plan, make_prompt
 from shadow_worker import VOCABULARY, ShadowWorker
 
 from accelgen.kvmanager.core import KvCore
 from accelgen.proto.messages import Batch, KvReport, Lookup, Plan
 
-DICE = st.integers(0, 2**32 - 1).map(Random)
-
 
 @dataclass
-class Expected:
+class Expected(Modelled):
     """What the rules say about one request. `place`: here, out (on its way to the host), away, in (on its way back).
     `unconfirmed` has the tokens of each result that the core has not heard of, `flights` the drafts of each entry whose
     tokens it has not heard of."""
 
-    tokens: list[int]
-    salt: bytes
-    length: int
-    computed: int = 0
-    parent: int = 0
     place: str = "here"
-    fresh: bool = True  # has never run
     unconfirmed: list[list[int]] = field(default_factory=list)
     flights: list[int] = field(default_factory=list)
 
@@ -97,8 +90,7 @@ class MemoryLife(RuleBasedStateMachine):
             tokens = other.tokens[: dice.randint(0, len(other.tokens))] + tokens[:3]
         salt, parent = dice.choice([b"", b"", b"other"]), self.next_id
         siblings = dice.choice([0, 0, 0, 2])
-        prompts = [make_prompt(parent, tokens, salt)]
-        prompts += [make_prompt(parent + i, tokens, salt, parent) for i in range(1, siblings + 1)]
+        prompts = make_family(parent, tokens, salt, siblings)
         self.next_id += len(prompts)
         for prompt in prompts:
             made = Expected(list(tokens), salt, len(tokens), parent=prompt.parent)
@@ -138,7 +130,7 @@ class MemoryLife(RuleBasedStateMachine):
         preempt = [id for id in known if dice.random() < 0.03]
         here = [id for id, one in known.items() if one.place == "here" and one.computed]
         away = [id for id, one in known.items() if one.place == "away"]
-        forks = self._ready_forks()
+        forks = ready_forks(self.requests)
         forked = {child: computed for child, _, computed in forks}
         entries, drafts = [], {}
         for id, expected in known.items():
@@ -188,16 +180,6 @@ class MemoryLife(RuleBasedStateMachine):
         known, loans = core._requests, core.tables.loans
         able = [id for id in known if loans.spare(known[guest], known[id], core.block_size) > 0]
         return dice.choice(able if able and dice.random() < 0.9 else [*known])
-
-    def _ready_forks(self) -> list[tuple[int, int, int]]:
-        forks = []
-        for id, expected in self.requests.items():
-            parent, prompt = self.requests.get(expected.parent), len(expected.tokens)
-            if parent and parent.computed >= prompt and not expected.computed and expected.fresh:
-                forks.append((id, expected.parent, prompt - 1))
-        for child, _, _ in forks:
-            self.requests[child].parent = 0
-        return forks
 
     def _confirmed(self, dice: Random) -> list[tuple[int, list[int]]]:
         confirmed = []

@@ -104,7 +104,7 @@ def test_swapped_and_back(
     assert burst(server) == expected
     found = settled(server)
     assert found["kv_host_blocks"] == HOST_BLOCKS
-    # Who goes out with its last token in flight does not come back.
+    # Who goes out with its last token in flight does not come back (tests/scheduler/test_swapped_last.py).
     assert found["num_swapped_out_total"] >= found["num_swapped_in_total"] > 0
     assert found["kv_swapped_out_total"] >= found["kv_swapped_in_total"] > 0
     assert found["kv_requests"] == found["kv_blocks_used"] == found["kv_host_blocks_used"] == 0

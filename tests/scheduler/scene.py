@@ -34,12 +34,13 @@ class Scene:
         self.preempted: list[int] = []
         self.requeued: list[int] = []
         self.declined: list[int] = []
+        self.last: dict[int, int] = {}
 
     @property
     def view(self) -> View:
         held = int(self.table.blocks[self.table.running].sum())
         total = self.free_blocks + held
-        return View(self.table, self.free_blocks, 0, total, self.limits, self.cost)
+        return View(self.table, self.free_blocks, 0, total, self.limits, self.cost, last=self.last)
 
     def waiting(
         self, prompt: int, ttft_s: float | None = 5.0, tpot_s: float | None = 0.2,
@@ -62,13 +63,15 @@ class Scene:
         return slot
 
     def plan(self, at_s: float = 0.0) -> dict[int, int]:
-        """Tokens by slot; nothing is carried out but changes of the order."""
+        """Tokens by slot; nothing is carried out but changes of the order, though the policy will be told so."""
         decision, self.state = self.policy.plan(self.view, self.state, at_s)
         self.preempted, self.requeued = decision.preempt, [*decision.requeue]
         self.declined = decision.declined
         for slot, key in decision.requeue.items():
             assert key == self.policy.order_key(self.view, slot, self.state)
             self.table.move(slot, key)
+        ids = self.table.ids[decision.slots].tolist() if decision.slots else []
+        self.last = dict(zip(ids, decision.counts, strict=True))
         return dict(zip(decision.slots, decision.counts, strict=True))
 
     def step(self, at_s: float = 0.0, run_s: float = 0.01) -> dict[int, int]:

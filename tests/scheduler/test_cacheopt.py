@@ -16,6 +16,7 @@ import pytest
 from hypothesis import Phase, event, example, given, settings
 from hypothesis import strategies as st
 from memory_world import MemoryWorld
+from random_load import finish
 from recorded_world import RecordedWorld, recording_to
 from scene import Scene
 from world import POLICIES, expected
@@ -30,6 +31,7 @@ from accelgen.scheduler.policies.cacheopt import CacheOpt
 from accelgen.scheduler.policies.sarathi import Sarathi
 from accelgen.scheduler.policy import Decision, load_policy
 from accelgen.scheduler.replay import replay
+from accelgen.scheduler.speculation import Speculation
 
 PARTS: list[dict[str, Any]] = [
     {},
@@ -315,6 +317,17 @@ def test_who_gives_way_first() -> None:
     assert frame.victims is None
 
 
+def test_a_policy_sees_all_else_as_it_is() -> None:
+    """Free blocks and victims are the memory policy's; also what is known of drafts and of the last iteration stays."""
+    scene = Scene(Sarathi(), blocks=100)
+    scene.running(16, 16)
+    speculation, copies = Speculation(most=4), Copies(Line(0.0, 1e-9), Line(0.0, 1e-9), 4096)
+    view = replace(scene.view, host_free=7, copies=copies, speculation=speculation, last={1: 16})
+    frame, _ = CacheOptMemory().before(view, Remembered(), 1.0)
+    scene.table.clear_terms()
+    assert replace(frame, free_blocks=100, victims=None) == view
+
+
 @pytest.mark.parametrize(
     ("block_s", "crossover", "swaps"),
     [(1e-6, True, True), (10.0, True, False), (10.0, False, True), (None, True, False)],
@@ -440,14 +453,6 @@ def random_load(
     return asked
 
 
-def finish(world: MemoryWorld, asked: dict[int, Any]) -> None:
-    world.run(most_events=60_000)
-    for choice, (prompt, tokens, own) in asked.items():
-        assert world.delivered[choice] == expected(prompt, tokens, own), choice
-        assert world.ended[choice] is Reason.LENGTH
-    world.check_idle()
-
-
 def note_guests(world: MemoryWorld) -> None:
     """For the statistics: how often the random loads have requests live inside others."""
     guests = sum(len(plan.embed_guests) for plan in world.plans)
@@ -487,7 +492,7 @@ def test_any_load_under_any_policy(
         line = Line(0.0, copies_s / 64)
         world.specs[0] = replace(world.specs[0], copies=Copies(line, line, 64))
         world.core = SchedulerCore(world.config, load_policy(policy, {}), world.specs)
-    finish(world, random_load(world, draw, siblings, hosts))
+    finish(world, random_load(world, draw, siblings, hosts), most_events=60_000)
     note_guests(world)
 
 
@@ -520,7 +525,7 @@ def test_takeovers_at_any_moment(
         else:
             after = draw.choice(["cacheopt", *POLICIES])
             world.crash(draw.random() * 0.5, after, kv=draw.random() < 0.4)
-    finish(world, asked)
+    finish(world, asked, most_events=60_000)
     note_guests(world)
 
 
@@ -536,7 +541,7 @@ def test_every_part_happens() -> None:
         line = Line(0.0, 1e-8)
         world.specs[0] = replace(world.specs[0], copies=Copies(line, line, 64))
         world.core = SchedulerCore(world.config, load_policy("cacheopt", {}), world.specs)
-        finish(world, random_load(world, draw, siblings=False, hosts=hosts))
+        finish(world, random_load(world, draw, siblings=False, hosts=hosts), most_events=60_000)
         loans, guests = world.kvs[0].tables.loans, set()
         for plan in world.plans:
             guests |= {*plan.embed_guests}

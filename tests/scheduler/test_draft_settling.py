@@ -3,33 +3,28 @@ change from plan to plan, no blocks for them, KV that goes to the host."""
 
 from __future__ import annotations
 
+from itertools import cycle
 from typing import Any
 
 import numpy as np
 import pytest
+from drafting_world import DRAFTS, CheckedWorld, Stating, prompt_of
 from scene import Scene
-from test_speculation import DRAFTS, CheckedWorld, prompt_of
 from world import FakeWorker, expected
 
 from accelgen.scheduler.policies.sarathi import Sarathi
 from accelgen.scheduler.policies.slack import next_token_due_s
-from accelgen.scheduler.policy import Decision, View, is_decode
 
 
-class Turns(Sarathi):
+class Turns(Stating):
     """States drafts in turn."""
 
     def __init__(self, *lengths: int) -> None:
         super().__init__()
-        self.lengths, self.turn = lengths, 0
+        self.lengths = cycle(lengths)
 
-    def plan(self, view: View, state: Any, start_s: float) -> tuple[Decision, Any]:
-        decision, state = super().plan(view, state, start_s)
-        slots = np.array(decision.slots, dtype=np.int64)
-        able = is_decode(view.table, slots) & np.isin(slots, view.table.running)
-        decision.drafts = np.where(able, self.lengths[self.turn % len(self.lengths)], 0).tolist()
-        self.turn += 1
-        return decision, state
+    def wanted(self, start_s: float) -> int:
+        return next(self.lengths)
 
 
 class Wrong(FakeWorker):

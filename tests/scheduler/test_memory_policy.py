@@ -14,6 +14,7 @@ import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from memory_world import MemoryWorld
+from random_load import prompt_of
 from scene import Scene
 from world import POLICIES, World, expected
 
@@ -36,11 +37,6 @@ ROOT = Path(__file__).resolve().parents[2]
 POINTS: dict[str, str] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"][
     "entry-points"
 ]["accelgen.memory"]
-
-
-def prompt_of(length: int, seed: int) -> list[int]:
-    draw = random.Random(seed)
-    return [7] * (length // 2) + [draw.randrange(1, 97) for _ in range(length - length // 2)]
 
 
 def load(world: World, draw: random.Random, count: int = 12) -> dict[int, tuple[list[int], int]]:

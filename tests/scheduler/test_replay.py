@@ -9,6 +9,7 @@ from pathlib import Path
 import msgpack
 import msgspec
 import pytest
+from drafting_world import Stating
 from recorded_world import RecordedWorld, recording_to
 
 from accelgen.proto.messages import Objective, Plan, Reason
@@ -111,6 +112,36 @@ def test_requests_are_put_where_the_routing_had_put_them(routing: str, tmp_path:
             known = msgspec.msgpack.decode(one.values["snapshot"], type=Snapshot)
             assert (known.routing, known.routing_state) == (routing, None)
             assert one.values["config"]["routing"] == routing
+
+
+class WithoutDrafts(Stating):
+    """Sarathi's decisions, but nobody may draft."""
+
+    def wanted(self, start_s: float) -> int:
+        return 0
+
+
+@pytest.mark.parametrize("lengths", ["fixed", "adaptive"])
+def test_drafts_are_part_of_a_decision(lengths: str, tmp_path: Path) -> None:
+    """Whoever decides the same but for the drafts has decided something else, in each iteration that has any."""
+    path, drafted = tmp_path / "dump", 0
+    for seed in range(4):
+        draw = random.Random(seed)
+        with recording_to(path):
+            world = RecordedWorld(
+                "sarathi", blocks=draw.choice([24, 200]), pipeline_depth=seed % 2, max_num_seqs=8,
+                drafter="ngram", max_draft_tokens=3, draft_tokens=lengths,
+            )  # fmt: skip
+            load(world, draw, 12, 0.2)
+            world.run()
+        recording = read_recording(path)
+        outcome = replay(recording, load_policy("sarathi", {}))
+        assert different(outcome) == 0 and not outcome.skipped, seed
+        other = replay(recording, WithoutDrafts())
+        with_drafts = {plan.step for plan in world.plans if any(plan.drafts)}
+        assert {one.step for one in other.comparisons if not one.same} == with_drafts
+        drafted += len(with_drafts)
+    assert drafted > 40
 
 
 @pytest.mark.parametrize("policy", ["qoserve", "slidingserve"])

@@ -400,8 +400,14 @@ def test_slos_serve_declines_and_the_next_replica_takes_it(name: str) -> None:
 # --- takeovers -------------------------------------------------------------------------------------------------------
 
 
-def core_with(routing: str, workers: Sequence[int] = (5, 6)) -> SchedulerCore:
-    specs = {index: ReplicaSpec(100, BLOCK, None, worker) for index, worker in enumerate(workers)}
+def core_with(
+    routing: str, workers: Sequence[int] = (5, 6), managers: Sequence[int] = (7, 8)
+) -> SchedulerCore:
+    lives = enumerate(zip(workers, managers, strict=False))
+    specs = {
+        index: ReplicaSpec(100, BLOCK, None, worker, manager=manager)
+        for index, (worker, manager) in lives
+    }
     return SchedulerCore(Config(policy="vllm", routing=routing), Vllm(), specs)
 
 
@@ -446,6 +452,22 @@ def test_a_new_worker_has_nothing_of_what_was_computed() -> None:
     experience.give_to(again)
     assert known_keys(again.placement.state, 0) == 10 and known_keys(again.placement.state, 1) == 0
     assert again.workers == {0: 5, 1: 99}
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_new_kv_manager_does_not_know_what_was_cached(packed: bool) -> None:
+    """The worker lives and so does the KV of those that run; the prefix cache went with the KV manager."""
+    core, experience = experienced("prefix-affinity")
+    core.placement.settle(request_of(2, prompt_of(40, 2)), 0, core.replicas[0].view(), found=False)
+    experience.take_from(core)
+    if packed:
+        routing = core.placement.routing
+        experience = unpacked(experience.packed(Vllm()), Vllm(), routing=routing)
+    heir = core_with("prefix-affinity", managers=(7, 99))
+    experience.give_to(heir)
+    assert known_keys(heir.placement.state, 0) == 10 and known_keys(heir.placement.state, 1) == 0
+    heir.placement.settle(request_of(1, prompt_of(40, 1)), 1, heir.replicas[1].view(), found=True)
+    assert known_keys(heir.placement.state, 1) == 10  # who lives is placed again
 
 
 def test_a_state_too_large_to_travel_leaves_the_others_alone() -> None:

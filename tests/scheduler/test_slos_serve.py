@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from msgspec import convert, to_builtins
 from scene import LINEAR, Scene, request
 from world import World, expected
 
@@ -18,7 +19,13 @@ from accelgen.scheduler.policies.slos_serve import LEAST_PREFILL, MOST_PROMPTS, 
 from accelgen.scheduler.policy import StepStats, load_policy
 from accelgen.scheduler.slos_serve import routing
 from accelgen.scheduler.slos_serve.routing import mixed
-from accelgen.scheduler.slos_serve.standing import PRIORITY_S, standing_by_key, standing_of
+from accelgen.scheduler.slos_serve.standing import (
+    MISSED_S,
+    MOST_MISSED,
+    PRIORITY_S,
+    standing_by_key,
+    standing_of,
+)
 from accelgen.scheduler.slos_serve.survey import Rules, Survey
 from accelgen.simulator.device import Device
 from accelgen.simulator.run import Simulation
@@ -122,7 +129,48 @@ def test_what_runs_unknown_is_kept_what_has_ended_is_forgotten() -> None:
     gone = ids(scene, decode)
     scene.table.remove(decode)
     scene.plan(2.0)
+    scene.plan(2.0 + MISSED_S + 0.1)
     assert not scene.state.admitted & gone
+
+
+def test_who_is_claimed_late_after_a_takeover_stays_what_he_was() -> None:
+    """Rounds are made before his frontend has sent him again, and when it has he could be admitted no more. So with
+    tokens that he has had: alone he would be too slow for his pace. Who was declined stays so, too."""
+    policy = SlosServe()
+    before = Scene(policy, PLENTY)
+    first, started = before.waiting(100), before.waiting(100)
+    declined, late = before.waiting(9000, ttft_s=0.1), before.waiting(400, ttft_s=1.0)
+    before.plan()
+    assert before.state.admitted == ids(before, first, started, late)
+    assert before.state.best_effort == ids(before, declined)
+    heir = Scene(policy, PLENTY)
+    heir.state = convert(to_builtins(before.state), Memory)  # as it is handed over
+    assert heir.waiting(100) == first
+    for at_s in (0.2, 0.6, 1.2):  # nobody else is there
+        heir.plan(at_s)
+    slow = {"tpot_s": 0.001}
+    assert [heir.waiting(100, **slow), heir.waiting(9000)] == [started, declined]
+    heir.table.length[started] += 3
+    assert heir.waiting(400, ttft_s=1.0) == late  # which is over
+    heir.plan(1.4)
+    assert heir.state.admitted == ids(heir, first, started, late)
+    assert heir.state.best_effort == ids(heir, declined) and heir.declined == [declined]
+
+
+def test_those_who_ended_long_ago_cost_nothing() -> None:
+    """Who is missing is remembered for a while, the first to have been missed at most so long."""
+    scene = Scene(SlosServe(), PLENTY)
+    scene.state = Memory(frozenset(range(100, 200)), frozenset(range(200, 210)))
+    scene.waiting(10)
+    scene.plan(0.5)
+    assert len(scene.state.admitted) == 101 and len(scene.state.missed) == 110
+    scene.plan(0.5 + MISSED_S)
+    assert len(scene.state.admitted) == 101
+    scene.plan(0.7 + MISSED_S)
+    assert scene.state.admitted == {1} and not scene.state.best_effort and not scene.state.missed
+    scene.state = Memory(frozenset(range(100, 100 + 2 * MOST_MISSED)))
+    scene.plan(99.0)
+    assert len(scene.state.missed) == MOST_MISSED
 
 
 def test_siblings_are_what_their_parent_is() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from drafting_world import DRAFTS, CheckedWorld, Stating, prompt_of
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from recorded_world import RecordedWorld, recording_to
@@ -24,49 +25,18 @@ from accelgen.scheduler.draft_lengths import bounded, drafts_of
 from accelgen.scheduler.moves import Reach
 from accelgen.scheduler.policies.sarathi import Sarathi
 from accelgen.scheduler.policies.vllm import Vllm
-from accelgen.scheduler.policy import Decision, Limits, View, is_decode, load_policy
+from accelgen.scheduler.policy import Decision, Limits, View, load_policy
 from accelgen.scheduler.replay import replay
 from accelgen.scheduler.snapshot import Experience, unpacked
 from accelgen.scheduler.speculation import PRIOR_RATE, Speculation
 from accelgen.scheduler.table import Ints
 
-DRAFTS: dict[str, Any] = {"drafter": "ngram", "max_draft_tokens": 3, "draft_tokens": "fixed"}
 
-
-def prompt_of(length: int, seed: int = 0) -> list[int]:
-    draw = random.Random(seed)
-    return [draw.randrange(1, 97) for _ in range(length)]
-
-
-class CheckedWorld(World):
-    """After each event the table and the KV core are looked at."""
-
-    def _flush(self) -> None:
-        super()._flush()
-        for kv in self.kvs:
-            assert kv.check() == []
-        for replica in self.core.replicas.values():
-            table = replica.table
-            used = np.array([*table.slot_of.values()], dtype=np.int64)
-            assert (table.length[used] <= table.limit[used]).all()
-            assert (table.computed[used] < table.length[used]).all()
-            assert table.waiting_tokens >= 0
-            if not replica.flights:  # nothing is projected: all is settled
-                for slot in used.tolist():
-                    request = table.request(slot)
-                    assert table.length[slot] == len(request.prompt) + len(request.generated)
-
-
-class Eager(Sarathi):
+class Eager(Stating):
     """States drafts itself, now many, now few, and asks nobody whether there are blocks for them."""
 
-    def plan(self, view: View, state: None, start_s: float) -> tuple[Decision, None]:
-        decision, _ = super().plan(view, state, start_s)
-        slots = np.array(decision.slots, dtype=np.int64)
-        able = is_decode(view.table, slots) & np.isin(slots, view.table.running)
-        wanted = int(start_s * 1e5) % 5
-        decision.drafts = np.where(able, wanted, 0).tolist()
-        return decision, None
+    def wanted(self, start_s: float) -> int:
+        return int(start_s * 1e5) % 5
 
 
 @pytest.mark.parametrize("policy", POLICIES)

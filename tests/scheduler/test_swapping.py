@@ -11,6 +11,7 @@ import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from msgspec.msgpack import decode, encode
+from random_load import finish, prompt_of, submit_some, upset
 from recorded_world import RecordedWorld, recording_to
 from scene import Scene, request
 from world import POLICIES, World, expected
@@ -27,11 +28,6 @@ from accelgen.scheduler.replica import Replica
 from accelgen.scheduler.table import MOVING, RUNNING, WAITING, RequestTable
 
 PREEMPTING = [policy for policy in POLICIES if policy != "orca"]  # it reserves
-
-
-def prompt_of(length: int, seed: int) -> list[int]:
-    draw = random.Random(seed)
-    return [7] * (length // 2) + [draw.randrange(1, 97) for _ in range(length - length // 2)]
 
 
 def swapping(policy: str, host_blocks: int, **config: object) -> World:
@@ -237,29 +233,9 @@ def test_any_moment(
     world = swapping(
         policy, host_blocks, blocks=blocks, replicas=replicas, pipeline_depth=depth, max_num_seqs=8
     )
-    asked: dict[int, tuple[list[int], int, int]] = {}
-    id = 1
-    for _ in range(draw.randrange(1, 12)):
-        prompt, tokens = prompt_of(draw.randrange(1, 30), draw.randrange(4)), draw.randrange(1, 25)
-        siblings = [id + 1, id + 2][: draw.choice([0, 0, 1, 2])]
-        seconds = draw.random() * 0.3
-        world.submit(id, prompt, tokens, at_s=seconds, siblings=siblings, seed=id)
-        for i, choice in enumerate([id, *siblings]):
-            asked[choice] = (prompt, tokens, id + i)
-        if draw.random() < 0.2:
-            world.abort([id], at_s=seconds + draw.random() * 0.2)
-            del asked[id]
-        id += 3
-    for _ in range(draw.randrange(3)):
-        if draw.random() < 0.3:
-            world.lose_batch(draw.random() * 0.5)
-        else:
-            world.crash(draw.random() * 0.5, draw.choice(POLICIES), kv=draw.random() < 0.4)
-    world.run()
-    for choice, (prompt, tokens, own) in asked.items():
-        assert world.delivered[choice] == expected(prompt, tokens, own), choice
-        assert world.ended[choice] is Reason.LENGTH
-    world.check_idle()
+    asked = submit_some(world, draw, 24)
+    upset(world, draw, draw.randrange(3))
+    finish(world, asked)
 
 
 def test_what_is_away_is_not_computed_again_after_a_takeover() -> None:

@@ -7,14 +7,10 @@ import random
 import pytest
 from hypothesis import Phase, example, given, settings
 from hypothesis import strategies as st
+from random_load import finish, prompt_of, submit_some, upset
 from world import POLICIES, World, expected
 
 from accelgen.proto.messages import Reason
-
-
-def prompt_of(length: int, seed: int) -> list[int]:
-    draw = random.Random(seed)
-    return [7] * (length // 2) + [draw.randrange(1, 97) for _ in range(length - length // 2)]
 
 
 @pytest.mark.parametrize("policy", POLICIES)
@@ -136,30 +132,10 @@ def test_any_moment(
         policy, blocks=blocks, replicas=replicas, pipeline_depth=depth, max_num_seqs=8,
         drafter=drafter,
     )  # fmt: skip
-    asked: dict[int, tuple[list[int], int, int]] = {}
-    id = 1
-    for _ in range(draw.randrange(1, 12)):
-        prompt, tokens = prompt_of(draw.randrange(1, 30), draw.randrange(4)), draw.randrange(1, 20)
-        siblings = [id + 1, id + 2][: draw.choice([0, 0, 1, 2])]
-        seconds = draw.random() * 0.3
-        world.submit(id, prompt, tokens, at_s=seconds, siblings=siblings, seed=id)
-        for i, choice in enumerate([id, *siblings]):
-            asked[choice] = (prompt, tokens, id + i)
-        if draw.random() < 0.2:
-            world.abort([id], at_s=seconds + draw.random() * 0.2)
-            del asked[id]
-        id += 3
-    for _ in range(draw.randrange(1, 4)):
-        if draw.random() < 0.3:
-            world.lose_batch(draw.random() * 0.5)
-        else:
-            world.crash(draw.random() * 0.5, draw.choice(POLICIES), kv=draw.random() < 0.4)
+    asked = submit_some(world, draw, 19)
+    upset(world, draw, draw.randrange(1, 4))
     if replicas == 2 and draw.random() < 0.5:
         away_s = draw.random() * 0.5
         world.crash(away_s, without=draw.randrange(2))
         world.crash(away_s + draw.random() * 0.2)
-    world.run()
-    for choice, (prompt, tokens, own) in asked.items():
-        assert world.delivered[choice] == expected(prompt, tokens, own), choice
-        assert world.ended[choice] is Reason.LENGTH
-    world.check_idle()
+    finish(world, asked)
