@@ -10,6 +10,7 @@ from test_speculation import CheckedWorld, prompt_of
 from world import expected
 
 from accelgen.proto.messages import Objective
+from accelgen.scheduler.cost_model import Coefficients
 from accelgen.scheduler.policies.slos_serve import SlosServe
 from accelgen.scheduler.policy import Decision
 from accelgen.scheduler.slos_serve.planner_ar import ArPlanner
@@ -74,6 +75,24 @@ def test_drafts_admit_what_would_be_too_much_without() -> None:
         prompt = scene.waiting(1500, ttft_s=0.3, tpot_s=1.0)
         planned(scene, speculation)
         assert (int(scene.table.ids[prompt]) in scene.state.admitted) == admitted
+
+
+@pytest.mark.parametrize("admission", ["dp", "edf_sim"])
+def test_a_decode_ahead_of_its_demand_makes_no_pace_impossible(admission: str) -> None:
+    """308 decodes every 49 ms, of 5 tokens each in a batch of 98 ms or longer, are just what can be kept. One of them
+    is 2 s ahead, which moves it to the loose tier: by the closed form its 2 tokens there (1.9 on average, one for sure)
+    leave shorter batches that cannot hold the others. Who runs runs on at the pace that can be kept."""
+    steep = Coefficients(a=0.025, b=1e-4, b2=0.0, c=0.0, d=0.0, e=0.0, knee=1.0)
+    scene = Scene(SlosServe(admission), 6000, seats=400, cost=steep)
+    decodes = [
+        scene.running(50, 50, at_s=-10.0, ttft_s=12.0 if i == 0 else 1.0, tpot_s=0.05)
+        for i in range(308)
+    ]
+    speculation = with_rate(0.9, step_s=0.001)
+    decision = planned(scene, speculation)
+    assert set(decision.slots) == {*decodes}
+    drafts = dict(zip(decision.slots, decision.drafts or [], strict=True))
+    assert [drafts[slot] for slot in decodes] == [4] * 308
 
 
 @pytest.mark.parametrize("admission", ["dp", "edf_sim"])
