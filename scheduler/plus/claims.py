@@ -16,7 +16,7 @@ def due_s(table: RequestTable, slots: Ints, every_gap: bool, iteration_s: float)
     one before (`every_gap`), or on the line of cumulative deadlines, that is max(TTFT deadline, first token) + TPOT for
     each. With an end-to-end objective: early enough for the predicted rest at twice `iteration_s` per token."""
     tpot_s, first_due_s = table.tpot_s[slots], table.first_due_s[slots]
-    generated = table.length[slots] - table.prompt_len[slots]
+    generated = table.generated(slots)
     if every_gap:
         later = table.last_s[slots] + tpot_s
     else:

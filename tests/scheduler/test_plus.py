@@ -9,10 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import structs
+from scene import Scene
 
 from accelgen.proto.config import Config
 from accelgen.proto.messages import Objective, Reason
 from accelgen.scheduler.cost_model import Coefficients, CostModel, Work, evaluate, with_prompt
+from accelgen.scheduler.plus import claims
 from accelgen.scheduler.plus.price import LEAST, SHARE, Arrivals
 from accelgen.scheduler.plus.shedding import keepable
 from accelgen.scheduler.plus.timing import Fitted, Timing
@@ -97,6 +99,19 @@ def test_a_batch_is_filled_to_the_last_token(decodes: int, limit_s: float, prior
         assert fitted.seconds(with_prompt(work, tokens, prior)) <= limit_s
     if tokens < 4000:
         assert fitted.seconds(with_prompt(work, tokens + 1, prior)) > limit_s
+
+
+@pytest.mark.parametrize("e2e_s", [None, 30.0])
+def test_drafts_in_flight_are_no_tokens_yet(e2e_s: float | None) -> None:
+    """Four of them, at 0.2 s a token, would put the next deadline off by 0.8 s, though none may be accepted."""
+    due_s = []
+    for drafts in (0, 4):
+        scene = Scene(AccelGenPlus(), 100)
+        slot = scene.running(40, 40, last_s=1.0, e2e_s=e2e_s)
+        one = np.array([slot])
+        scene.table.plan(one, np.array([1]), 1.1, np.array([drafts]))
+        due_s.append(claims.due_s(scene.table, one, False, 0.05)[0])
+    assert due_s[0] == due_s[1]
 
 
 def test_a_price_only_while_there_is_too_little() -> None:
