@@ -114,6 +114,16 @@ def test_drafts_in_flight_are_no_tokens_yet(e2e_s: float | None) -> None:
     assert due_s[0] == due_s[1]
 
 
+@pytest.mark.parametrize("blocks", [0, 1])
+def test_nobody_gives_way_to_a_decode_that_has_no_token(blocks: int) -> None:
+    """Three decodes, a batch of two tokens: the third one, which needs a block, is not in it."""
+    scene = Scene(AccelGenPlus(), blocks, tokens=2)
+    first = [scene.running(40, 40, at_s=at_s, last_s=1.0 + at_s) for at_s in (0.0, 0.1)]
+    scene.running(48, 48, at_s=0.2, last_s=1.2)
+    assert scene.plan(1.3) == {slot: 1 for slot in first}
+    assert scene.preempted == []
+
+
 def test_a_price_only_while_there_is_too_little() -> None:
     """One arrival per second: ten small ones of 0.3 s and ten large ones of 3 s."""
     light = Arrivals().note(np.arange(20.0), np.full(20, 0.5))
