@@ -97,7 +97,7 @@ class Speculation:
     def go_on_from(self, state: DraftState) -> None:
         """What a forerunner has learnt."""
         self.hits, self.trials, self.filled = state.hits, state.trials, state.filled
-        self.step_s, self.timed = state.step_s, TIMED
+        self.step_s, self.timed = state.step_s, TIMED if state.step_s else 0
 
     def gauges(self, prefix: str, label: str) -> dict[str, float]:
         """Samples by name; none without a drafter."""
