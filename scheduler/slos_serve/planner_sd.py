@@ -5,7 +5,8 @@ average if each draft is accepted with probability alpha. Of all tiers one is th
 length it may have, every other tier has the shortest length with which it is not the bottleneck itself, in closed form.
 A batch takes as long as the least that its decodes can wait, floor(acc(s)) tokens at their pace; the lengths that leave
 the most for prompts are taken. The batches of a window are all alike; one that is too short for any has none
-(reconstructed: in the code such a window makes the plan infeasible, though nothing is due in it).
+(reconstructed: in the code such a window makes the plan infeasible, though nothing is due in it). A batch is charged
+max(s) draft steps, as in the code: one more than the longest draft has.
 
 Paces hold on average over the acceptance of drafts, not for each token.
 """
