@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from msgspec import Struct
 
 from accelgen.proto.config import Config
@@ -63,6 +64,12 @@ class Speculation:
         """The same for each of `slots`, [n]."""
         hits = table.draft_hits[slots] + OWN_TRIALS * self.rate
         found: Floats = hits / (table.draft_trials[slots] + OWN_TRIALS)
+        return found
+
+    def in_flight(self, table: RequestTable, slots: Ints) -> Floats:
+        """Tokens that the drafts in flight of each of `slots` will bring on average, [n]."""
+        chance = np.clip(self.rates(table, slots) * self.filled, 0.0, 0.999)
+        found: Floats = chance * (1 - chance ** table.drafted[slots]) / (1 - chance)
         return found
 
     def observe(

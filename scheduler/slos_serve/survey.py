@@ -229,10 +229,12 @@ class Survey:
         )
 
     def _present_tiers(self) -> list[int]:
-        """The loosest that each can afford over its next tokens."""
+        """The loosest that each can afford over its next tokens, drafts in flight being accepted as often as they are:
+        the batch that they are in was planned so."""
         table, slots = self.view.table, self.standing.decoding
         own_s = tbt_s(table, slots, self._far)
-        ahead_s = next_token_due_s(table, slots, self._far) + (LOOK_AHEAD - 2) * own_s
+        more = self.view.speculation.in_flight(table, slots)
+        ahead_s = next_token_due_s(table, slots, self._far) + (LOOK_AHEAD - 2 + more) * own_s
         allowed_s = (ahead_s - self.start_s) / LOOK_AHEAD
         if not self.rules.credit:
             allowed_s = np.minimum(allowed_s, own_s)
