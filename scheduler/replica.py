@@ -126,10 +126,11 @@ class Replica:
     def _date(self, slot: int, request: Request, now_s: float) -> None:
         """When its first token came, and its thinking ended, if each stage has kept its pace until now."""
         table, thought = self.table, request.thought or len(request.generated)
-        first_s, rest_s = float(table.tpot_s[slot]), 0.0  # per token of its first stage, of all after that
+        pace_s = float(table.tpot_s[slot])  # of its first stage
+        lived_s, rest_s = (thought - 1) * pace_s if pace_s < FAR_S else 0.0, 0.0
         if request.thought and request.objective.tpot_s is not None:
             rest_s = (len(request.generated) - thought) * request.objective.tpot_s
-        table.first_s[slot] = now_s - rest_s - ((thought - 1) * first_s if first_s < FAR_S else 0.0)
+        table.first_s[slot] = now_s - rest_s - lived_s
         if request.thought:
             table.respond(slot, thought, now_s - rest_s)
 

@@ -120,7 +120,7 @@ def test_nobody_gives_way_to_a_decode_that_has_no_token(blocks: int) -> None:
     scene = Scene(AccelGenPlus(), blocks, tokens=2)
     first = [scene.running(40, 40, at_s=at_s, last_s=1.0 + at_s) for at_s in (0.0, 0.1)]
     scene.running(48, 48, at_s=0.2, last_s=1.2)
-    assert scene.plan(1.3) == {slot: 1 for slot in first}
+    assert scene.plan(1.3) == dict.fromkeys(first, 1)
     assert scene.preempted == []
 
 
