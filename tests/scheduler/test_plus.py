@@ -114,6 +114,16 @@ def test_drafts_in_flight_are_no_tokens_yet(e2e_s: float | None) -> None:
     assert due_s[0] == due_s[1]
 
 
+@pytest.mark.parametrize("drafts", [0, 4])
+def test_nobody_has_missed_what_drafts_in_flight_may_keep(drafts: int) -> None:
+    """10 ms a token where an iteration takes 10.1 ms: without drafts the third token is late for good."""
+    scene = Scene(AccelGenPlus(), 100)
+    slot = scene.running(40, 40, last_s=1.0, ttft_s=1.0, tpot_s=0.01)
+    scene.table.plan(np.array([slot]), np.array([1]), 1.01, np.array([drafts]))
+    scene.plan(1.0101)
+    assert scene.state.missed == ({1} if not drafts else set())
+
+
 @pytest.mark.parametrize("blocks", [0, 1])
 def test_nobody_gives_way_to_a_decode_that_has_no_token(blocks: int) -> None:
     """Three decodes, a batch of two tokens: the third one, which needs a block, is not in it."""
