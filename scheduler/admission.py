@@ -4,7 +4,7 @@ without end: overflow is a refusal with a reason and a time after which trying a
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from msgspec import Struct
 
@@ -31,7 +31,7 @@ def judge(config: Config, submit: Submit, views: list[View], draining: bool) -> 
         detail = f"n: {choices} choices, at most {config.max_num_seqs} can run together"
         return Refusal(Reason.REFUSED_TOO_LONG, detail)
     tokens = len(submit.prompt.tokens) - submit.prompt.generated + submit.max_tokens
-    room = max(view.total_blocks for view in views) * views[0].table.block_size
+    room = max(map(_room, views))
     if tokens > room:
         detail = f"prompt and max_tokens need {tokens} tokens, the KV cache holds {room}"
         return Refusal(Reason.REFUSED_TOO_LONG, detail)
@@ -45,6 +45,18 @@ def judge(config: Config, submit: Submit, views: list[View], draining: bool) -> 
         detail = f"{queued} tokens are waiting, the limit is {config.max_queued_tokens}"
         return Refusal(Reason.REFUSED_SATURATED, detail, drain_s(views))
     return None
+
+
+def roomy(views: Mapping[int, View], tokens: int) -> dict[int, View]:
+    """The replicas, by index, whose KV cache holds so many tokens; all of them if none does (then it was accepted by
+    others)."""
+    found = {index: view for index, view in views.items() if tokens <= _room(view)}
+    return found or {**views}
+
+
+def _room(view: View) -> int:
+    """Tokens that a replica's KV cache holds."""
+    return view.total_blocks * view.table.block_size
 
 
 def drain_s(views: list[View]) -> float:

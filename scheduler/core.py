@@ -27,7 +27,7 @@ from accelgen.proto.messages import (
     Submit,
     Tokens,
 )
-from accelgen.scheduler.admission import Expiry, Refusal, drain_s, judge
+from accelgen.scheduler.admission import Expiry, Refusal, drain_s, judge, roomy
 from accelgen.scheduler.cost_model import Coefficients, CostModel
 from accelgen.scheduler.flight import Outcome
 from accelgen.scheduler.memory.crossover import Copies
@@ -138,10 +138,12 @@ class SchedulerCore:
         if refusal is not None:
             self._refuse(requests, refusal)
             return
+        able = roomy(by_index, len(requests[0].prompt) + requests[0].max_tokens)
         if known is None:
-            verdict = self.placement.choose(requests[0], by_index, now_s)
+            verdict = self.placement.choose(requests[0], able, now_s)
         else:
-            verdict = replace(self.policy.admit(requests[0], views, now_s), replica=known)
+            verdict = self.policy.admit(requests[0], [*able.values()], now_s)
+            verdict = replace(verdict, replica=known)
         if verdict.refused and not accepted:
             why = Refusal(Reason.REFUSED_SATURATED, verdict.refused, drain_s(views))
             self._refuse(requests, why)

@@ -31,6 +31,7 @@ from accelgen.proto.messages import (
 )
 from accelgen.proto.recorder import RECV
 from accelgen.proto.recording import Fact, Message, Recording, RecordingError
+from accelgen.scheduler.admission import roomy
 from accelgen.scheduler.comparison import Asked, Comparison, Rerun, RerunMemory
 from accelgen.scheduler.core import ReplicaSpec, SchedulerCore
 from accelgen.scheduler.cost_model import Coefficients
@@ -260,8 +261,11 @@ class _Replay:
         match body:
             case Submit():
                 home = self.ahead.homes.get((self.part, body.prompt.id))
-                if home in core.replicas:  # else it was refused, or over
-                    self.rerun.home = [*core.replicas].index(home)
+                views = {i: replica.view() for i, replica in core.replicas.items()}
+                prompt = body.prompt
+                able = roomy(views, len(prompt.tokens) - prompt.generated + body.max_tokens)
+                if home in able:  # else it was refused, or over
+                    self.rerun.home = [*able].index(home)
                     core.on_submit(self._with_ends(body), index, now_s)
             case Abort():
                 core.on_abort(body, now_s)

@@ -117,17 +117,24 @@ class Replica:
         request = self.table.request(slot)
         if request.generated:
             request.started_s = self.table.last_s[slot] = now_s
-            if request.thought:
-                self.table.respond(slot, request.thought, now_s)
-            pace_s = float(self.table.tpot_s[slot])
-            lived_s = (len(request.generated) - 1) * pace_s if pace_s < FAR_S else 0.0
-            self.table.first_s[slot] = now_s - lived_s
+            self._date(slot, request, now_s)
             if self.table.remaining(np.array([slot]))[0] == 1 and not self.table.away[slot]:
                 self._stalled_s = None
                 self.table.key[slot] = self._key(slot)  # the place that it would have if it waited
                 self.table.start(slot)
                 return
         self.enqueue(slot)
+
+    def _date(self, slot: int, request: Request, now_s: float) -> None:
+        """When its first token came, and its thinking ended, if each stage has kept its pace until now."""
+        table, thought = self.table, request.thought or len(request.generated)
+        pace_s = float(table.tpot_s[slot])  # of its first stage
+        lived_s, rest_s = (thought - 1) * pace_s if pace_s < FAR_S else 0.0, 0.0
+        if request.thought and request.objective.tpot_s is not None:
+            rest_s = (len(request.generated) - thought) * request.objective.tpot_s
+        table.first_s[slot] = now_s - rest_s - lived_s
+        if request.thought:
+            table.respond(slot, thought, now_s - rest_s)
 
     def release(self, id: int) -> None:
         """What the KV manager holds of a request unknown here is given back with the next plan."""

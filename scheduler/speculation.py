@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from msgspec import Struct
 
 from accelgen.proto.config import Config
@@ -65,6 +66,12 @@ class Speculation:
         found: Floats = hits / (table.draft_trials[slots] + OWN_TRIALS)
         return found
 
+    def in_flight(self, table: RequestTable, slots: Ints) -> Floats:
+        """Tokens that the drafts in flight of each of `slots` will bring on average, [n]."""
+        chance = np.clip(self.rates(table, slots) * self.filled, 0.0, 0.999)
+        found: Floats = chance * (1 - chance ** table.drafted[slots]) / (1 - chance)
+        return found
+
     def observe(
         self, table: RequestTable, slot: int, planned: int, drafted: int, accepted: int
     ) -> None:
@@ -97,7 +104,7 @@ class Speculation:
     def go_on_from(self, state: DraftState) -> None:
         """What a forerunner has learnt."""
         self.hits, self.trials, self.filled = state.hits, state.trials, state.filled
-        self.step_s, self.timed = state.step_s, TIMED
+        self.step_s, self.timed = state.step_s, TIMED if state.step_s else 0
 
     def gauges(self, prefix: str, label: str) -> dict[str, float]:
         """Samples by name; none without a drafter."""

@@ -11,12 +11,15 @@ CLOSE_S = 1e-6
 LEAST_PACE_S = 0.02  # per token, of requests that state only when they must be done
 
 
-def due_s(table: RequestTable, slots: Ints, every_gap: bool, iteration_s: float) -> Floats:
+def due_s(
+    table: RequestTable, slots: Ints, every_gap: bool, iteration_s: float, drafts: bool = False
+) -> Floats:
     """When the next token of each must be there, [n]. The first: by the TTFT objective. Later ones: a TPOT after the
     one before (`every_gap`), or on the line of cumulative deadlines, that is max(TTFT deadline, first token) + TPOT for
-    each. With an end-to-end objective: early enough for the predicted rest at twice `iteration_s` per token."""
+    each. With an end-to-end objective: early enough for the predicted rest at twice `iteration_s` per token. `drafts`:
+    if all that are in flight are accepted; else none of them counts."""
     tpot_s, first_due_s = table.tpot_s[slots], table.first_due_s[slots]
-    generated = table.length[slots] - table.prompt_len[slots]
+    generated = table.generated(slots) + (table.drafted[slots] if drafts else 0)
     if every_gap:
         later = table.last_s[slots] + tpot_s
     else:
@@ -33,7 +36,7 @@ def due_s(table: RequestTable, slots: Ints, every_gap: bool, iteration_s: float)
 
 
 def has_missed(table: RequestTable, slots: Ints, due: Floats, soonest_s: float) -> Bools:
-    """Who cannot attain any more, [n], if no token can be there before `soonest_s`."""
+    """Who cannot attain any more, [n], if no token can be there before `soonest_s`; `due` at best."""
     end_s = table.end_due_s[slots]
     first_s = table.first_s[slots]
     first_late = (first_s < NEAR_S) & (first_s > table.first_due_s[slots] + CLOSE_S)

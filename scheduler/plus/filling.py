@@ -41,11 +41,13 @@ class Filling:
         batch = self.batch
         gone, taken = set(batch.preempted), set(batch.slots)
         for slot in slots.tolist():
+            if batch.tokens < 1:  # nobody gives way to one that has no token
+                return
             while slot not in gone and batch.block_demand(slot, 1) > batch.blocks:
                 victim = next(v for v in victims if v not in gone and v not in taken)
                 gone.add(victim)
                 batch.preempt(victim)
-            if slot not in gone and batch.tokens > 0:
+            if slot not in gone:
                 batch.take(slot, 1)
                 taken.add(slot)
 

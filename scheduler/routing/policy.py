@@ -36,8 +36,9 @@ class Routing(Protocol):
         methods that return one may change it in place."""
 
     def order(self, request: Request, views: Mapping[int, View], state: Any) -> Order:
-        """Where a request that arrives should go. `views` has the replicas that live, by index, at least one: one that
-        is down, or starts again, is not among them. Nothing is changed: `placed` says what came of it."""
+        """Where a request that arrives should go. `views` has the replicas that live and whose KV cache holds it to its
+        end, by index, at least one: one that is down, or starts again, or is too small is not among them. Nothing is
+        changed: `placed` says what came of it."""
 
     def placed(self, request: Request, index: int, view: View, state: Any) -> Any:
         """After a request was given to replica `index`, and its siblings with it. Also after a takeover, for each that

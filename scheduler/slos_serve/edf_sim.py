@@ -10,6 +10,7 @@ enough the rejection is CMP, and MEM if KV runs out.
 
 Reconstructed: paces other than the tightest take their share of the tokens of a step, not a token in each; a rest of
 time is banked as one batch when the epoch ends; an old request that is late anyway is due as early as it can be.
+Steps have a token of each decode: on drafts, which the plan made afterwards may have, nobody counts.
 """
 
 from __future__ import annotations

@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from itertools import islice
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
-from accelgen.scheduler.slos_serve.admission import Candidate, Problem
+from accelgen.scheduler.slos_serve.admission import Candidate, Place, Problem
 from accelgen.scheduler.slos_serve.slices import Planner, Slice
 from accelgen.scheduler.slos_serve.tiers import Counts
 
@@ -52,13 +52,32 @@ def make_plan(problem: Problem, admitted: Iterable[Candidate]) -> Plan:
         after = problem.step(place, candidate)
         assert after is not None, "the walk is feasible"
         place = after
-    return Plan(tuple(slices), _tail(planner, place.counts), joins)
+    return Plan(tuple(slices), _tail(planner, place), joins)
 
 
-def _tail(planner: Planner, counts: Counts) -> tuple[Slice, ...]:
-    """Batches of these decodes that can repeat, at least one. Without decodes they are as large as may be."""
+def _tail(planner: Planner, place: Place) -> tuple[Slice, ...]:
+    """Batches of the decodes at `place` that can repeat, at least one. Without decodes they are as large as may be.
+
+    With drafts a looser pace of some can be impossible where the tighter one that they have in the long run is not:
+    floor(acc(s)) is 1 for the short drafts that it asks for. Then all keep that."""
+    found = _repeating(planner, place.counts)
+    if found:
+        return found
+    return tuple(_for_all(one, place) for one in _repeating(planner, place.steady))
+
+
+def _repeating(planner: Planner, counts: Counts) -> tuple[Slice, ...]:
     found = tuple(islice(planner.slices(planner.steady_s, counts), MOST_TAIL))
     return found or tuple(islice(planner.slices(IDLE_S, counts), 1))
+
+
+def _for_all(one: Slice, place: Place) -> Slice:
+    """A batch for `place.steady`, with the tokens of the next tighter tier for each that nobody is in there."""
+    lengths, tighter = [], 0
+    for length, count in zip(one.lengths, place.steady, strict=True):
+        tighter = length if count else tighter
+        lengths.append(tighter)
+    return structs.replace(one, lengths=tuple(lengths))
 
 
 def overloaded_plan(counts: Counts, size: int, least: int) -> Plan:

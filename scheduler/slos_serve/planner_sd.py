@@ -5,7 +5,8 @@ average if each draft is accepted with probability alpha. Of all tiers one is th
 length it may have, every other tier has the shortest length with which it is not the bottleneck itself, in closed form.
 A batch takes as long as the least that its decodes can wait, floor(acc(s)) tokens at their pace; the lengths that leave
 the most for prompts are taken. The batches of a window are all alike; one that is too short for any has none
-(reconstructed: in the code such a window makes the plan infeasible, though nothing is due in it).
+(reconstructed: in the code such a window makes the plan infeasible, though nothing is due in it). A batch is charged
+max(s) draft steps, as in the code: one more than the longest draft has.
 
 Paces hold on average over the acceptance of drafts, not for each token.
 """
@@ -28,10 +29,11 @@ _CLOSE = 1e-9
 
 
 class Lengths(Struct, frozen=True):
-    """Tokens verified per decode of each tier (0: nobody is in it), `used` by all of them, and the longest time that
+    """Tokens verified per decode of each tier (0: nobody is in it), `used` by all `decodes`, and the longest time that
     a batch may take with them."""
 
     lengths: tuple[int, ...]
+    decodes: int
     used: int
     steps: int
     unit_s: float
@@ -94,25 +96,30 @@ class SdPlanner:
         return self.plan(self.steady_s, counts) is not None
 
     def _reach(self, tokens: int, one: Lengths) -> float:
-        room = self.roofline.time_to_batch(one.unit_s, one.steps) - one.used
+        room = self._size(one.unit_s, one) - one.used
         if room < 1:
             return inf
         if tokens <= room:
-            return min(one.unit_s, self.roofline.seconds(tokens + one.used, one.steps))
+            least_s = self.roofline.seconds(tokens + one.used, one.steps, one.decodes)
+            return min(one.unit_s, least_s)
         return ceil(tokens / room) * one.unit_s
+
+    def _size(self, limit_s: float, one: Lengths) -> int:
+        """Of the largest batch with these lengths that takes no longer."""
+        return self.roofline.time_to_batch(limit_s, one.steps, one.decodes)
 
     def _best(self, window_s: float, counts: Counts) -> tuple[int, Slice] | None:
         """How many batches, and each of them."""
         best: tuple[int, Slice] | None = None
         for one in self._lengths(counts):
             unit_s = min(one.unit_s, window_s)
-            size = self.roofline.time_to_batch(unit_s, one.steps)
+            size = self._size(unit_s, one)
             prefill, times = size - one.used, int(window_s / unit_s + _CLOSE)
             if (
                 prefill < 0 and unit_s < one.unit_s
             ):  # the window is too short, and nothing is due in it
                 unit_s, times = one.unit_s, 0
-                size = self.roofline.time_to_batch(unit_s, one.steps)
+                size = self._size(unit_s, one)
                 prefill = size - one.used
             if prefill >= 0 and (best is None or times * prefill > best[0] * best[1].prefill):
                 best = times, Slice(size, one.lengths, prefill, unit_s)
@@ -141,4 +148,4 @@ class SdPlanner:
         paces = zip(lengths, self.tiers, strict=True)
         unit_s = min(int(accepted(s, self.alpha) + _CLOSE) * tpot_s for s, tpot_s in paces if s)
         used = sum(n * s for n, s in zip(counts, lengths, strict=True))
-        return Lengths(tuple(lengths), used, max(lengths), unit_s)
+        return Lengths(tuple(lengths), sum(counts), used, max(lengths), unit_s)

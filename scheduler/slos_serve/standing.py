@@ -102,10 +102,12 @@ def standing_of(
 
 
 def standing_by_key(table: RequestTable) -> Standing:
-    """Where that is not known: by the places that requests had when they waited. Who has not been judged yet counts as
-    admitted, and so does who has not even been looked up, but for choices that will fork."""
+    """Where that is not known: by the places that requests had when they waited, and, of those who were judged later or
+    never waited (choices), by what the engine was told. Who has not been judged yet counts as admitted, and so does who
+    has not even been looked up, but for choices that will fork."""
     running = table.running
-    lesser = table.key[running] > PRIORITY_S / 2
+    told = [table.request(slot).best_effort for slot in running.tolist()]
+    lesser = (table.key[running] > PRIORITY_S / 2) | np.array(told, dtype=bool)
     found = _sorted_out(table, running[~lesser], running[lesser])
     used = np.array([*table.slot_of.values()], dtype=np.int64)
     arriving = used[table.state[used] == ARRIVING].tolist()

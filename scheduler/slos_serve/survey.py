@@ -121,14 +121,13 @@ class Survey:
 
     @cached_property
     def present_tiers(self) -> list[int]:
-        """Tiers of the decodes at present."""
-        table, slots = self.view.table, self.standing.decoding
-        own_s = tbt_s(table, slots, self._far)
-        ahead_s = next_token_due_s(table, slots, self._far) + (LOOK_AHEAD - 2) * own_s
-        allowed_s = (ahead_s - self.start_s) / LOOK_AHEAD
-        if not self.rules.credit:
-            allowed_s = np.minimum(allowed_s, own_s)
-        return [tier_of(self.tiers, one) for one in allowed_s.tolist()]
+        """Tiers of the decodes at present. With drafts some looser paces cannot be planned beside the others' where the
+        own ones can (`plan.py`): then nobody has a looser one."""
+        found = self._present_tiers()
+        steady = [*map(min, found, self.own_tiers)]
+        if found == steady or self.planner.is_steady(self._count(found)):
+            return found
+        return steady if self.planner.is_steady(self._count(steady)) else found
 
     @property
     def counts(self) -> Counts:
@@ -228,6 +227,18 @@ class Survey:
         return tuple(
             np.bincount(np.array(tiers, dtype=np.int64), minlength=len(self.tiers)).tolist()
         )
+
+    def _present_tiers(self) -> list[int]:
+        """The loosest that each can afford over its next tokens, drafts in flight being accepted as often as they are:
+        the batch that they are in was planned so."""
+        table, slots = self.view.table, self.standing.decoding
+        own_s = tbt_s(table, slots, self._far)
+        more = self.view.speculation.in_flight(table, slots)
+        ahead_s = next_token_due_s(table, slots, self._far) + (LOOK_AHEAD - 2 + more) * own_s
+        allowed_s = (ahead_s - self.start_s) / LOOK_AHEAD
+        if not self.rules.credit:
+            allowed_s = np.minimum(allowed_s, own_s)
+        return [tier_of(self.tiers, one) for one in allowed_s.tolist()]
 
     def _lasting_s(self, slots: Ints) -> Floats:
         return lasting_s(self.view.table, slots, self.rules)

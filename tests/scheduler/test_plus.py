@@ -9,10 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import structs
+from scene import Scene
 
 from accelgen.proto.config import Config
 from accelgen.proto.messages import Objective, Reason
 from accelgen.scheduler.cost_model import Coefficients, CostModel, Work, evaluate, with_prompt
+from accelgen.scheduler.plus import claims
 from accelgen.scheduler.plus.price import LEAST, SHARE, Arrivals
 from accelgen.scheduler.plus.shedding import keepable
 from accelgen.scheduler.plus.timing import Fitted, Timing
@@ -97,6 +99,39 @@ def test_a_batch_is_filled_to_the_last_token(decodes: int, limit_s: float, prior
         assert fitted.seconds(with_prompt(work, tokens, prior)) <= limit_s
     if tokens < 4000:
         assert fitted.seconds(with_prompt(work, tokens + 1, prior)) > limit_s
+
+
+@pytest.mark.parametrize("e2e_s", [None, 30.0])
+def test_drafts_in_flight_are_no_tokens_yet(e2e_s: float | None) -> None:
+    """Four of them, at 0.2 s a token, would put the next deadline off by 0.8 s, though none may be accepted."""
+    due_s = []
+    for drafts in (0, 4):
+        scene = Scene(AccelGenPlus(), 100)
+        slot = scene.running(40, 40, last_s=1.0, e2e_s=e2e_s)
+        one = np.array([slot])
+        scene.table.plan(one, np.array([1]), 1.1, np.array([drafts]))
+        due_s.append(claims.due_s(scene.table, one, False, 0.05)[0])
+    assert due_s[0] == due_s[1]
+
+
+@pytest.mark.parametrize("drafts", [0, 4])
+def test_nobody_has_missed_what_drafts_in_flight_may_keep(drafts: int) -> None:
+    """10 ms a token where an iteration takes 10.1 ms: without drafts the third token is late for good."""
+    scene = Scene(AccelGenPlus(), 100)
+    slot = scene.running(40, 40, last_s=1.0, ttft_s=1.0, tpot_s=0.01)
+    scene.table.plan(np.array([slot]), np.array([1]), 1.01, np.array([drafts]))
+    scene.plan(1.0101)
+    assert scene.state.missed == ({1} if not drafts else set())
+
+
+@pytest.mark.parametrize("blocks", [0, 1])
+def test_nobody_gives_way_to_a_decode_that_has_no_token(blocks: int) -> None:
+    """Three decodes, a batch of two tokens: the third one, which needs a block, is not in it."""
+    scene = Scene(AccelGenPlus(), blocks, tokens=2)
+    first = [scene.running(40, 40, at_s=at_s, last_s=1.0 + at_s) for at_s in (0.0, 0.1)]
+    scene.running(48, 48, at_s=0.2, last_s=1.2)
+    assert scene.plan(1.3) == dict.fromkeys(first, 1)
+    assert scene.preempted == []
 
 
 def test_a_price_only_while_there_is_too_little() -> None:

@@ -15,12 +15,12 @@ from routing_scene import BLOCK, Scene, known_keys, request_of
 from world import World, expected
 
 from accelgen.proto.config import Config
-from accelgen.proto.messages import Objective, Reason
+from accelgen.proto.messages import Lookup, Objective, Prompt, Reason, Submit
 from accelgen.proto.policies import known_routings, parse_routing
 from accelgen.scheduler.core import ReplicaSpec, SchedulerCore
 from accelgen.scheduler.decision import BadDecision
 from accelgen.scheduler.policies.vllm import Vllm
-from accelgen.scheduler.policy import UnknownPolicy, Verdict, View
+from accelgen.scheduler.policy import UnknownPolicy, Verdict, View, load_policy
 from accelgen.scheduler.request import Request
 from accelgen.scheduler.routing.placement import Placement
 from accelgen.scheduler.routing.policy import load_routing
@@ -346,6 +346,18 @@ def test_who_is_declined_by_one_goes_to_the_next(name: str) -> None:
     refused = placed(name, busy=[0, 1, 2])
     assert refused.refused.startswith("all are busy")
     assert name == "planned" or refused.refused.endswith("; 3 were asked, one after the other")
+
+
+@pytest.mark.parametrize("policy", ["vllm", "slos-serve"])
+@pytest.mark.parametrize("name", ROUTINGS)
+def test_nobody_is_sent_where_it_could_never_run(name: str, policy: str) -> None:
+    """Replicas may be of several sizes: 200 tokens of prompt and answer are too much for two of the three."""
+    specs = {i: ReplicaSpec(blocks, 16) for i, blocks in enumerate((8, 100, 12))}
+    core = SchedulerCore(Config(routing=name), load_policy(policy, {}), specs)
+    for id in range(1, 7):
+        prompt = Prompt(id, prompt_of(192, id))
+        core.on_submit(Submit(prompt, 8, [], Objective(1.0, 0.1), "standard", 0.0), 0, 0.1 * id)
+    assert [where for _, where, body in core.outbox if isinstance(body, Lookup)] == [1] * 6
 
 
 def test_planned_leaves_it_to_the_policy() -> None:

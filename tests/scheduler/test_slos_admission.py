@@ -317,3 +317,16 @@ def test_too_many_decodes_get_a_token_each() -> None:
     assert plan.at(0) == plan.at(5)
     assert (plan.at(0).size, plan.at(0).lengths, plan.at(0).prefill) == (178, (1, 1), 128)
     assert overloaded_plan((30, 20), 400, 128).at(0).prefill == 350
+
+
+def test_a_tail_at_the_pace_of_the_long_run() -> None:
+    """As in test_slos_drafts.py: 307 decodes at 49 ms are possible, with one of them at 149 ms they are not."""
+    roofline = Roofline((Piece(1e-4, 0.001, 0.025),))
+    planner = SdPlanner(roofline, (0.049, 0.099, 0.149), 0.9, 5)
+    assert planner.is_steady((308, 0, 0)) and not planner.is_steady((307, 0, 1))
+    posed = Problem.of(planner, [], (307, 0, 1), (308, 0, 0), 99, 99)
+    assert relaxed(posed) is not None
+    [one, *_] = make_plan(posed, []).tail
+    assert one.lengths[0] == one.lengths[2] > 1
+    assert roofline.seconds(one.size, one.lengths[0]) <= one.seconds + 1e-9
+    assert one.size - one.prefill == 308 * one.lengths[0]

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from scene import Scene
 from test_speculation import CheckedWorld, prompt_of
 from world import expected
 
 from accelgen.proto.messages import Objective
+from accelgen.scheduler.cost_model import Coefficients
 from accelgen.scheduler.policies.slos_serve import SlosServe
 from accelgen.scheduler.policy import Decision
 from accelgen.scheduler.slos_serve.planner_ar import ArPlanner
 from accelgen.scheduler.slos_serve.planner_sd import SdPlanner
 from accelgen.scheduler.slos_serve.roofline import Piece, Roofline
 from accelgen.scheduler.slos_serve.speculating import planner_for
+from accelgen.scheduler.slos_serve.standing import standing_of
+from accelgen.scheduler.slos_serve.survey import Rules, Survey
 from accelgen.scheduler.speculation import Speculation
 
 ROOFLINE = Roofline((Piece(1e-4, 0.0, 0.01),))
@@ -74,6 +78,42 @@ def test_drafts_admit_what_would_be_too_much_without() -> None:
         prompt = scene.waiting(1500, ttft_s=0.3, tpot_s=1.0)
         planned(scene, speculation)
         assert (int(scene.table.ids[prompt]) in scene.state.admitted) == admitted
+
+
+@pytest.mark.parametrize("admission", ["dp", "edf_sim"])
+def test_a_decode_ahead_of_its_demand_makes_no_pace_impossible(admission: str) -> None:
+    """308 decodes every 49 ms, of 5 tokens each in a batch of 98 ms or longer, can be kept. One of them
+    is 2 s ahead, which moves it to the loose tier: by the closed form its 2 tokens there (1.9 on average, one for sure)
+    leave shorter batches that cannot hold the others. All go on at the pace of the long run, and with a new one."""
+    steep = Coefficients(a=0.025, b=1e-4, b2=0.0, c=0.0, d=0.0, e=0.0, knee=1.0)
+    scene = Scene(SlosServe(admission), 6000, seats=400, cost=steep)
+    decodes = [
+        scene.running(50, 50, at_s=-10.0, ttft_s=12.0 if i == 0 else 1.0, tpot_s=0.05)
+        for i in range(308)
+    ]
+    prompt = scene.waiting(100, ttft_s=5.0, tpot_s=0.05)  # of 332 decodes
+    decision = planned(scene, with_rate(0.9, step_s=0.001))
+    if admission == "dp":  # the simulation knows no drafts
+        assert int(scene.table.ids[prompt]) in scene.state.admitted
+        assert prompt in decision.slots
+    assert {*decodes} <= {*decision.slots}
+    drafts = dict(zip(decision.slots, decision.drafts or [], strict=True))
+    assert [drafts[slot] for slot in decodes] == [4] * 308
+
+
+@pytest.mark.parametrize("rate", [0.2, 0.9])
+def test_drafts_in_flight_count_as_often_as_they_are_accepted(rate: float) -> None:
+    """Three drafts each in an iteration of 0.2 s, of decodes that are on their line: at 0.9 they bring 2.44 tokens
+    beside the sure one, enough for 0.1 s a token; at 0.2 it is a quarter, and who is behind needs a tighter pace."""
+    scene = Scene(SlosServe(), 3000)
+    slots = [scene.running(50, 50, at_s=-10.0, ttft_s=1.0, tpot_s=t) for t in (0.1, 0.1, 0.05)]
+    at = np.array(slots)
+    scene.table.plan(at, np.ones(3, dtype=np.int64), 0.2, np.full(3, 3))
+    view = replace(scene.view, speculation=with_rate(rate))
+    survey = Survey(view, standing_of(scene.table, {1, 2, 3}, set()), 0.2, Rules(True, 0.4))
+    assert survey.tiers[:2] == pytest.approx((0.049, 0.099))
+    assert survey.present_tiers == ([1, 1, 0] if rate == 0.9 else [0, 0, 0])
+    assert survey.steady[:2] == ((1, 2) if rate == 0.9 else (3, 0))
 
 
 @pytest.mark.parametrize("admission", ["dp", "edf_sim"])

@@ -596,6 +596,17 @@ def test_best_effort_requests_are_not_in_the_way() -> None:
 # --- whole runs ------------------------------------------------------------------------------------------------------
 
 
+def test_choices_of_a_best_effort_request_are_not_in_the_way_either() -> None:
+    """They have never waited, so that they have no place; but from the next round on the engine knows."""
+    world = World("slos-serve", blocks=200)
+    world.submit(1, [5] * 10, 60, siblings=[2, 3], objective=Objective())
+    world.run(until_s=0.15)
+    table = world.core.replicas[0].table
+    assert len(table.running) == 3
+    standing = standing_by_key(table)
+    assert len(standing.best_effort) == 3 and not len(standing.decoding)
+
+
 def test_a_refusal_reaches_the_client() -> None:
     """200 tokens take 22 ms: of twenty such prompts at once, due in 60 ms, two or three can be admitted."""
     world = World("slos-serve", blocks=2000, params={"burst": "refuse"})  # type: ignore[dict-item]

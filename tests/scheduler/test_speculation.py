@@ -384,6 +384,18 @@ def test_the_time_of_a_step_is_a_mean() -> None:
     assert speculation.step_s == pytest.approx(0.002, rel=0.01)
 
 
+def test_who_inherits_no_time_measures_it() -> None:
+    """A forerunner that drafted nothing does not know it: its zero is no mean of 32 iterations."""
+    heir = Speculation(4)
+    heir.go_on_from(Speculation(4).state())
+    heir.observe_time(2, 0.02)
+    assert heir.step_s == pytest.approx(0.01)
+    second = Speculation(4)
+    second.go_on_from(heir.state())
+    second.observe_time(2, 0.2)
+    assert second.step_s < 0.015
+
+
 def test_drafts_take_only_what_is_left() -> None:
     scene = Scene(Sarathi(), blocks=3, tokens=8, cost=FLAT)
     slots = [scene.running(14, 14), scene.running(15, 15), scene.running(10, 10)]

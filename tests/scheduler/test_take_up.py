@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from world import World
 
-from accelgen.proto.messages import Objective, Sampling
+from accelgen.proto.messages import Objective, Sampling, Thinking
 from accelgen.scheduler.policies.slack import next_token_due_s
 from accelgen.scheduler.request import Request
 
@@ -28,3 +28,17 @@ def test_it_has_neither_credit_nor_debt(tpot_s: float | None) -> None:
     else:
         due_s = float(next_token_due_s(replica.table, np.array([slot]), 1.0)[0])
         assert NOW_S < due_s <= NOW_S + 3 * TPOT_S
+
+
+@pytest.mark.parametrize("thinking_s", [0.02, 0.5, None])
+def test_neither_has_one_whose_thinking_is_over(thinking_s: float | None) -> None:
+    """150 of its tokens were thinking, at another pace or at none: that is over."""
+    replica = World("qoserve").core.replicas[0]
+    goal = Objective(5.0, TPOT_S, None, Thinking(thinking_s, [9]))
+    request = Request(1, 0, [5] * 16, Sampling(), 400, frozenset(), goal, "standard")
+    request.generated = [7] * 149 + [9] + [7] * 50
+    assert request.ends_thinking(0)
+    slot = replica.table.add(request, NOW_S - 100.0)
+    replica.take_up(slot, NOW_S)
+    due_s = float(next_token_due_s(replica.table, np.array([slot]), 1.0)[0])
+    assert NOW_S < due_s <= NOW_S + 3 * TPOT_S
