@@ -23,6 +23,7 @@ from world import POLICIES, expected
 from accelgen.proto.messages import Objective, Reason, SwapSample
 from accelgen.proto.recording import read_recording
 from accelgen.scheduler.core import SchedulerCore
+from accelgen.scheduler.decision import check
 from accelgen.scheduler.memory.cacheopt import CacheOptMemory, Remembered
 from accelgen.scheduler.memory.crossover import Copies, Line, fit_copies
 from accelgen.scheduler.memory.lending import Stay
@@ -364,6 +365,24 @@ def test_victims_whose_copy_is_cheaper_are_swapped() -> None:
     view = replace(scene.view, copies=Copies(line, line, 64), host_free=1000)
     decision, _ = CacheOptMemory().after(view, Decision([], [], [short, long]), Remembered(), 0.0)
     assert decision.swap == [long]
+
+
+# --- beside drafts ---------------------------------------------------------------------------------------------------
+
+
+def test_a_victim_for_a_critical_one_takes_its_drafts_along() -> None:
+    """Both that run are in the batch, with drafts; the one that gives way is in it no more, and the other one keeps
+    its own."""
+    scene = Scene(Sarathi(), blocks=0)
+    patient = scene.running(64, 64, tpot_s=100.0)
+    hasty = scene.running(64, 64, tpot_s=0.1)
+    scene.waiting(16, ttft_s=0.1)  # an iteration takes 61 ms
+    decision = Decision([patient, hasty], [1, 1], [], drafts=[3, 2])
+    memory = CacheOptMemory(reserve=0, growth=False, embed=False)
+    decision, _ = memory.after(scene.view, decision, Remembered(), 0.0)
+    assert decision.preempt == [patient]
+    assert (decision.slots, decision.counts, decision.drafts) == ([hasty], [1], [2])
+    check(decision, scene.table, "test")
 
 
 # --- waiting order ---------------------------------------------------------------------------------------------------
