@@ -22,6 +22,7 @@ processed in chunks of `chunk_size`.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from math import inf
 
@@ -98,11 +99,7 @@ class CacheOptMemory:
             reserve = view.free_blocks - free + view.pinned_blocks
             self._set_terms(view, state, start_s, most, reserve)
         victims = partial(_victims, state.guests) if self.victims else None
-        frame = View(
-            table, free, view.pinned_blocks, view.total_blocks, view.limits, view.cost,
-            view.host_free, victims, view.copies,
-        )  # fmt: skip
-        return frame, state
+        return replace(view, free_blocks=free, victims=victims), state
 
     def after(
         self, view: View, decision: Decision, state: Remembered, start_s: float

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from accelgen.scheduler.policies.cacheopt import CacheOpt
 from accelgen.scheduler.policies.sarathi import Sarathi
 from accelgen.scheduler.policy import Decision, load_policy
 from accelgen.scheduler.replay import replay
+from accelgen.scheduler.speculation import Speculation
 
 PARTS: list[dict[str, Any]] = [
     {},
@@ -368,6 +369,20 @@ def test_victims_whose_copy_is_cheaper_are_swapped() -> None:
 
 
 # --- beside drafts ---------------------------------------------------------------------------------------------------
+
+
+def test_a_policy_hears_of_the_drafter() -> None:
+    """It sees everything that it would see without a memory policy, but for blocks and victims."""
+    speculation = Speculation(4, hits=90.0, trials=100.0)
+    scene = Scene(Sarathi())
+    scene.running(16, 16)
+    view = replace(scene.view, speculation=speculation, host_free=3)
+    frame, _ = CacheOptMemory().before(view, Remembered(), 0.0)
+    scene.table.clear_terms()
+    assert frame.speculation is speculation
+    same = {"free_blocks", "victims"}
+    for name in {field.name for field in fields(view)} - same:
+        assert getattr(frame, name) is getattr(view, name), name
 
 
 def test_a_victim_for_a_critical_one_takes_its_drafts_along() -> None:
