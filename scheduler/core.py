@@ -182,6 +182,7 @@ class SchedulerCore:
         replicas hold, because one was away for a while, is given back by the one that has computed less."""
         replica = self.replicas[index]
         replica.step = inventory.step + 1
+        replica.memory_state = self.memory.inherited(replica.memory_state)
         replica.free_blocks = inventory.free + inventory.cached
         for held in inventory.held:
             found = _Find(index, held.computed)

@@ -86,6 +86,9 @@ class CacheOptMemory:
     def initial(self) -> Remembered:
         return Remembered()
 
+    def inherited(self, state: Remembered) -> Remembered:
+        return structs.replace(state, guests={})
+
     def before(self, view: View, state: Remembered, start_s: float) -> tuple[View, Remembered]:
         table = view.table
         state = _look(table, state)

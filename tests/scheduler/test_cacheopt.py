@@ -16,6 +16,7 @@ import pytest
 from hypothesis import Phase, event, example, given, settings
 from hypothesis import strategies as st
 from memory_world import MemoryWorld
+from msgspec import structs
 from recorded_world import RecordedWorld, recording_to
 from scene import Scene
 from world import POLICIES, expected
@@ -31,6 +32,7 @@ from accelgen.scheduler.policies.cacheopt import CacheOpt
 from accelgen.scheduler.policies.sarathi import Sarathi
 from accelgen.scheduler.policy import Decision, load_policy
 from accelgen.scheduler.replay import replay
+from accelgen.scheduler.snapshot import Experience
 from accelgen.scheduler.speculation import Speculation
 
 PARTS: list[dict[str, Any]] = [
@@ -194,6 +196,27 @@ def test_a_guest_that_outlives_its_prediction() -> None:
         victims = Counter(id for plan in world.plans for id in plan.preempt)
         assert bool(victims) is preempted and set(victims) <= {2}
         world.check_idle()
+
+
+def test_nobody_is_a_guest_any_more_after_a_takeover() -> None:
+    """The KV manager has forgotten who lives inside whom: what the guest holds is its own, and would come free if it
+    gave way."""
+    world = world_of(10)
+    world.tell({144: 144, 16: 16})
+    world.submit(1, prompt_of(16, 1), max_tokens=144, objective=EASY)
+    run_until(world, 1, 16)
+    world.submit(2, prompt_of(16, 2), max_tokens=16, objective=EASY)
+    run_until(world, 2, 3)
+    before = world.core.replicas[0].memory_state
+    assert before.guests.keys() == {2}
+    known = Experience()
+    known.take_from(world.core)
+    heir = SchedulerCore(world.config, load_policy("cacheopt", {}), world.specs)
+    known.give_to(heir)
+    kv, worker = world.kvs[0], world.workers[0]
+    assert kv.on_inventory(worker.inventory()) == [] and not kv.tables.loans.any
+    heir.inherit(kv.on_activate(), 0)
+    assert heir.replicas[0].memory_state == structs.replace(before, guests={})
 
 
 # --- reserve, growth, cuts -------------------------------------------------------------------------------------------
