@@ -243,6 +243,19 @@ def test_the_reserve_is_for_critical_ones() -> None:
     world.check_idle()
 
 
+def test_what_others_have_in_the_cache_is_promised_once() -> None:
+    """10 blocks, 8 of them pinned for the last one that waits, which has time. Nothing runs, so that the first critical
+    one may have them all; the second one, which needs 8, too, has to wait."""
+    scene = Scene(CacheOpt(), blocks=10)
+    slots = [scene.waiting(112, ttft_s=0.05 * i, max_tokens=2) for i in (1, 2)]
+    last = scene.waiting(170, ttft_s=1000.0)
+    scene.table.hit(last, 128)
+    view = replace(scene.view, pinned_blocks=8)
+    frame, _ = CacheOptMemory(embed=False).before(view, Remembered(), 0.0)
+    decision, _ = scene.policy.plan(frame, scene.state, 0.0)
+    assert decision.slots == slots[:1]
+
+
 def test_unused_tails_are_cut_for_a_critical_one() -> None:
     """All 20 blocks are one request's. Another one has 30 ms for its first token: when it is nearly critical, 4 blocks
     (prompt and B, 64 tokens) are taken from the tail, and nobody is preempted."""
