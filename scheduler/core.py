@@ -259,9 +259,10 @@ class SchedulerCore:
                 sheaf.ends.append(end)
                 over.append(outcome)
         for outcome in over:
-            request = outcome.request
-            self.predictor.observe(Traits.of(request), len(request.generated))
-            self._forget(request, spoiled=outcome.reason is Reason.FAILED)
+            request, failed = outcome.request, outcome.reason is Reason.FAILED
+            if not failed:
+                self.predictor.observe(Traits.of(request), len(request.generated))
+            self._forget(request, spoiled=failed)
         for frontend, sheaf in sheaves.items():
             if sheaf.ids:
                 tokens = Tokens(result.step, sheaf.ids, sheaf.counts, sheaf.tokens)
