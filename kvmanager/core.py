@@ -315,14 +315,15 @@ class KvCore:
 
     def _allocate(self, plan: Plan, dropped: set[int]) -> dict[int, int]:
         """Gives requests the blocks that the plan says. Returns who holds another number, and which, hosts of others
-        and those whose entry was `dropped` included."""
+        and those whose entry was `dropped` included. A tail that is shared does not count: it will be copied."""
         short = {}
         for id, blocks in zip(plan.allocate_ids, plan.allocate_blocks, strict=False):
             request = self._requests.get(id)
             if request is not None:
                 self.tables.resize(request, blocks)
-                if len(request.table) != blocks or id in dropped:
-                    short[id] = len(request.table)
+                held = len(request.table) - request.shares_tail
+                if held != blocks or id in dropped:
+                    short[id] = held
         for id, host in self.tables.loans.resized.items():
             if self._requests.get(id) is host:
                 short[id] = len(host.table)

@@ -203,6 +203,9 @@ class RerunMemory:
     def initial(self) -> Any:
         return self.rerun.ask(self.other.initial)
 
+    def inherited(self, state: Any) -> Any:
+        return self.rerun.ask(self.other.inherited, state)
+
     def before(self, view: View, state: Any, start_s: float) -> tuple[View, Any]:
         return self.rerun.ask(self.other.before, view, state, start_s)
 

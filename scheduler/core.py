@@ -187,6 +187,7 @@ class SchedulerCore:
         replicas hold, because one was away for a while, is given back by the one that has computed less."""
         replica = self.replicas[index]
         replica.step = inventory.step + 1
+        replica.memory_state = self.memory.inherited(replica.memory_state)
         replica.free_blocks = inventory.free + inventory.cached
         for held in inventory.held:
             found = _Find(index, held.computed)
@@ -263,9 +264,10 @@ class SchedulerCore:
                 sheaf.ends.append(end)
                 over.append(outcome)
         for outcome in over:
-            request = outcome.request
-            self.predictor.observe(Traits.of(request), len(request.generated))
-            self._forget(request, spoiled=outcome.reason is Reason.FAILED)
+            request, failed = outcome.request, outcome.reason is Reason.FAILED
+            if not failed:
+                self.predictor.observe(Traits.of(request), len(request.generated))
+            self._forget(request, spoiled=failed)
         for frontend, sheaf in sheaves.items():
             if sheaf.ids:
                 tokens = Tokens(result.step, sheaf.ids, sheaf.counts, sheaf.tokens)

@@ -11,19 +11,25 @@ from accelgen.scheduler.table import RUNNING, RequestTable
 def allocated(decision: Decision, table: RequestTable, total: int) -> dict[int, int]:
     """Notes the blocks that requests which run are to hold (never fewer than they use, of `total`), and returns them
     by slot."""
-    found = {slot: n for slot, n in decision.allocate.items() if table.state[slot] == RUNNING}
+    found = _possible(decision, table, total)
     for slot, blocks in found.items():
-        most = int(min(blocks, total))
-        found[slot] = table.blocks[slot] = max(most, table.used_blocks(slot))
+        table.blocks[slot] = blocks
     return found
 
 
-def grows(decision: Decision, table: RequestTable) -> bool:
-    """Whether somebody who runs is to hold another number of blocks than now: reason enough for a plan. That he is
-    told the same again is none."""
-    state, held = table.state, table.blocks
-    allocate = decision.allocate.items()
-    return any(state[slot] == RUNNING and held[slot] != most for slot, most in allocate)
+def grows(decision: Decision, table: RequestTable, total: int, free: int) -> bool:
+    """Whether somebody who runs is to hold fewer blocks than now, or more while some of `total` are `free`: reason
+    enough for a plan. That he is told the same again is none, nor that he is told what cannot be."""
+    held, possible = table.blocks, _possible(decision, table, total).items()
+    return any(most < held[slot] or (most > held[slot] and free > 0) for slot, most in possible)
+
+
+def _possible(decision: Decision, table: RequestTable, total: int) -> dict[int, int]:
+    return {
+        slot: max(int(min(blocks, total)), table.used_blocks(slot))
+        for slot, blocks in decision.allocate.items()
+        if table.state[slot] == RUNNING
+    }
 
 
 def embedded(decision: Decision, table: RequestTable, back: Collection[int]) -> dict[int, int]:

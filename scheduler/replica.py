@@ -182,7 +182,7 @@ class Replica:
             self.table.request(slot).best_effort = True
         self._note_starving(bool(decision.slots) or self.moves.pending, now_s)
         alone = (self._release or self.moves.pending) and not self.flights
-        idle_words = forks or alone or decision.preempt or reach.back or grows(decision, self.table)
+        idle_words = forks or alone or decision.preempt or reach.back or self._grows(decision)
         if not len(reach.entries.slots) and not idle_words:
             self._stalled_s = now_s
             return None
@@ -230,6 +230,10 @@ class Replica:
             self.starved_since_s = None
         elif self.starved_since_s is None:
             self.starved_since_s = now_s
+
+    def _grows(self, decision: Decision) -> bool:
+        free = self.free_blocks - self.leaving_blocks - self.pinned_blocks
+        return grows(decision, self.table, self.total_blocks, free)
 
     def _has_work(self) -> bool:
         table = self.table

@@ -86,6 +86,9 @@ class CacheOptMemory:
     def initial(self) -> Remembered:
         return Remembered()
 
+    def inherited(self, state: Remembered) -> Remembered:
+        return structs.replace(state, guests={})
+
     def before(self, view: View, state: Remembered, start_s: float) -> tuple[View, Remembered]:
         table = view.table
         state = _look(table, state)
@@ -95,8 +98,10 @@ class CacheOptMemory:
         kept = rule.reserve_blocks if table.seated else 0
         free = max(view.free_blocks - kept, min(view.free_blocks, promised_blocks(view)))
         if table.waiting:
-            most = view.total_blocks - kept if table.seated else view.free_blocks
-            reserve = view.free_blocks - free + view.pinned_blocks
+            most, reserve = view.free_blocks, 0  # nothing is kept back, pins included
+            if table.seated:
+                most = view.total_blocks - kept
+                reserve = view.free_blocks - free + view.pinned_blocks
             self._set_terms(view, state, start_s, most, reserve)
         victims = partial(_victims, state.guests) if self.victims else None
         return replace(view, free_blocks=free, victims=victims), state

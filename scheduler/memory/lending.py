@@ -16,6 +16,7 @@ from collections.abc import Mapping
 
 import numpy as np
 from msgspec import Struct
+from sortedcontainers import SortedList
 
 from accelgen.scheduler.memory.demand import Demands
 from accelgen.scheduler.memory.embedding import Embedding, Guest
@@ -69,14 +70,13 @@ def lend_to_running(table: RequestTable, stays: Stays, growth: Growth, free: int
     demands = table.block_demand(ready, table.length[ready] - table.computed[ready])
     if int(demands.sum()) <= free:
         return
-    spare = dict(
-        zip(
-            running.tolist(),
-            growth.unused(table.blocks[running], table.length[running]).tolist(),
-            strict=True,
-        )
-    )
-    ids, lending = table.ids, {stay.host for stay in stays.values()}
+    ids = table.ids
+    unused = growth.unused(table.blocks[running], table.length[running])
+    rows = zip(unused.tolist(), ids[running].tolist(), running.tolist(), strict=True)
+    # Whoever lacks blocks himself has none to spare.
+    hosts = {id: (spare, id, slot) for spare, id, slot in rows if spare and id not in stays}
+    by_spare = SortedList(hosts.values())
+    lending = {stay.host for stay in stays.values()}
     short = np.flatnonzero(demands)
     for slot, lacks in zip(ready[short].tolist(), demands[short].tolist(), strict=True):
         if lacks <= free:
@@ -86,18 +86,19 @@ def lend_to_running(table: RequestTable, stays: Stays, growth: Growth, free: int
             continue
         stay = stays.get(int(ids[slot]))
         if stay is not None:
-            hosts = [table.slot_of[stay.host]]
+            host = hosts.get(stay.host)
         elif int(ids[slot]) in lending:
             continue
         else:
-            hosts = [host for host in spare if int(ids[host]) not in stays and host != slot]
-        fit = [host for host in hosts if spare.get(host, 0) >= lacks and host not in table.lenders]
-        if not fit:
+            host = next(by_spare.irange((lacks,)), None)
+        if host is None or host[0] < lacks:
             continue
-        host = min(fit, key=lambda one: (spare[one], int(ids[one])))
-        spare[host] -= lacks
-        lending.add(int(ids[host]))
-        table.offer(slot, lacks, host)
+        spare, id, lender = host
+        by_spare.remove(host)
+        hosts[id] = (spare - lacks, id, lender)
+        by_spare.add(hosts[id])
+        lending.add(id)
+        table.offer(slot, lacks, lender)
 
 
 def _shares_its_tail(table: RequestTable, slot: int) -> bool:

@@ -15,6 +15,9 @@ class OnDemand:
     def initial(self) -> None:
         return None
 
+    def inherited(self, state: None) -> None:
+        return None
+
     def before(self, view: View, state: None, start_s: float) -> tuple[View, None]:
         return view, None
 

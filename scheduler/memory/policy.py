@@ -31,6 +31,10 @@ class MemoryPolicy(Protocol):
     def initial(self) -> Any:
         """The state of a memory policy that has seen nothing: a msgspec-serialisable value."""
 
+    def inherited(self, state: Any) -> Any:
+        """With what of its state a new scheduler goes on, on a replica that it takes over: all copies there are done,
+        and nobody lives inside anybody else any more."""
+
     def before(self, view: View, state: Any, start_s: float) -> tuple[View, Any]:
         """What the scheduling policy sees of `view`, for an iteration predicted to start at `start_s`."""
 

@@ -117,4 +117,6 @@ def _preempt(decision: Decision, chosen: list[int]) -> None:
     kept = [at for at, slot in enumerate(decision.slots) if slot not in gone]
     decision.slots = [decision.slots[at] for at in kept]
     decision.counts = [decision.counts[at] for at in kept]
+    if decision.drafts is not None:
+        decision.drafts = [decision.drafts[at] for at in kept]
     decision.preempt = [*decision.preempt, *chosen]

@@ -429,3 +429,19 @@ def test_any_well_typed_message_is_answered(messages: list[Lookup | Plan], num_b
         for answer in answers:  # and the answers keep to the limits of the wire
             wire = msgspec.msgpack.encode(answer)
             assert msgspec.msgpack.decode(wire, type=type(answer)) == answer
+
+
+def test_a_tail_that_is_somebody_elses_is_not_counted_as_held() -> None:
+    """The child of 6 tokens begins with a copy of the second block, for which there is none: it holds one block, and is
+    not said to hold two. Else a scheduler would believe that it can run, and try in vain for ever."""
+    core = KvCore(2, 4)
+    core.on_lookup(make_lookup(make_prompt(1, range(7)), make_prompt(2, range(7), parent=1)))
+    core.on_plan(make_plan(0, [(1, 0, 7)]))
+    plan = make_plan(1, [(2, 6, 1)], forks=[(2, 1, 6)], allocate=[(2, 3)])
+    _, report = core.on_plan(plan)
+    assert report.dropped == [2]
+    assert (report.short_ids, report.short_blocks) == ([2], [1])
+    core.on_plan(make_plan(2, [], release=[1]))
+    _, report = core.on_plan(make_plan(3, [(2, 6, 1)], allocate=[(2, 2)]))
+    assert not report.dropped and not report.short_ids
+    assert core.check() == []

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
+from time import process_time
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ import pytest
 from hypothesis import Phase, event, example, given, settings
 from hypothesis import strategies as st
 from memory_world import MemoryWorld
+from msgspec import structs
 from random_load import finish
 from recorded_world import RecordedWorld, recording_to
 from scene import Scene
@@ -24,13 +26,16 @@ from world import POLICIES, expected
 from accelgen.proto.messages import Objective, Reason, SwapSample
 from accelgen.proto.recording import read_recording
 from accelgen.scheduler.core import SchedulerCore
+from accelgen.scheduler.decision import check
 from accelgen.scheduler.memory.cacheopt import CacheOptMemory, Remembered
 from accelgen.scheduler.memory.crossover import Copies, Line, fit_copies
-from accelgen.scheduler.memory.lending import Stay
+from accelgen.scheduler.memory.growth import Growth
+from accelgen.scheduler.memory.lending import Stay, lend_to_running
 from accelgen.scheduler.policies.cacheopt import CacheOpt
 from accelgen.scheduler.policies.sarathi import Sarathi
 from accelgen.scheduler.policy import Decision, load_policy
 from accelgen.scheduler.replay import replay
+from accelgen.scheduler.snapshot import Experience
 from accelgen.scheduler.speculation import Speculation
 
 PARTS: list[dict[str, Any]] = [
@@ -150,6 +155,73 @@ def test_two_hosts_without_room(memory: str) -> None:
     world.check_idle()
 
 
+def crowd(draw: random.Random, count: int) -> tuple[Scene, dict[int, Stay]]:
+    """Running decodes: some have used up their blocks, some have more than they use, and some live in others."""
+    scene = Scene(Sarathi())
+    slots = [scene.running(tokens, tokens) for tokens in draw.choices(range(15, 36), k=count)]
+    table = scene.table
+    table.blocks[slots] += np.array(draw.choices([0, 0, 1, 3], k=count))
+    hosts, guests = slots[: count // 2], draw.sample(slots[count // 2 :], count // 4)
+    return scene, {
+        int(table.ids[guest]): Stay(int(table.ids[draw.choice(hosts)]), 99) for guest in guests
+    }
+
+
+@given(seed=st.integers(0, 10**6), count=st.integers(1, 24), free=st.integers(0, 6))
+def test_running_requests_live_in_the_tightest_host(seed: int, count: int, free: int) -> None:
+    """Against the rule, host by host."""
+    scene, stays = crowd(random.Random(seed), count)
+    table, rule = scene.table, Growth()
+    running, ids = table.running.tolist(), table.ids.tolist()
+    lacks = {
+        slot: max(0, -(-int(table.length[slot]) // 16) - int(table.blocks[slot]))
+        for slot in running
+    }
+    spare = {
+        slot: max(0, int(table.blocks[slot]) - -(-int(table.length[slot] + 2) // 16))
+        for slot in running
+    }
+    lending = {stay.host for stay in stays.values()}
+    right, left = {}, free
+    for slot in running if sum(lacks.values()) > free else []:
+        if lacks[slot] <= left:
+            left -= lacks[slot]
+            continue
+        own = [table.slot_of[stays[ids[slot]].host]] if ids[slot] in stays else running
+        if ids[slot] in lending:
+            continue
+        able = [host for host in own if ids[host] not in stays and spare[host] >= lacks[slot]]
+        if able:
+            right[slot] = min(able, key=lambda host: (spare[host], ids[host]))
+            spare[right[slot]] -= lacks[slot]
+            lending.add(ids[right[slot]])
+    lend_to_running(table, stays, rule, free)
+    assert table.lenders == right
+    assert {slot: int(table.offered[slot]) for slot in right} == {
+        slot: lacks[slot] for slot in right
+    }
+
+
+def test_a_crowd_of_running_requests_is_looked_through_once() -> None:
+    """All have used up their blocks at once: eight times as many must not take 64 times as long."""
+
+    def taken_s(count: int) -> float:
+        scene, _ = crowd(random.Random(1), count)
+        scene.table.length[scene.table.running] = 33
+        scene.table.computed[scene.table.running] = 32
+        scene.table.blocks[scene.table.running] = [2, 6] * (count // 2)
+        times = []
+        for _ in range(5):
+            begin_s = process_time()
+            lend_to_running(scene.table, {}, Growth(), 0)
+            times.append(process_time() - begin_s)
+            assert len(scene.table.lenders) == count // 2
+            scene.table.clear_terms()
+        return min(times)
+
+    assert taken_s(1600) < 24 * taken_s(200)
+
+
 def test_the_pad_is_part_of_what_is_allocated() -> None:
     """Predicted 40, range of errors 30: 40 + 30 * 1.2239 = 76.7 at a confidence of 0.95."""
     for pad, blocks in ((True, 6), (False, 4)):  # 16 + 77 tokens, 16 + 40
@@ -196,6 +268,27 @@ def test_a_guest_that_outlives_its_prediction() -> None:
         world.check_idle()
 
 
+def test_nobody_is_a_guest_any_more_after_a_takeover() -> None:
+    """The KV manager has forgotten who lives inside whom: what the guest holds is its own, and would come free if it
+    gave way."""
+    world = world_of(10)
+    world.tell({144: 144, 16: 16})
+    world.submit(1, prompt_of(16, 1), max_tokens=144, objective=EASY)
+    run_until(world, 1, 16)
+    world.submit(2, prompt_of(16, 2), max_tokens=16, objective=EASY)
+    run_until(world, 2, 3)
+    before = world.core.replicas[0].memory_state
+    assert before.guests.keys() == {2}
+    known = Experience()
+    known.take_from(world.core)
+    heir = SchedulerCore(world.config, load_policy("cacheopt", {}), world.specs)
+    known.give_to(heir)
+    kv, worker = world.kvs[0], world.workers[0]
+    assert kv.on_inventory(worker.inventory()) == [] and not kv.tables.loans.any
+    heir.inherit(kv.on_activate(), 0)
+    assert heir.replicas[0].memory_state == structs.replace(before, guests={})
+
+
 # --- reserve, growth, cuts -------------------------------------------------------------------------------------------
 
 
@@ -218,6 +311,19 @@ def test_the_reserve_is_for_critical_ones() -> None:
     for id, tokens in ((1, 320), (2, 100), (3, 100)):
         assert world.delivered[id] == expected(prompt_of(16, id), tokens)
     world.check_idle()
+
+
+def test_what_others_have_in_the_cache_is_promised_once() -> None:
+    """10 blocks, 8 of them pinned for the last one that waits, which has time. Nothing runs, so that the first critical
+    one may have them all; the second one, which needs 8, too, has to wait."""
+    scene = Scene(CacheOpt(), blocks=10)
+    slots = [scene.waiting(112, ttft_s=0.05 * i, max_tokens=2) for i in (1, 2)]
+    last = scene.waiting(170, ttft_s=1000.0)
+    scene.table.hit(last, 128)
+    view = replace(scene.view, pinned_blocks=8)
+    frame, _ = CacheOptMemory(embed=False).before(view, Remembered(), 0.0)
+    decision, _ = scene.policy.plan(frame, scene.state, 0.0)
+    assert decision.slots == slots[:1]
 
 
 def test_unused_tails_are_cut_for_a_critical_one() -> None:
@@ -377,6 +483,38 @@ def test_victims_whose_copy_is_cheaper_are_swapped() -> None:
     view = replace(scene.view, copies=Copies(line, line, 64), host_free=1000)
     decision, _ = CacheOptMemory().after(view, Decision([], [], [short, long]), Remembered(), 0.0)
     assert decision.swap == [long]
+
+
+# --- beside drafts ---------------------------------------------------------------------------------------------------
+
+
+def test_a_policy_hears_of_the_drafter() -> None:
+    """It sees everything that it would see without a memory policy, but for blocks and victims."""
+    speculation = Speculation(4, hits=90.0, trials=100.0)
+    scene = Scene(Sarathi())
+    scene.running(16, 16)
+    view = replace(scene.view, speculation=speculation, host_free=3)
+    frame, _ = CacheOptMemory().before(view, Remembered(), 0.0)
+    scene.table.clear_terms()
+    assert frame.speculation is speculation
+    same = {"free_blocks", "victims"}
+    for name in {field.name for field in fields(view)} - same:
+        assert getattr(frame, name) is getattr(view, name), name
+
+
+def test_a_victim_for_a_critical_one_takes_its_drafts_along() -> None:
+    """Both that run are in the batch, with drafts; the one that gives way is in it no more, and the other one keeps
+    its own."""
+    scene = Scene(Sarathi(), blocks=0)
+    patient = scene.running(64, 64, tpot_s=100.0)
+    hasty = scene.running(64, 64, tpot_s=0.1)
+    scene.waiting(16, ttft_s=0.1)  # an iteration takes 61 ms
+    decision = Decision([patient, hasty], [1, 1], [], drafts=[3, 2])
+    memory = CacheOptMemory(reserve=0, growth=False, embed=False)
+    decision, _ = memory.after(scene.view, decision, Remembered(), 0.0)
+    assert decision.preempt == [patient]
+    assert (decision.slots, decision.counts, decision.drafts) == ([hasty], [1], [2])
+    check(decision, scene.table, "test")
 
 
 # --- waiting order ---------------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from world import POLICIES, World, expected
 
 from accelgen.proto.messages import Objective, Reason
+from accelgen.scheduler.predictors.class_quantiles import ClassMedian
 
 
 def prompt_of(length: int, seed: int = 0, shared: int = 0) -> list[int]:
@@ -246,3 +247,16 @@ def test_a_failed_request_leaves_nothing_in_the_prefix_cache() -> None:
     assert world.admitted[2].cached_tokens == 0
     assert world.delivered[2] == expected(prompt, 8)
     world.check_idle()
+
+
+def test_a_request_that_fails_says_nothing_of_lengths() -> None:
+    """It ended with the device's trouble, not with its answer."""
+    world = World(blocks=64)
+    world.submit(1, [1] * 9, max_tokens=40)
+    world.submit(2, [2] * 9, max_tokens=6)
+    world.run(until_s=0.03)
+    world.workers[0].fails = {1}
+    world.run()
+    assert world.ended == {1: Reason.FAILED, 2: Reason.LENGTH}
+    assert isinstance(world.core.predictor, ClassMedian)
+    assert world.core.predictor.learnt().outputs == {"standard": [6]}
