@@ -54,13 +54,15 @@ class SectionParam(click.ParamType):
               help="At most so many of each scenario.")  # fmt: skip
 @click.option("--rates", type=click.IntRange(1, 1000), show_default="4; all with --scale paper",
               help="At most so many of each scenario.")  # fmt: skip
+@click.option("--tolerance", type=click.FloatRange(0.001, 0.5), show_default="0.15; 0.02 with --scale paper",
+              help="Relative distance of a good and a bad rate at which searches end.")  # fmt: skip
 @click.option("--rows", type=click.Path(exists=True, path_type=Path), show_default=f"{_ROWS}, if there",
               help="File or folder of JSON results of benchmarks, for the section on costs.")  # fmt: skip
 @results_options
 @jobs_option
 def report(
     scale: str, sections: list[Section] | None, requests: int | None, seeds: int | None, rates: int | None,
-    synthetic: bool, rows: Path | None, out: Path, anew: bool, quiet: bool, jobs: int | None,
+    tolerance: float | None, synthetic: bool, rows: Path | None, out: Path, anew: bool, quiet: bool, jobs: int | None,
 ) -> None:  # fmt: skip
     """All tables and figures of the reproduction as one HTML page.
 
@@ -71,6 +73,8 @@ def report(
     from accelgen.scripts.sim_report_run import find_all
 
     asked = _cut(scale_of(scale, synthetic), requests, seeds, rates)
+    if tolerance is not None:
+        asked = replace(asked, tolerance=tolerance)
     chosen = list(SECTIONS) if sections is None else sections
     measured = _read_rows(rows or (_ROWS if _ROWS.is_dir() else None))
     drawn = can_draw()

@@ -79,7 +79,7 @@ def test_two_frontends_and_two_replicas(
     server.down()
 
 
-@pytest.mark.parametrize("policy", ["vllm", "sarathi"])
+@pytest.mark.parametrize("policy", ["sarathi", pytest.param("vllm", marks=pytest.mark.slow)])
 def test_other_policies_without_plans_ahead(
     launch_server: Callable[..., Any], reference: Reference, policy: str
 ) -> None:
@@ -104,7 +104,13 @@ def test_memory_pressure_preempts_and_nobody_notices(
     server.down()
 
 
-@pytest.mark.parametrize("drafts", [(), ("--drafter", "ngram", "--draft-tokens", "fixed")])
+@pytest.mark.parametrize(
+    "drafts",
+    [
+        pytest.param((), marks=pytest.mark.slow),
+        ("--drafter", "ngram", "--draft-tokens", "fixed"),
+    ],
+)
 def test_what_is_preempted_can_go_to_the_host_and_come_back(
     launch_server: Callable[..., Any], reference: Reference, drafts: tuple[str, ...]
 ) -> None:

@@ -63,7 +63,10 @@ def settled(server: Any, name: str) -> float:
     [
         ("--drafter", "ngram"),
         ("--drafter", DEMO, "--draft-tokens", "fixed", "--max-draft-tokens", "3"),
-        ("--drafter", "ngram", "--pipeline-depth", "0", "--policy", "sarathi"),
+        pytest.param(
+            ("--drafter", "ngram", "--pipeline-depth", "0", "--policy", "sarathi"),
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=["ngram", "model", "no plan ahead"],
 )

@@ -129,7 +129,10 @@ def test_parameters_of_the_memory_policy_that_a_policy_brings(tmp_path: Path) ->
         (["compare", "--rate", "3", "--seeds", "4,5"], "3 requests/s; seeds 4, 5; lengths of"),
         (["sweep", "--rates", "3", "--seeds", "4"], "seed 4; lengths of"),
         (["capacity", "--seeds", "4", "--tolerance", "0.5"], "seed 4; lengths of"),
-        (["oracle", "--rate", "3", "--seeds", "4", "--requests", "3"], "3 requests/s; seed 4; lengths of"),
+        pytest.param(
+            ["oracle", "--rate", "3", "--seeds", "4", "--requests", "3"], "3 requests/s; seed 4; lengths of",
+            marks=pytest.mark.slow,
+        ),
         (["run", "--rate", "3", "--seeds", "4"], "vllm at 3 requests/s, seed 4; lengths of"),
     ],
 )  # fmt: skip
@@ -262,7 +265,7 @@ def test_who_has_no_terminal_is_told_how_far_it_is(
 ) -> None:
     monkeypatch.setattr(sim_bars, "LINE_S", 0.05)
     words = [word for word in SMALL if word != "--quiet"]
-    words += ["--policies", "vllm", "--evaluations", "8", "--jobs", "1"]
+    words += ["--policies", "vllm", "--evaluations", "8", "--jobs", "1", "--requests", "8"]
     asked: list[str] = []
 
     def run(crew: Crew, setting: Setting, progress: Any) -> Any:

@@ -12,9 +12,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import click
 import pytest
 from click.testing import CliRunner, Result
 
+from accelgen.scripts import sim_report_run
 from accelgen.scripts.cli import main
 from accelgen.scripts.sim_bars import bars
 from accelgen.scripts.sim_report import _head
@@ -189,6 +191,20 @@ def test_refusals_are_one_line(words: list[str], said: str) -> None:
     done = report(*words, "--quiet")
     assert done.exit_code == 2 and said in done.output
     assert len(done.output.strip().splitlines()) == 1
+
+
+def test_searches_end_where_they_are_told_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[float] = []
+
+    def find(crew: object, shown: object, chosen: object, scale: Scale, rows: object) -> Any:
+        asked.append(scale.tolerance)
+        raise click.ClickException("enough")
+
+    monkeypatch.setattr(sim_report_run, "find_all", find)
+    for words in ([], ["--tolerance", "0.3"], ["--scale", "paper"]):
+        assert "enough" in report("--sections", "costs", *words, "--quiet").output
+    assert asked == [0.15, 0.3, 0.02]
+    assert "0.001<=x<=0.5" in report("--tolerance", "0").output
 
 
 def test_rows_that_are_no_json_are_named(tmp_path: Path) -> None:

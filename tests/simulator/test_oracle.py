@@ -110,7 +110,7 @@ def crowd(requests: int, seed: int = 0) -> list[Arrival]:
     ]
 
 
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_crowd_of_four_is_searched_exhaustively(seed: int) -> None:
     judged = judge(crowd(4, seed))
     best = searched(judged)
@@ -147,7 +147,7 @@ def reached(judged: Judge, seed: int, steps: int) -> float:
 
 
 @pytest.mark.parametrize("metric", ["goodput", "attainment"])
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_local_search_reaches_what_is_best_of_few(seed: int, metric: Metric) -> None:
     judged = judge(crowd(4, seed), metric=metric)
     assert reached(judged, seed, steps=40) == searched(judged)
