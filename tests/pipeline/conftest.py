@@ -89,10 +89,16 @@ class Server:
 
     def gauge(self, name: str) -> float:
         """A metric as it is shown, summed over its labels."""
+        return self.gauges(name)[0]
+
+    def gauges(self, *names: str) -> list[float]:
+        """Metrics as they are shown at one moment, each summed over its labels."""
         lines = httpx.get(f"{self.url}/metrics").text.splitlines()
-        samples = (line.rpartition(" ") for line in lines)
-        wanted = f"accelgen:{name}"
-        return sum(float(value) for one, _, value in samples if one.partition("{")[0] == wanted)
+        samples = [line.rpartition(" ") for line in lines if not line.startswith("#")]
+        return [
+            sum(float(x) for one, _, x in samples if one.partition("{")[0] == f"accelgen:{name}")
+            for name in names
+        ]
 
     def processes(self) -> list[psutil.Process]:
         """The supervisor and everybody it has started."""
