@@ -37,10 +37,6 @@ class Entries:
             return Work.of(self.starts, self.counts, self.decode)
         return Work.of(self.starts, self.counts + drafts, self.decode & (drafts == 0))
 
-    def by_id(self, table: RequestTable) -> dict[int, int]:
-        """The counts by request id."""
-        return dict(zip(table.ids[self.slots].tolist(), self.counts.tolist(), strict=True))
-
     def part(self, kept: list[int]) -> Entries:
         """Those at the positions `kept`, ascending."""
         if len(kept) == len(self.slots):

@@ -175,16 +175,15 @@ class Replica:
         decision = self._decide(start_s)
         reach = self.reach(decision, check(decision, self.table, self.policy.name))
         work = self.cut(decision, reach)
-        self.last = reach.entries.by_id(self.table)
         for slot, key in decision.requeue.items():
             self.table.move(slot, key)
         for slot in decision.declined:
             self.table.request(slot).best_effort = True
         self._note_starving(bool(decision.slots) or self.moves.pending, now_s)
         alone = (self._release or self.moves.pending) and not self.flights
-        idle_words = forks or alone or decision.preempt or reach.back or self._grows(decision)
-        if not len(reach.entries.slots) and not idle_words:
-            self._stalled_s = now_s
+        words = forks or alone or decision.preempt or reach.back
+        if not (len(reach.entries.slots) or words or self._grows(decision)):
+            self._stalled_s, self.last = now_s, {}
             return None
         for slot in reach.drop:
             self._preempt(slot)
@@ -268,6 +267,7 @@ class Replica:
             max(BOUND_FLOOR_S, BOUND_FACTOR * longest_s), allocate,
         )  # fmt: skip
         self.flights.append(flight)
+        self.last = dict(zip(flight.ids, counts.tolist(), strict=True))
         self.step += 1
         self.siblings.note_planned(table, slots[sampled])
         confirmed, self._confirmed = self._confirmed, Confirmed()

@@ -72,9 +72,7 @@ def report(
     from accelgen.scripts.sim_report_draw import can_draw
     from accelgen.scripts.sim_report_run import find_all
 
-    asked = _cut(scale_of(scale, synthetic), requests, seeds, rates)
-    if tolerance is not None:
-        asked = replace(asked, tolerance=tolerance)
+    asked = _cut(scale_of(scale, synthetic), requests, seeds, rates, tolerance)
     chosen = list(SECTIONS) if sections is None else sections
     measured = _read_rows(rows or (_ROWS if _ROWS.is_dir() else None))
     drawn = can_draw()
@@ -93,8 +91,14 @@ def _stem(scale: str, sections: Sequence[Section] | None) -> str:
     return f"report-{scale}{names}"
 
 
-def _cut(scale: Scale, requests: int | None, seeds: int | None, rates: int | None) -> Scale:
-    """A scale with what the options limit further."""
+def _cut(
+    scale: Scale,
+    requests: int | None,
+    seeds: int | None,
+    rates: int | None,
+    tolerance: float | None,
+) -> Scale:
+    """A scale with what the options limit further, and the tolerance that they state."""
     if requests is not None:
         own = scale.requests or {}
         scale = replace(
@@ -104,6 +108,8 @@ def _cut(scale: Scale, requests: int | None, seeds: int | None, rates: int | Non
         )
     if seeds is not None:
         scale = replace(scale, seeds=min(scale.seeds, seeds))
+    if tolerance is not None:
+        scale = replace(scale, tolerance=tolerance)
     return scale if rates is None else replace(scale, rates=min(scale.rates, rates))
 
 

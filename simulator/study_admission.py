@@ -41,8 +41,8 @@ EDF_SIM = Arm("edf_sim", ME, {"admission": "edf_sim"})
 REFUSING = Arm("refusing", ME, {"burst": "refuse"})
 EAGER = Arm("planning at arrivals", ME, {"replan_arrivals": 1})
 DRAFTER = {"acceptance": 0.6, "max_draft_tokens": 6, "draft_ms": 3.34}
-"""OPT-125M for OPT-13B on two devices: the time per step is that of the authors' own fit, acceptance and longest draft
-are what their code takes where nothing is said (public code of arXiv 2504.08784)."""
+"""OPT-125M for OPT-13B on two devices: the time per step is that of the authors' own fit, the acceptance their code's
+default; of the longest drafts that it has (10, 6) the shorter one (public code of arXiv 2504.08784)."""
 SPECULATING = Arm("speculating", ME, changes=DRAFTER)
 VLLM_SPECULATING = Arm("vllm speculating", "vllm", changes=DRAFTER)
 SPECULATED = WORKLOADS[:4]

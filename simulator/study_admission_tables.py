@@ -153,8 +153,7 @@ def _ablations(found: Found) -> Table:
         "edf_sim: admission by the simulation that the authors use now, in place of the dynamic program. Refusing: who"
         " is declined is refused, not put into the best-effort queue. Planning at arrivals: a round for each one, not"
         " for every tenth, or after 0.1 s, which is all the time that a short prompt has. The paper says no more of its"
-        " ablation of bursts"
-        " than its figure."
+        " ablation of bursts than its figure."
     )
     title = f"What the parts of {ME} are worth"
     return Table("slos-parts", title, heads, rows, found.made(*WORKLOADS), note)
@@ -205,8 +204,8 @@ def _drafts(found: Found) -> Table:
     note = (
         f"A drafter of which each token is accepted with probability {DRAFTER['acceptance']:g}, those before it being"
         f" right, at most {DRAFTER['max_draft_tokens']} in an iteration, {DRAFTER['draft_ms']:g} ms for each step: what"
-        " the authors' code has for OPT-125M beside OPT-13B. vllm drafts what the engine finds worth its time; the"
-        " paper's drafts a fixed number. The paper has no drafter for its other two scenarios."
+        " the authors' code has for OPT-125M beside OPT-13B. vllm drafts what the engine finds worth its time."
+        " The paper has no drafter for its other two scenarios."
     )
     title = "With a drafter"
     return Table("slos-drafts", title, heads, rows, found.made(*SPECULATED), note)

@@ -46,7 +46,9 @@ class Scene:
         slots = np.concatenate([ready, _waiting(table)])
         running = np.arange(len(slots)) < len(ready)
         due = due_s(table, slots, every_gap, iteration_s)
-        best = due_s(table, slots, every_gap, iteration_s, drafts=True)
+        best = due
+        if table.drafted[slots].any():
+            best = due_s(table, slots, every_gap, iteration_s, drafts=True)
         missed = has_missed(table, slots, best, start_s + fitted.seconds(Work(decode_seqs=1)))
         if known:
             missed |= np.isin(table.ids[slots], np.fromiter(known, np.int64, len(known)))

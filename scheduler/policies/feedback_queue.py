@@ -30,9 +30,8 @@ class Job(Struct, frozen=True):
 
 class Queues(Struct, frozen=True):
     """What the rule remembers: jobs by request id, the foremost rank, how many iterations have run, the one in flight
-    included, and the last promotion: waiting requests whose
-    newest token (or arrival) is from `starved_s` or before, and that have not run since, stand in the highest level at
-    rank `promoted`."""
+    included, and the last promotion: waiting requests whose newest token (or arrival) is from `starved_s` or before,
+    and that have not run since, stand in the highest level at rank `promoted`."""
 
     jobs: dict[int, Job] = {}
     front: int = 0

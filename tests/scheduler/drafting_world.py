@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from abc import ABC, abstractmethod
 from typing import Any
 
 import numpy as np
@@ -38,12 +39,12 @@ class CheckedWorld(World):
                     assert table.length[slot] == len(request.prompt) + len(request.generated)
 
 
-class Stating(Sarathi):
+class Stating(Sarathi, ABC):
     """States the same drafts for all that may have any."""
 
+    @abstractmethod
     def wanted(self, start_s: float) -> int:
         """How many."""
-        raise NotImplementedError
 
     def plan(self, view: View, state: None, start_s: float) -> tuple[Decision, None]:
         decision, _ = super().plan(view, state, start_s)

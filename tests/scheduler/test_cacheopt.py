@@ -268,15 +268,21 @@ def test_a_guest_that_outlives_its_prediction() -> None:
         world.check_idle()
 
 
-def test_nobody_is_a_guest_any_more_after_a_takeover() -> None:
-    """The KV manager has forgotten who lives inside whom: what the guest holds is its own, and would come free if it
-    gave way."""
+def with_guest(tokens: int) -> MemoryWorld:
+    """All ten blocks are a host's, which does not use them yet; its guest has so many `tokens`."""
     world = world_of(10)
     world.tell({144: 144, 16: 16})
     world.submit(1, prompt_of(16, 1), max_tokens=144, objective=EASY)
     run_until(world, 1, 16)
     world.submit(2, prompt_of(16, 2), max_tokens=16, objective=EASY)
-    run_until(world, 2, 3)
+    run_until(world, 2, tokens)
+    return world
+
+
+def test_nobody_is_a_guest_any_more_after_a_takeover() -> None:
+    """The KV manager has forgotten who lives inside whom: what the guest holds is its own, and would come free if it
+    gave way."""
+    world = with_guest(3)
     before = world.core.replicas[0].memory_state
     assert before.guests.keys() == {2}
     known = Experience()
@@ -759,11 +765,6 @@ def test_on_a_crowded_cache_it_preempts_less() -> None:
 
 
 def test_terms_are_gone_after_every_plan() -> None:
-    world = world_of(10)
-    world.tell({144: 144, 16: 16})
-    world.submit(1, prompt_of(16, 1), max_tokens=144, objective=EASY)
-    run_until(world, 1, 16)
-    world.submit(2, prompt_of(16, 2), max_tokens=16, objective=EASY)
-    run_until(world, 2, 1)
+    world = with_guest(1)
     table = world.core.replicas[0].table
     assert not table.has_terms and not np.any(table.padding) and not np.any(table.offered)
