@@ -141,8 +141,13 @@ def _take(batch: Batch, chosen: dict[int, int], victims: Iterator[int]) -> None:
     needs = np.cumsum(table.block_demand(slots, whole)).tolist()
     seats = np.cumsum(new).tolist()
     last = len(slots) - 1
-    pinned = batch.reserved if new.any() else 0  # may be the new one's own: not to be counted on
-    while last >= 0 and (needs[last] > batch.blocks - pinned or seats[last] > max(0, batch.seats)):
+
+    def fits(last: int) -> bool:
+        # What is pinned may be the new one's own: not to be counted on. It gives way to those that run.
+        pinned = batch.reserved if seats[last] else 0
+        return bool(needs[last] <= batch.blocks - pinned and seats[last] <= max(0, batch.seats))
+
+    while last >= 0 and not fits(last):
         victim = next(victims, None)
         if victim is None:
             victim = int(slots[last])

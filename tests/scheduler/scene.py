@@ -29,7 +29,7 @@ class Scene:
     ) -> None:  # fmt: skip
         self.policy, self.table = policy, RequestTable(16)
         self.limits, self.cost = Limits(seats, tokens, 100.0), CostModel(cost)
-        self.free_blocks = blocks
+        self.free_blocks, self.pinned_blocks = blocks, 0
         self.state: Any = policy.initial()
         self.preempted: list[int] = []
         self.requeued: list[int] = []
@@ -40,7 +40,8 @@ class Scene:
     def view(self) -> View:
         held = int(self.table.blocks[self.table.running].sum())
         total = self.free_blocks + held
-        return View(self.table, self.free_blocks, 0, total, self.limits, self.cost, last=self.last)
+        free, pinned = self.free_blocks, self.pinned_blocks
+        return View(self.table, free, pinned, total, self.limits, self.cost, last=self.last)
 
     def waiting(
         self, prompt: int, ttft_s: float | None = 5.0, tpot_s: float | None = 0.2,

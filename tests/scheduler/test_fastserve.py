@@ -50,6 +50,15 @@ def test_a_prompt_longer_than_the_limit_is_cut() -> None:
     assert scene.step() == {long: 200}
 
 
+def test_what_is_pinned_for_others_that_wait_drops_nobody_that_runs() -> None:
+    """They would take turns for ever: in, and out again."""
+    scene = Scene(FastServe(), blocks=4)
+    running = scene.running(20, 20)
+    scene.waiting(100)
+    scene.pinned_blocks = 5
+    assert scene.plan() == {running: 1} and not scene.preempted
+
+
 def test_time_in_a_level_is_charged_and_exceeding_the_quantum_demotes() -> None:
     """Level 1 has 20 ms: 15 ms stay below, 15 more do not; the time begins anew one level down."""
     queues = Queues({7: Job(1, 0.0, 0), 8: Job(1, 0.010, 0)}, front=-1)

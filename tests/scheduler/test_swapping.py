@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import Phase, given, settings
+from hypothesis import Phase, example, given, settings
 from hypothesis import strategies as st
 from msgspec.msgpack import decode, encode
 from random_load import finish, prompt_of, submit_some, upset
@@ -217,6 +217,7 @@ def test_requests_fail_while_others_move() -> None:
 
 
 @settings(deadline=None, max_examples=120, phases=[Phase.explicit, Phase.reuse, Phase.generate])
+@example(seed=234, policy="fastserve", depth=0, blocks=14, host_blocks=15, replicas=1)
 @given(
     seed=st.integers(0, 10**6),
     policy=st.sampled_from(POLICIES),
