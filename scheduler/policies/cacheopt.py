@@ -7,7 +7,9 @@ fixed budget (`chunk_size`), every decode one token, then prompts that have begu
 
 Reconstructed: how a batch is put together, which the paper leaves to the engine; that a new one for which there is no
 memory does not hold up those behind it, which may fit, or live inside another one (when it gets critical, memory is
-found for it); and that nobody new starts in an iteration in which somebody had to give way.
+found for it), unless it is late by `patience` times its objective: what comes free is then for it, or a large one would
+wait for ever behind a stream of small ones; and that nobody new starts in an iteration in which somebody had to give
+way.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ from accelgen.scheduler.policies.shared import (
 )
 from accelgen.scheduler.policy import Decision, StepStats, Verdict, View, is_decode
 from accelgen.scheduler.request import Request
+from accelgen.scheduler.table import Bools, Floats, Ints
 
 MOST_SEATS = 2  # waiting requests looked at, in multiples of max_num_seqs
 
@@ -45,18 +48,17 @@ class CacheOpt:
     name = "cacheopt"
     memory = CacheOptMemory.name
 
-    def __init__(self, chunk_size: int = 512) -> None:
+    def __init__(self, chunk_size: int = 512, patience: float = 10.0) -> None:
         at_least("chunk_size", chunk_size, 1, "tokens")
-        self.chunk_size = chunk_size
+        at_least("patience", patience, 0)
+        self.chunk_size, self.patience = chunk_size, patience
 
     def initial(self) -> Seen:
         return Seen()
 
     def order_key(self, view: View, slot: int, state: Seen) -> float:
         """The time by which it must start."""
-        budget = self._budget(view)
-        longest_s = state.runs.longest_s(view.cost.predict(Work(prefill_tokens=budget)))
-        return float(latest_start_s(view.table, np.array([slot]), budget, longest_s)[0])
+        return float(self._latest_s(view, np.array([slot]), state)[0])
 
     def admit(self, request: Request, views: Sequence[View], now_s: float) -> Verdict:
         return least_load(request, views)
@@ -69,27 +71,44 @@ class CacheOpt:
         take_decodes(batch, ready[decode], latest_first)
         take_begun(batch, ready[~decode])
         if not batch.preempted:
-            _take_new(batch)
+            self._take_new(batch, state, start_s)
         make_room(batch, ready, latest_first)
         return batch.decision(), state
 
     def observe(self, step: StepStats, state: Seen) -> Seen:
         return Seen(state.runs.after(step.run_s)) if step.ids else state
 
+    def _take_new(self, batch: Batch, state: Seen, start_s: float) -> None:
+        """Of the first in the queue those that there is memory for, while there are tokens. Behind one that is out of
+        patience and finds none, only those start that live inside others."""
+        table, limits = batch.view.table, batch.view.limits
+        head = table.waiting.islice(0, MOST_SEATS * limits.max_num_seqs)
+        slots = np.array([slot for _, slot in head], dtype=np.int64)
+        pending = table.length[slots] - table.computed[slots]
+        blocks = table.block_demand(slots, pending)
+        impatient = self._impatient(batch.view, slots, state, start_s)
+        held_up = False
+        columns = (slots.tolist(), pending.tolist(), blocks.tolist(), impatient.tolist())
+        for slot, tokens, needed, must in zip(*columns, strict=True):
+            if batch.may_start(needed) and not (held_up and needed):
+                batch.take(slot, min(tokens, batch.tokens))
+            elif batch.tokens < 1 or batch.seats < 1:
+                return
+            else:
+                held_up |= must
+
+    def _impatient(self, view: View, slots: Ints, state: Seen, start_s: float) -> Bools:
+        """Who is late by that many times what its objective gives to its first, or to all of its tokens, [n]."""
+        table = view.table
+        due_s = np.minimum(table.first_due_s[slots], table.end_due_s[slots])
+        given_s = np.maximum(due_s - table.arrival_s[slots], 0.0)
+        late: Bools = self._latest_s(view, slots, state) + self.patience * given_s < start_s
+        return late
+
+    def _latest_s(self, view: View, slots: Ints, state: Seen) -> Floats:
+        budget = self._budget(view)
+        longest_s = state.runs.longest_s(view.cost.predict(Work(prefill_tokens=budget)))
+        return latest_start_s(view.table, slots, budget, longest_s)
+
     def _budget(self, view: View) -> int:
         return min(self.chunk_size, view.limits.max_num_batched_tokens)
-
-
-def _take_new(batch: Batch) -> None:
-    """Of the first in the queue those that there is memory for, while there are tokens."""
-    table, limits = batch.view.table, batch.view.limits
-    head = table.waiting.islice(0, MOST_SEATS * limits.max_num_seqs)
-    slots = np.array([slot for _, slot in head], dtype=np.int64)
-    pending = table.length[slots] - table.computed[slots]
-    blocks = table.block_demand(slots, pending)
-    columns = (slots.tolist(), pending.tolist(), blocks.tolist())
-    for slot, tokens, needed in zip(*columns, strict=True):
-        if batch.may_start(needed):
-            batch.take(slot, min(tokens, batch.tokens))
-        elif batch.tokens < 1 or batch.seats < 1:
-            return

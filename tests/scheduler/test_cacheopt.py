@@ -545,6 +545,37 @@ def test_a_large_one_does_not_hold_up_a_small_one() -> None:
     assert scene.plan() == {running: 1, small: 64} and large not in scene.preempted
 
 
+def test_one_out_of_patience_holds_up_those_behind_it_that_need_blocks_of_their_own() -> None:
+    """Ten times 1 s: it could have started by 0.968."""
+    scene = Scene(CacheOpt(), blocks=10)
+    running = scene.running(16, 16)
+    large, small = scene.waiting(200, ttft_s=1.0), scene.waiting(64, ttft_s=20.0)
+    assert scene.plan(10.9) == {running: 1, small: 64}
+    assert scene.plan(11.0) == {running: 1}
+    guest = scene.waiting(16, ttft_s=30.0)
+    scene.table.offer(guest, 1)  # it lives inside another one
+    assert scene.plan(11.0) == {running: 1, guest: 16}
+    scene.free_blocks = 20
+    assert large in scene.plan(11.0)
+    patient = Scene(CacheOpt(patience=20.0), blocks=10)
+    patient.waiting(200, ttft_s=1.0)
+    small = patient.waiting(64, ttft_s=20.0)
+    assert [*patient.plan(11.0)] == [small]
+
+
+@pytest.mark.parametrize("memory", ["cacheopt", "on-demand"])
+def test_a_large_one_does_not_wait_for_ever_behind_a_stream_of_small_ones(memory: str) -> None:
+    """It needs nearly all blocks, half of which small ones would always have, none of which can afford to give way."""
+    world = MemoryWorld("cacheopt", blocks=64, block_size=16, memory=memory)
+    world.tell({})
+    for at in range(400):
+        slo = Objective(0.5, 0.02)
+        world.submit(10 + 4 * at, prompt_of(48, at), 48, at * 0.025, seed=at, objective=slo)
+    world.submit(1, prompt_of(800, 1), 8, 0.5, seed=1, objective=Objective(0.2, 0.02))
+    run_until(world, 1, 1)
+    assert 2.5 < world.now_s < 3.5  # without the rule when the stream ends
+
+
 # --- any load, any policy --------------------------------------------------------------------------------------------
 
 

@@ -44,6 +44,7 @@ def test_the_table_in_the_docs_has_each_once() -> None:
     [
         ("accelgen", {"gamma_s": -1.0}, "gamma_s: -1.0 s, must be at least 0"),
         ("accelgen-adaptive", {"pivot_tokens": -1}, "pivot_tokens: -1 tokens, must be at least 0"),
+        ("cacheopt", {"patience": -1.0}, "patience: -1.0, must be at least 0"),
         ("edf", {"chunk_size": 0}, "chunk_size: 0 tokens, must be at least 1"),
         ("edf", {"offline_tpot_s": float("inf")}, "offline_tpot_s: inf s, must be at least 0"),
         ("edf", {"offline_tpot_s": float("nan")}, "offline_tpot_s: nan s, must be at least 0"),
