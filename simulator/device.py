@@ -121,4 +121,17 @@ _DEVICES = (
     _fit("llama-3.1-8b", "rtx4090", (17.36, 0.02684, 0.06628, 0.0263, 8.81e-5, 2.45e-6, 192), 131_072, 5.4,
          mixed_ms=2.5e-4, prior_ms=8.1e-4),
 )  # fmt: skip
-_FITS = {(device.model, device.hardware): device for device in _DEVICES}
+
+SLOS_SERVE = "2xa100-slos-serve"
+"""Two A100s of 40 GB as the planner of SLOs-Serve's authors sees them (arXiv 2504.08784, public code): 31.73 ms per
+iteration and 72.13 us per token, decodes at any context, the host included. Beside OPT-13B, 23 GB of each are left."""
+_PUBLISHED = (
+    Device(
+        "opt-13b",
+        SLOS_SERVE,
+        Coefficients(3.173e-2, 7.213e-5, 0.0, 0.0, 0.0, 0.0, 1),
+        819_200,
+        46_000_000_000,
+    ),
+)
+_FITS = {(device.model, device.hardware): device for device in (*_DEVICES, *_PUBLISHED)}

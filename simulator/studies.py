@@ -15,6 +15,7 @@ from accelgen.simulator import (
     study_setting,
     study_slack,
     study_slos,
+    study_speculation,
     study_staircase,
 )
 from accelgen.simulator.study import Scale, Section
@@ -25,6 +26,7 @@ SECTIONS: tuple[Section, ...] = (
     study_field.SECTION,
     study_cacheopt.SECTION,
     study_slos.SECTION,
+    study_speculation.SECTION,
     study_staircase.SECTION,
     study_adaptive.SECTION,
     study_budget.SECTION,

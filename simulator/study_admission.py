@@ -44,7 +44,6 @@ DRAFTER = {"acceptance": 0.6, "max_draft_tokens": 6, "draft_ms": 3.34}
 """OPT-125M for OPT-13B on two devices: the time per step is that of the authors' own fit, the acceptance their code's
 default; of the longest drafts that it has (10, 6) the shorter one (public code of arXiv 2504.08784)."""
 SPECULATING = Arm("speculating", ME, changes=DRAFTER)
-VLLM_SPECULATING = Arm("vllm speculating", "vllm", changes=DRAFTER)
 SPECULATED = WORKLOADS[:4]
 """Where the paper has a drafter; for its models of tool loops and of reasoning it has none."""
 ROUTED = Arm(f"{REPLICAS} replicas", ME, replicas=REPLICAS)
@@ -63,7 +62,6 @@ def asks(scale: Scale) -> list[Ask]:
     for workload in WORKLOADS:
         scenario = scale.scenario(workload)
         arms = [WHOLE, *ALONE, *PAIRS, *OTHERS, *ablated(workload)]
-        arms += [VLLM_SPECULATING] if workload in SPECULATED else []
         arms += [ROUTED, ROUND_ROBIN] if workload in REPLICATED else []
         sessions = workload in SESSIONS
         found += [scale.search(workload, scenario, arm, WANTED, sessions) for arm in arms]

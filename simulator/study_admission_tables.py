@@ -19,7 +19,6 @@ from accelgen.simulator.study_admission import (
     ALONE,
     BASELINES,
     CHATBOT,
-    DRAFTER,
     EAGER,
     EDF_SIM,
     FEW,
@@ -29,9 +28,7 @@ from accelgen.simulator.study_admission import (
     REPLICATED,
     ROUND_ROBIN,
     ROUTED,
-    SPECULATED,
     SPECULATING,
-    VLLM_SPECULATING,
     WANTED,
     WORKLOADS,
     ablated,
@@ -49,13 +46,13 @@ COUNTED = (
 )
 
 
-def _beside(value: float | None, said: Published | None) -> Cell:
+def beside(value: float | None, said: Published | None) -> Cell:
     """A ratio, marked where it is less than the paper's."""
     is_short = value is not None and said is not None and value < said.low
     return number(value, "{:.2f}×", mark="short" if is_short else "")
 
 
-def _paper(said: Published | None) -> Cell:
+def paper(said: Published | None) -> Cell:
     return NONE if said is None else text(f"{said.low:g} [{said.evidence}]")
 
 
@@ -74,7 +71,7 @@ def _capacities(found: Found) -> Table:
             for rate in rates.values()
         ]
         against = [
-            _beside(ratio(rates[ME], rates[arm]), SLOS_CAPACITY.get(arm)) for arm in SHOWN[1:]
+            beside(ratio(rates[ME], rates[arm]), SLOS_CAPACITY.get(arm)) for arm in SHOWN[1:]
         ]
         rows.append(
             [text(workload), *cells, *against, number(span_s(found, workload, ME), "{:.0f}")]
@@ -82,8 +79,8 @@ def _capacities(found: Found) -> Table:
     if rows:
         means = {arm: mean_ratio(found, arm) for arm in SHOWN[1:]}
         blank = [NONE] * len(SHOWN)
-        shown = [_beside(means[arm], SLOS_CAPACITY.get(arm)) for arm in SHOWN[1:]]
-        papers = [_paper(SLOS_CAPACITY.get(arm)) for arm in SHOWN[1:]]
+        shown = [beside(means[arm], SLOS_CAPACITY.get(arm)) for arm in SHOWN[1:]]
+        papers = [paper(SLOS_CAPACITY.get(arm)) for arm in SHOWN[1:]]
         rows.append([text("geometric mean"), *blank, *shown, NONE])
         rows.append([text("the paper's"), *blank, *papers, NONE])
     heads = [
@@ -118,7 +115,7 @@ def _few(found: Found) -> Table:
         if rate is not None:
             times = None if arm == ME else ratio(mine, rate)
             said = SLOS_CHATBOT.get(arm)
-            rows.append([text(arm), number(rate, "{:.3f}"), _beside(times, said), _paper(said)])
+            rows.append([text(arm), number(rate, "{:.3f}"), beside(times, said), paper(said)])
     heads = ["policy", f"capacity at {FEW:.0%}, req/s", f"{ME}'s of it", "paper"]
     title = f"{CHATBOT}: capacity per replica at {FEW:.0%}"
     return Table("slos-few", title, heads, rows, found.made(CHATBOT), COUNTED)
@@ -144,9 +141,9 @@ def _ablations(found: Found) -> Table:
     if rows:
         worth = [geometric(gains(found, name)) for name in names]
         blank = [NONE] * (1 + len(names))
-        shown = [_beside(gain, said.get(name)) for name, gain in zip(names, worth, strict=True)]
+        shown = [beside(gain, said.get(name)) for name, gain in zip(names, worth, strict=True)]
         rows.append([text("geometric mean"), *blank, *shown])
-        rows.append([text("the paper's"), *blank, *(_paper(said.get(name)) for name in names)])
+        rows.append([text("the paper's"), *blank, *(paper(said.get(name)) for name in names)])
     heads = ["scenario", f"{ME}, req/s", *(f"{name}, req/s" for name in names)]
     heads += [GAINS.get(name, name) for name in names]
     note = (
@@ -179,38 +176,6 @@ def gains(found: Found, name: str) -> list[float | None]:
     ]
 
 
-def _drafts(found: Found) -> Table:
-    rows = []
-    for workload in SPECULATED:
-        mine, ours, theirs, others = (
-            per_replica(found, workload, arm)
-            for arm in (ME, SPECULATING.name, ALONE[0].name, VLLM_SPECULATING.name)
-        )
-        if ours is not None:
-            rows.append(
-                [
-                    text(workload),
-                    *(number(rate, "{:.3f}") for rate in (mine, ours, theirs, others)),
-                    _beside(ratio(ours, mine), SLOS_SPECULATION),
-                    _paper(SLOS_SPECULATION),
-                    number(ratio(others, theirs), "{:.2f}×"),
-                    number(ratio(ours, others), "{:.2f}×"),
-                ]
-            )
-    heads = [
-        "scenario", f"{ME}, req/s", "drafting, req/s", "vllm, req/s", "drafting, req/s",
-        f"{ME}: drafting to not", "paper", "vllm: drafting to not", f"drafting: {ME} to vllm",
-    ]  # fmt: skip
-    note = (
-        f"A drafter of which each token is accepted with probability {DRAFTER['acceptance']:g}, those before it being"
-        f" right, at most {DRAFTER['max_draft_tokens']} in an iteration, {DRAFTER['draft_ms']:g} ms for each step: what"
-        " the authors' code has for OPT-125M beside OPT-13B. vllm drafts what the engine finds worth its time."
-        " The paper has no drafter for its other two scenarios."
-    )
-    title = "With a drafter"
-    return Table("slos-drafts", title, heads, rows, found.made(*SPECULATED), note)
-
-
 def times_one(found: Found, workload: str) -> float | None:
     """The capacity of four replicas to one's."""
     four, one = per_replica(found, workload, ROUTED.name), per_replica(found, workload, ME)
@@ -232,10 +197,10 @@ def _replicas(found: Found) -> Table:
                 number(one, "{:.3f}"),
                 number(routed, "{:.3f}", ROUTED.replicas),
                 number(turns, "{:.3f}", ROUND_ROBIN.replicas),
-                _beside(times_one(found, workload), said),
-                _paper(said),
-                _beside(ratio(routed, turns), SLOS_ROUTING),
-                _paper(SLOS_ROUTING),
+                beside(times_one(found, workload), said),
+                paper(said),
+                beside(ratio(routed, turns), SLOS_ROUTING),
+                paper(SLOS_ROUTING),
                 number(span_s(found, workload, ME), "{:.0f}"),
                 number(span_s(found, workload, ROUTED.name), "{:.0f}"),
             ]
@@ -289,7 +254,6 @@ def tabulate(found: Found) -> list[Table]:
         _capacities(found),
         _few(found),
         _ablations(found),
-        _drafts(found),
         _replicas(found),
         _planning(found),
     ]

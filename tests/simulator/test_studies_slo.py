@@ -8,8 +8,10 @@ import pytest
 from findings import SMALL, found_by, measured, result, row_of, section
 from msgspec import structs
 
+from accelgen.scheduler.cost_model import Work
 from accelgen.simulator import study_admission
 from accelgen.simulator.capacity import Capacity
+from accelgen.simulator.device import Iteration
 from accelgen.simulator.experiment import Result, Setting, run_setting
 from accelgen.simulator.groups import Group
 from accelgen.simulator.metrics import Latencies, Spread
@@ -161,19 +163,42 @@ def test_parts_are_with_to_without() -> None:
     assert row["planning at arrivals to rounds"].value == pytest.approx(2.0)
 
 
-def test_drafts_are_with_to_without_where_the_paper_has_a_drafter() -> None:
-    found = capacities(slos_serve=2.0, speculating=3.0, vllm=1.0, vllm_speculating=1.5)
-    table = table_of(found, "slos", "slos-drafts")
-    assert [row[0].text for row in table.rows] == [*study_admission.SPECULATED]
-    row = row_of(table, "slos_coder")
-    assert row["slos-serve: drafting to not"].value == pytest.approx(1.5)
-    assert row["slos-serve: drafting to not"].mark == "short"
-    assert row["vllm: drafting to not"].value == pytest.approx(1.5)
-    assert row["drafting: slos-serve to vllm"].value == pytest.approx(2.0)
-    asked = [ask for ask in section("slos").asks(SMALL) if "speculating" in ask.arm]
+def test_a_drafter_is_worth_the_capacity_with_it_to_that_without() -> None:
+    found = found_by(section("speculation"))
+    rates = {
+        "slos-serve, here": 2.0, "slos-serve, drafting, here": 1.0,
+        "slos-serve, the authors' times": 1.0, "slos-serve, drafting, the authors' times, 0.8": 1.8,
+        "vllm, the authors' times": 0.5, "vllm, drafting, the authors' times, 0.8": 0.9,
+    }  # fmt: skip
+    for (workload, arm, wanted), (_, results) in [*found.searches.items()]:
+        capacity = Capacity(rates.get(arm, 1.0), 4.0, [])
+        found.searches[workload, arm, wanted] = capacity, results
+    [table] = section("speculation").tabulate(found)
+    here = row_of(table, "here", "slos_coder")
+    assert here["slos-serve: drafting to not"].value == pytest.approx(0.5)
+    assert here["slos-serve: drafting to not"].mark == "short"
+    theirs = row_of(table, "the authors' times, 0.8", "slos_mixed")
+    assert theirs["slos-serve: drafting to not"].value == pytest.approx(1.8)
+    assert theirs["slos-serve: drafting to not"].mark == ""
+    assert theirs["vllm: drafting to not"].value == pytest.approx(1.8)
+    assert theirs["drafting: slos-serve to vllm"].value == pytest.approx(2.0)
+    said = section("speculation").say(found)[0]
+    assert "0.50 (vllm: 1.00) here" in said and "1.80 (vllm: 1.80) the authors' times, 0.8" in said
+
+
+def test_the_drafter_is_asked_where_the_paper_has_one_and_by_the_authors_times() -> None:
+    asked = section("speculation").asks(SMALL)
     assert {ask.workload for ask in asked} == {*study_admission.SPECULATED}
-    for ask in asked:
-        assert ask.settings[0].scenario.acceptance == 0.6
+    assert len({(ask.workload, ask.arm) for ask in asked}) == len(asked)
+    settings = {ask.arm: ask.settings[0] for ask in asked}
+    chances = {name: one.scenario.acceptance for name, one in settings.items()}
+    assert {chances[name] for name in chances if ", drafting" in name} == {0.6, 0.8}
+    assert {chances[name] for name in chances if ", drafting" not in name} == {None}
+    theirs = settings["slos-serve, the authors' times"]
+    assert theirs.scenario.rule is Rule.MEAN
+    device = theirs.scenario.device()
+    assert device.seconds(Iteration(Work(100, 20))) == pytest.approx(0.03173 + 120 * 7.213e-5)
+    assert device.kv_bytes == 2 * settings["slos-serve, here"].scenario.device().kv_bytes
 
 
 def test_waves_are_told() -> None:
