@@ -7,7 +7,8 @@ bring tokens faster than the iteration as it is: for each request r^s / seconds 
 sum(r^s) / (seconds of all + the drafter's step), must be at least decodes / seconds without drafts. So lengths fall
 with the load, to nothing where the device is saturated, as they do in SLOs-Serve (arXiv 2504.08784). The rule is ours.
 Requests without drafts try a single one now and then, or nobody would learn that they have become predictable; so do
-all when the drafter has been making next to nothing of what was planned.
+all when the drafter has been making next to nothing of what was planned. They do so in the same iterations: a step of
+the drafter costs as much for one as for all.
 
 Drafts, also those that the policy states, take what is left: tokens of the limit, and blocks that are free and that no
 running request needs for its next token. The likeliest go first.
@@ -21,7 +22,7 @@ from accelgen.scheduler.cost_model import Work
 from accelgen.scheduler.decision import Entries
 from accelgen.scheduler.moves import Reach
 from accelgen.scheduler.policy import Decision, View
-from accelgen.scheduler.table import RUNNING, Floats, Ints, RequestTable
+from accelgen.scheduler.table import RUNNING, Bools, Floats, Ints, RequestTable
 
 LEAST_RATE = 0.2  # less likely drafts are never worth it: what a token costs is only a model's word
 LEAST_FILLED = 0.02  # of what is planned: less is as good as no drafter
@@ -37,6 +38,15 @@ def bounded(drafts: Ints, entries: Entries, table: RequestTable, most: int) -> I
     return found
 
 
+def probes(table: RequestTable, slots: Ints, decode: Bools) -> Bools:
+    """Who tries a single draft, [n]: all that decode, when the first of them is at every so many tokens."""
+    able: Bools = decode & (table.state[slots] == RUNNING)
+    if not able.any():
+        return able
+    first = slots[able][np.argmin(table.ids[slots[able]])]
+    return able if table.length[first] % PROBE_EVERY == 0 else np.zeros_like(able)
+
+
 def drafts_of(view: View, decision: Decision, reach: Reach, stated: Ints | None, free: int) -> Ints:
     """Drafts for each of the entries within reach, [n]: those that the policy has `stated`, or by the rule above, cut
     to what there is. `free`: blocks that can be had at once, those of victims not counted."""
@@ -48,7 +58,7 @@ def drafts_of(view: View, decision: Decision, reach: Reach, stated: Ints | None,
             stated = np.zeros_like(stated)
         elif speculation.adaptive:
             stated = _worthwhile(view, entries, rates)
-        stated += (stated == 0) & (table.length[entries.slots] % PROBE_EVERY == 0)
+        stated += (stated == 0) & probes(table, entries.slots, entries.decode)
     drafts = bounded(stated, entries, table, speculation.most)
     if decision.embed:  # what a host does not use is another's by this plan
         drafts[np.isin(entries.slots, [*decision.embed.values()])] = 0

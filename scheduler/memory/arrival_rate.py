@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from math import exp, expm1
+from math import exp, expm1, inf
 
+import numpy as np
 from msgspec import Struct, structs
 
 from accelgen.scheduler.parameters import within
+from accelgen.scheduler.table import FREE, RequestTable
 
 SHORTEST_S = 1.0  # a shorter history counts as one second: two requests at once are no rate
 
@@ -43,3 +45,13 @@ class ArrivalRate(Struct, frozen=True):
 
     def _weight(self, now_s: float) -> float:
         return self.weight * exp(-(now_s - self.at_s) / self.tau_s)
+
+
+def heard(rate: ArrivalRate, table: RequestTable) -> ArrivalRate:
+    """With those that have come into the table since."""
+    newest_s = -inf if rate.begun_s is None else rate.at_s
+    fresh = (table.state != FREE) & (table.arrival_s > newest_s)
+    if fresh.any():
+        for at_s in np.sort(table.arrival_s[fresh]).tolist():
+            rate = rate.arrived(at_s)
+    return rate

@@ -24,13 +24,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
-from math import inf
 
 import numpy as np
 from msgspec import Struct, structs
 
 from accelgen.scheduler.cost_model import Work
-from accelgen.scheduler.memory.arrival_rate import ArrivalRate
+from accelgen.scheduler.memory.arrival_rate import ArrivalRate, heard
 from accelgen.scheduler.memory.books import Books
 from accelgen.scheduler.memory.buckets import victim_order
 from accelgen.scheduler.memory.crossover import Crossover, Way
@@ -51,7 +50,7 @@ from accelgen.scheduler.memory.waiting import LongestRun, critical
 from accelgen.scheduler.parameters import within
 from accelgen.scheduler.policies.shared import promised_blocks
 from accelgen.scheduler.policy import Decision, StepStats, View
-from accelgen.scheduler.table import FREE, MOVING, RUNNING, WAITING, Ints, RequestTable
+from accelgen.scheduler.table import MOVING, RUNNING, WAITING, Ints, RequestTable
 
 MOST_SEATS = 2  # waiting requests that are given terms, in multiples of max_num_seqs
 RESERVE_SHARE = 8  # the reserve is at most this part of all blocks
@@ -222,15 +221,9 @@ class CacheOptMemory:
 
 def _look(table: RequestTable, state: Remembered) -> Remembered:
     """What has changed since the last plan: who has arrived, who is gone."""
-    rate = state.rate
-    newest_s = -inf if rate.begun_s is None else rate.at_s
-    fresh = (table.state != FREE) & (table.arrival_s > newest_s)
-    if fresh.any():
-        for at_s in np.sort(table.arrival_s[fresh]).tolist():
-            rate = rate.arrived(at_s)
     owed = {id: blocks for id, blocks in state.owed.items() if _moves_or_runs(table, id)}
     guests = still_there(table, state.guests)
-    return Remembered(rate, state.runs, guests, owed)
+    return Remembered(heard(state.rate, table), state.runs, guests, owed)
 
 
 def _victims(stays: Stays, view: View) -> Ints:

@@ -33,6 +33,7 @@ import numpy as np
 from msgspec import Struct, structs
 
 from accelgen.scheduler.cost_model import Work
+from accelgen.scheduler.memory.arrival_rate import ArrivalRate, heard
 from accelgen.scheduler.policies.shared import (
     Batch,
     at_least,
@@ -70,6 +71,7 @@ LEAST_PREFILL = 128  # tokens
 MOST_EVENTS = 900  # of simulations per round, about: 5 microseconds each
 MOST_STEPS = 600  # of walks per round, about: 10 microseconds each
 MOST_PROMPTS = 160  # that a round walks along
+RATE_S = 10.0  # over which arrivals are counted
 
 ADMISSIONS, BURSTS = ("dp", "edf_sim"), ("soft", "refuse")
 
@@ -78,7 +80,7 @@ class Memory(Struct, frozen=True):
     """What the rule remembers: who was admitted and who was not, by id; the plan, made at `made_s` (-1: none), and
     where in it the next batch stands; tiers of decodes by id; the most tokens of a batch with best-effort requests in
     it; how many requests have finished since; and whether there were more new ones than a round judges. `missed`: whom
-    of those judged the table does not have, and since when."""
+    of those judged the table does not have, and since when. `rate`: of arrivals, where there is a drafter."""
 
     admitted: frozenset[int] = frozenset()
     best_effort: frozenset[int] = frozenset()
@@ -90,6 +92,7 @@ class Memory(Struct, frozen=True):
     finished: int = 0
     has_more: bool = False
     missed: dict[int, float] = {}
+    rate: ArrivalRate = ArrivalRate(RATE_S)
 
 
 class SlosServe:
@@ -136,16 +139,17 @@ class SlosServe:
 
     def plan(self, view: View, state: Memory, start_s: float) -> tuple[Decision, Memory]:
         moved: dict[int, float] = {}
-        state = structs.replace(state, position=state.position + bool(view.last))
+        rate = heard(state.rate, view.table) if view.speculation.most else state.rate
+        state = structs.replace(state, position=state.position + bool(view.last), rate=rate)
         if self._is_due(view, state, start_s):
             state = self._replan(view, state, start_s)
             moved = self._moved(view.table, state)
-        batch = self._follow(view, state, moved)
+        batch = self._follow(view, state, moved, start_s)
         decision = batch.decision()
         decision.requeue = moved
         decision.declined = self._declined(view.table, state)
         if batch.slots:
-            decision.drafts = self._drafts(view, batch.slots, state)
+            decision.drafts = self._drafts(view, batch.slots, state, start_s)
         return decision, state
 
     def observe(self, step: StepStats, state: Memory) -> Memory:
@@ -249,6 +253,7 @@ class SlosServe:
             made_s=max(0.0, start_s),
             has_more=len(new) < len(fine),
             missed=state.missed,
+            rate=state.rate,
         )
 
     def _up_to_date(self, view: View, state: Memory, start_s: float) -> Memory:
@@ -314,7 +319,7 @@ class SlosServe:
 
     # --- following the plan ------------------------------------------------------------------------------------------
 
-    def _follow(self, view: View, state: Memory, moved: dict[int, float]) -> Batch:
+    def _follow(self, view: View, state: Memory, moved: dict[int, float], start_s: float) -> Batch:
         """The iteration that the next slice of the plan says. `moved` are new keys that the table does not have yet."""
         table = view.table
         ready = table.running[table.remaining(table.running) > 0]
@@ -325,7 +330,7 @@ class SlosServe:
         size = min(state.plan.at(state.position).size, view.limits.max_num_batched_tokens)
         batch = Batch(view, min(max(size, int(due.sum())), view.limits.max_num_batched_tokens))
         take_decodes(batch, decodes[due], lambda view: self._victims(view, state))
-        drafted = sum(self._drafts(view, batch.slots, state) or ())
+        drafted = sum(self._drafts(view, batch.slots, state, start_s) or ())
         batch.tokens = max(0, batch.tokens - drafted)
         gone = set(batch.preempted)
         evictions = Evictions(batch, ready[~mine])
@@ -343,11 +348,14 @@ class SlosServe:
         make_room(batch, ready, lambda view: self._victims(view, state))
         return batch
 
-    def _drafts(self, view: View, slots: list[int], state: Memory) -> list[int] | None:
+    def _drafts(
+        self, view: View, slots: list[int], state: Memory, start_s: float
+    ) -> list[int] | None:
         """What the slice drafts for each of `slots`; None: whatever the engine finds worth it."""
         joins, position = state.plan.joins, state.position
         tiers = {id: k for id, k in state.tiers.items() if joins.get(id, 0) <= position}
-        return stated_drafts(view, slots, state.plan.at(position), tiers)
+        one, per_s = state.plan.at(position), state.rate.per_s(start_s)
+        return stated_drafts(view, slots, one, tiers, per_s)
 
     def _are_due(self, table: RequestTable, decodes: Ints, state: Memory) -> Bools:
         """Decodes that the slice has a token for, [n]: those unknown to the plan always; those ahead of it not yet, or,

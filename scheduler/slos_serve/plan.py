@@ -67,7 +67,7 @@ def _tail(planner: Planner, place: Place) -> tuple[Slice, ...]:
 
 
 def _repeating(planner: Planner, counts: Counts) -> tuple[Slice, ...]:
-    found = tuple(islice(planner.slices(planner.steady_s, counts), MOST_TAIL))
+    found = tuple(islice(planner.lasting(counts), MOST_TAIL))
     return found or tuple(islice(planner.slices(IDLE_S, counts), 1))
 
 

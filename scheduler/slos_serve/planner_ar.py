@@ -156,6 +156,9 @@ class ArPlanner:
         lengths = tuple(int(n > 0) for n in counts)
         return iter((Slice(prefill + sum(counts), lengths, prefill, seconds),))
 
+    def lasting(self, counts: Counts) -> Iterator[Slice]:
+        return self.slices(self.steady_s, counts)
+
     def reach(self, tokens: int, counts: Counts) -> float:
         if tokens <= 0:
             return 0.0

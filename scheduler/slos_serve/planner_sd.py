@@ -87,6 +87,9 @@ class SdPlanner:
         found = self._best(window_s, counts) if window_s > 0 else None
         return iter(()) if found is None else repeat(found[1], found[0])
 
+    def lasting(self, counts: Counts) -> Iterator[Slice]:
+        return self.slices(self.steady_s, counts)
+
     def reach(self, tokens: int, counts: Counts) -> float:
         if tokens <= 0 or not any(counts):
             return self._idle.reach(tokens)

@@ -34,8 +34,10 @@ class Planner(Protocol):
     """Batches that keep the pace of decodes and leave the most for prompts. `work` counts what planning has cost, in
     simulated batches or tried configurations; `steady_s` is that of the tiers."""
 
-    work: int
     steady_s: float
+
+    @property
+    def work(self) -> int: ...
 
     def plan(self, window_s: float, counts: Counts) -> tuple[int, float] | None:
         """Prompt tokens that fit beside such decodes into `window_s`, and how much of it their batches take; None if
@@ -43,6 +45,9 @@ class Planner(Protocol):
 
     def slices(self, window_s: float, counts: Counts) -> Iterator[Slice]:
         """The batches of such a plan; nothing where `plan` says None."""
+
+    def lasting(self, counts: Counts) -> Iterator[Slice]:
+        """Batches for `steady_s` that repeat while nobody new is admitted."""
 
     def reach(self, tokens: int, counts: Counts) -> float:
         """The shortest window in which `plan` finds room for so many prompt tokens; infinite if there is none."""

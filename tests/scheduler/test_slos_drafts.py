@@ -6,6 +6,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from scene import Scene
 from test_speculation import CheckedWorld, prompt_of
 from world import expected
@@ -15,6 +17,7 @@ from accelgen.scheduler.cost_model import Coefficients
 from accelgen.scheduler.policies.slos_serve import SlosServe
 from accelgen.scheduler.policy import Decision
 from accelgen.scheduler.slos_serve.planner_ar import ArPlanner
+from accelgen.scheduler.slos_serve.planner_either import EitherPlanner
 from accelgen.scheduler.slos_serve.planner_sd import SdPlanner
 from accelgen.scheduler.slos_serve.roofline import Piece, Roofline
 from accelgen.scheduler.slos_serve.speculating import planner_for
@@ -43,9 +46,11 @@ def test_the_planner_goes_by_what_is_accepted() -> None:
     assert isinstance(planner_for(with_rate(0.9, filled=0.5), ROOFLINE, TIERS), ArPlanner)
     assert isinstance(planner_for(with_rate(0.99, most=1), ROOFLINE, TIERS), ArPlanner)  # 1.99
     found = planner_for(with_rate(0.52, step_s=0.002), ROOFLINE, TIERS)
-    assert isinstance(found, SdPlanner) and (found.alpha, found.most) == (0.52, 5)
-    assert found.roofline.seconds(10, steps=3) == pytest.approx(0.01 + 0.001 + 0.006)
-    assert isinstance(planner_for(with_rate(1.0), ROOFLINE, TIERS), SdPlanner)
+    assert isinstance(found, EitherPlanner)
+    assert (found.drafting.alpha, found.drafting.most) == (0.52, 5)
+    assert found.drafting.roofline.seconds(10, steps=3) == pytest.approx(0.01 + 0.001 + 0.006)
+    assert found.plain.roofline is ROOFLINE
+    assert isinstance(planner_for(with_rate(1.0), ROOFLINE, TIERS), EitherPlanner)
 
 
 def test_a_batch_drafts_what_leaves_the_most_for_prompts() -> None:
@@ -67,6 +72,46 @@ def test_without_drafts_in_the_plan_the_engine_decides() -> None:
         scene.running(50, 50, tpot_s=0.0125)
         scene.waiting(1000, ttft_s=5.0, tpot_s=1.0)
         assert planned(scene, speculation).drafts is None
+
+
+@given(
+    window_s=st.floats(0.001, 2.0), tight=st.integers(0, 60), loose=st.integers(0, 60),
+    alpha=st.sampled_from([0.5, 0.7, 0.9]), step_s=st.sampled_from([0.0, 0.003]), tokens=st.integers(1, 5000),
+)  # fmt: skip
+def test_drafts_are_planned_where_they_leave_more_for_prompts(
+    window_s: float, tight: int, loose: int, alpha: float, step_s: float, tokens: int
+) -> None:
+    """Each answer is the better one of the two, and the batches are those of the plan."""
+    slow = Roofline((Piece(1e-4, step_s, 0.01),))
+    plain, drafting = ArPlanner(ROOFLINE, TIERS), SdPlanner(slow, TIERS, alpha, 5)
+    either = EitherPlanner(ArPlanner(ROOFLINE, TIERS), SdPlanner(slow, TIERS, alpha, 5))
+    counts = (tight, loose)
+    known = [one for one in (p.plan(window_s, counts) for p in (plain, drafting)) if one]
+    found = either.plan(window_s, counts)
+    assert (found is None) == (not known)
+    if found is not None:
+        assert found[0] == max(one[0] for one in known)
+        assert sum(one.prefill for one in either.slices(window_s, counts)) == found[0]
+    assert either.is_steady(counts) == (plain.is_steady(counts) or drafting.is_steady(counts))
+    assert either.reach(tokens, counts) == min(p.reach(tokens, counts) for p in (plain, drafting))
+    first = next(either.lasting(counts), None)
+    if plain.is_steady(counts):
+        assert first is not None and max(first.lengths, default=0) <= 1
+
+
+def test_no_drafts_beyond_the_plan_while_requests_come_often() -> None:
+    """Two decodes that are in time without. A step of the drafter takes 5 ms, four of them and ten tokens 21 ms: with a
+    request every 2 s hardly one in a hundred waits for that, with one every 0.4 s one in twenty does."""
+    for every_s, left in ((5.0, True), (0.4, False)):
+        scene = Scene(SlosServe(), 3000)
+        for i in range(30):
+            slot = scene.running(50, 50, at_s=(i - 29) * every_s, ttft_s=500.0, tpot_s=0.2)
+            if i < 28:
+                scene.table.remove(slot)
+            view = replace(scene.view, speculation=with_rate(0.6, step_s=0.005))
+            decision, scene.state = scene.policy.plan(view, scene.state, (i - 29) * every_s)
+        assert (decision.drafts is None) == left
+        assert left or decision.drafts == [0, 0]
 
 
 def test_drafts_admit_what_would_be_too_much_without() -> None:

@@ -329,8 +329,22 @@ def test_an_expensive_token_is_not_drafted_but_now_and_then_one_is_tried() -> No
     slots = [scene.running(20, 20), scene.running(31, 31), scene.running(20, 20)]
     with_rates(scene, slots, [0.95, 0.1, 0.98])
     found = choose(view_of(scene, Speculation(4)), entries_of(scene, slots))
-    # the second has 32 tokens: its turn to try; 0.98 > 30 / 31 for one draft only
-    assert found.tolist() == [0, 1, 1]
+    assert found.tolist() == [0, 0, 1]  # 0.98 > 30 / 31 for one draft only
+    # who has 32 tokens is the first of these: time to try
+    found = choose(view_of(scene, Speculation(4)), entries_of(scene, slots[1:]))
+    assert found.tolist() == [1, 2]
+
+
+def test_single_drafts_are_tried_in_the_same_iterations() -> None:
+    """Of 20 decodes at any lengths one would else try in nearly every iteration, and all wait for the drafter."""
+    scene = Scene(Sarathi(), blocks=500, cost=STEEP)
+    slots = [scene.running(20 + i, 20 + i) for i in range(20)]
+    with_rates(scene, slots, [0.1] * 20)
+    tried = []
+    for _ in range(64):
+        tried.append(int(choose(view_of(scene, Speculation(4)), entries_of(scene, slots)).sum()))
+        scene.table.plan(np.array(slots), np.ones(20, dtype=np.int64), 0.0)
+    assert sorted({*tried}) == [0, 20] and tried.count(20) == 4
 
 
 def test_the_drafters_own_time_is_part_of_the_price() -> None:
@@ -369,7 +383,8 @@ def test_a_drafter_that_makes_nothing_is_only_probed(adaptive: bool) -> None:
     assert choose(view_of(scene, speculation), entries_of(scene, slots)).tolist() != [0, 1]
     for _ in range(1000):
         speculation.observe(scene.table, slots[0], 3, 0, 0)
-    assert choose(view_of(scene, speculation), entries_of(scene, slots)).tolist() == [0, 1]
+    assert choose(view_of(scene, speculation), entries_of(scene, slots)).tolist() == [0, 0]
+    assert choose(view_of(scene, speculation), entries_of(scene, slots[1:])).tolist() == [1]
 
 
 def test_the_time_of_a_step_is_a_mean() -> None:
