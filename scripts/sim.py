@@ -173,30 +173,28 @@ def sweep(
 @policies_option
 @click.option(
     "--attainment",
-    type=click.FloatRange(0, 1, min_open=True),
-    default=0.99,
+    "shares",
+    type=ListParam(click.FloatRange(0, 1, min_open=True)),
+    metavar="SHARE,...",
+    default="0.99",
     show_default=True,
-    help="Share of the requests sent that must keep their objectives.",
+    help="Of the requests sent, that must keep their objectives; several share their runs.",
 )
 @click.option("--tolerance", type=click.FloatRange(0.001, 0.5), default=0.02, show_default=True,
               help="Relative distance of a good and a bad rate at which the search ends.")  # fmt: skip
 @jobs_option
 def capacity(
-    policies: list[Policy], attainment: float, tolerance: float, jobs: int | None, **given: Any
+    policies: list[Policy], shares: list[float], tolerance: float, jobs: int | None, **given: Any
 ) -> None:
     """Find the highest rate at which enough requests keep their objectives, by bisection."""
     from accelgen.scripts.sim_capacity import report_capacities, search
 
     name, scenario = pick_scenario(given, policies)
     with _crew(jobs, given) as crew, bars(given["quiet"]) as shown:
-        found = search(
-            crew, shown, name, scenario, policies, attainment, tolerance, given["synthetic"]
-        )
+        found = search(crew, shown, name, scenario, policies, shares, tolerance, given["synthetic"])
     stem = _stem("capacity", name, [result for _, results in found.values() for result in results])
     about = asked_of(scenario, given["synthetic"])
-    report_capacities(
-        found, scenario, attainment, title_of(name, scenario), about, given["out"] / stem
-    )
+    report_capacities(found, scenario, title_of(name, scenario), about, given["out"] / stem)
 
 
 # --- shared ------------------------------------------------------------------------------------------------------

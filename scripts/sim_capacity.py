@@ -22,7 +22,9 @@ from accelgen.simulator.scenarios import Scenario
 from accelgen.simulator.settings import Policy, enough_for, middle_rate, most_rate, setting_of
 from accelgen.simulator.times import Rule
 
-Found = dict[str, tuple[Capacity, list[Result]]]
+Capacities = dict[float, Capacity]
+"""By the share of the requests that is to attain."""
+Found = dict[str, tuple[Capacities, list[Result]]]
 
 
 def search(
@@ -31,60 +33,70 @@ def search(
     name: str,
     scenario: Scenario,
     policies: list[Policy],
-    wanted: float,
+    wanted: list[float],
     tolerance: float,
     stand_ins: bool,
 ) -> Found:
-    """Per policy: its capacity, and the runs it rests on. Attainment at a rate is the mean over the seeds."""
+    """Per policy: its capacity at each share of `wanted`, and the runs that these rest on, which they share: a run is
+    given up when the least of them is out of reach. Attainment at a rate is the mean over the seeds."""
     shown.expect(name, None)
-    enough = enough_for(wanted, scenario)
+    enough = enough_for(min(wanted), scenario)
 
-    def one(policy: Policy) -> tuple[Capacity, list[Result]]:
-        runs: list[Result] = []
+    def one(policy: Policy) -> tuple[Capacities, list[Result]]:
+        runs: dict[float, list[Result]] = {}
 
         def attained(rate: float) -> float:
-            settings = [
-                setting_of(name, scenario, policy, rate, seed, stand_ins, enough=enough)
-                for seed in scenario.seeds
-            ]
-            results = run_all(crew, settings, shown)
-            runs.extend(results)
-            return fmean(result.attainment(scenario.rule) for result in results)
+            if rate not in runs:
+                settings = [
+                    setting_of(name, scenario, policy, rate, seed, stand_ins, enough=enough)
+                    for seed in scenario.seeds
+                ]
+                runs[rate] = run_all(crew, settings, shown)
+            return fmean(result.attainment(scenario.rule) for result in runs[rate])
 
         first, most = middle_rate(scenario), most_rate(scenario)
-        return find_capacity(attained, wanted, first, most, tolerance), runs
+        found = {share: find_capacity(attained, share, first, most, tolerance) for share in wanted}
+        return found, [result for results in runs.values() for result in results]
 
     found = side_by_side(crew, one, policies, 4 * crew.size)
     return {label(policy): one for policy, one in zip(policies, found, strict=True)}
 
 
-def report_capacities(
-    found: Found, scenario: Scenario, wanted: float, title: str, about: str, path: Path
-) -> None:
+def report_capacities(found: Found, scenario: Scenario, title: str, about: str, path: Path) -> None:
     """Table on stdout, `about` below its title; CSV, JSON and figure under `path`."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for head in ("policy", f"capacity at {wanted:.0%} (req/s)", "first bad rate", "rates tried"):
-        table.add_column(head, justify="left" if head == "policy" else "right")
-    for policy, (capacity, _) in found.items():
-        above = "-" if capacity.above is None else f"{capacity.above:.3f}"
-        table.add_row(policy, f"{capacity.rate:.3f}", above, str(len(capacity.tried)))
     console = wide_console()
     console.print(f"{title}\n{about}", markup=False, highlight=False, soft_wrap=True)
-    console.print(table)
+    console.print(_table(found))
     for policy, (_, results) in found.items():
         for fault in dict.fromkeys(result.fault for result in results if result.fault):
             console.print(f"{policy} failed: {fault}", markup=False)
-    written = _write(found, scenario, wanted, path)
+    written = _write(found, scenario, path)
     try:
-        capacities = {policy: capacity for policy, (capacity, _) in found.items()}
-        draw_capacity(capacities, wanted, Rule(scenario.rule), title, path.with_suffix(".png"))
+        capacities = {policy: capacities for policy, (capacities, _) in found.items()}
+        draw_capacity(capacities, Rule(scenario.rule), title, path.with_suffix(".png"))
         written.append(path.with_suffix(".png"))
     except ImportError:
         click.echo(NO_MATPLOTLIB, err=True)
     say_written(written)
 
 
-def _write(found: Found, scenario: Scenario, wanted: float, path: Path) -> list[Path]:
+def _table(found: Found) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("policy")
+    shares = next(iter(found.values()))[0]
+    for share in shares:
+        for head in (f"capacity at {100 * share:.4g}% (req/s)", "first bad rate", "rates tried"):
+            table.add_column(head, justify="right")
+    for policy, (capacities, _) in found.items():
+        row = [policy]
+        for capacity in capacities.values():
+            above = "-" if capacity.above is None else f"{capacity.above:.3f}"
+            row += [f"{capacity.rate:.3f}", above, str(len(capacity.tried))]
+        table.add_row(*row)
+    return table
+
+
+def _write(found: Found, scenario: Scenario, path: Path) -> list[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     rows, whole = path.with_suffix(".csv"), path.with_suffix(".json")
     with rows.open("w", newline="") as lines:
@@ -92,18 +104,13 @@ def _write(found: Found, scenario: Scenario, wanted: float, path: Path) -> list[
         writer.writerow(
             ["policy", "rule", "attainment", "capacity", "first_bad_rate", "rate", "attained"]
         )
-        for policy, (capacity, _) in found.items():
-            for rate, attained in capacity.tried:
-                head = [policy, scenario.rule, wanted, capacity.rate, capacity.above]
-                writer.writerow([*head, rate, attained])
+        for policy, (capacities, _) in found.items():
+            for share, capacity in capacities.items():
+                head = [policy, scenario.rule, share, capacity.rate, capacity.above]
+                writer.writerows([*head, *tried] for tried in capacity.tried)
     content = {
-        policy: {
-            "attainment": wanted,
-            "rule": scenario.rule,
-            "capacity": capacity,
-            "results": results,
-        }
-        for policy, (capacity, results) in found.items()
+        policy: {"rule": scenario.rule, "capacities": capacities, "results": results}
+        for policy, (capacities, results) in found.items()
     }
     whole.write_bytes(msgspec.json.format(msgspec.json.encode(content), indent=1))
     return [rows, whole]

@@ -92,24 +92,30 @@ def draw_sweep(groups: Sequence[Group], rule: Rule, title: str, path: Path) -> N
 
 
 def draw_capacity(
-    found: dict[str, Capacity], wanted: float, rule: Rule, title: str, path: Path
+    found: dict[str, dict[float, Capacity]], rule: Rule, title: str, path: Path
 ) -> None:
-    """The capacities, and the points they rest on. Raises ImportError."""
+    """By policy and share of the requests: the capacities, and the points they rest on. Raises ImportError."""
     pyplot = _pyplot()
+    shares = [*next(iter(found.values()))]
     figure, (bars, points) = pyplot.subplots(1, 2, figsize=(13, 1.8 + 0.4 * len(found)))
-    for number, (policy, capacity) in enumerate(found.items()):
-        colour = f"C{number % 10}"
-        bars.barh([policy], [capacity.rate], color=colour)
-        tried = sorted(capacity.tried)
-        marker = _MARKERS[number % len(_MARKERS)]
+    for number, (policy, capacities) in enumerate(found.items()):
+        colour, marker = f"C{number % 10}", _MARKERS[number % len(_MARKERS)]
+        for at, share in enumerate(shares):
+            thick, pale = 0.8 / len(shares), 1 - 0.5 * at / len(shares)
+            place = number + thick * (at - (len(shares) - 1) / 2)
+            bars.barh([place], [capacities[share].rate], thick, color=colour, alpha=pale)
+        tried = sorted({point for capacity in capacities.values() for point in capacity.tried})
         rates, attained = [rate for rate, _ in tried], [share for _, share in tried]
         points.plot(rates, attained, marker=marker, markersize=4, color=colour, label=policy)
+    words = ", ".join(f"{100 * share:.4g}%" for share in shares)
+    bars.set_yticks(range(len(found)), [*found])
     bars.invert_yaxis()
     bars.set_title(
-        f"highest rate with {wanted:.0%} of requests attaining, {_words(rule)} (req/s)", fontsize=9
+        f"highest rate with {words} of requests attaining, {_words(rule)} (req/s)", fontsize=9
     )
     bars.grid(axis="x", alpha=0.3)
-    points.axhline(wanted, color="0.4", linewidth=0.8)
+    for share in shares:
+        points.axhline(share, color="0.4", linewidth=0.8)
     points.set_title(
         "attainment at the rates tried (runs are ended once it is out of reach)", fontsize=9
     )

@@ -214,12 +214,24 @@ def test_sweep_and_capacity(tmp_path: Path) -> None:
     done = sim("sweep", *words, "--rates", "1,50", out=tmp_path)
     assert done.exit_code == 0, done.output
     assert len([line for line in done.output.splitlines() if "vllm" in line]) == 2
-    done = sim("capacity", *words, "--attainment", "0.9", "--tolerance", "0.3", out=tmp_path)
+    out = tmp_path / "capacity"
+    done = sim("capacity", *words, "--attainment", "0.9,0.5", "--tolerance", "0.3", out=out)
     assert done.exit_code == 0, done.output
-    [table] = tmp_path.glob("capacity-*.csv")
-    rows = list(csv.DictReader(table.open()))
+    assert "capacity at 90%" in done.output and "capacity at 50%" in done.output
+    [table], [figure] = out.glob("capacity-*.csv"), out.glob("capacity-*.png")
+    rows = [{**row, **floats(row)} for row in csv.DictReader(table.open())]
+    assert {row["attainment"] for row in rows} == {0.9, 0.5} and figure.stat().st_size > 10_000
     for row in rows:
-        assert (float(row["attained"]) >= 0.9) == (float(row["rate"]) <= float(row["capacity"]))
+        assert (row["attained"] >= row["attainment"]) == (row["rate"] <= row["capacity"])
+    high, low = (next(row for row in rows if row["attainment"] == x) for x in (0.9, 0.5))
+    assert low["capacity"] > high["capacity"]
+    rates = {row["rate"] for row in rows}
+    assert len(rates) == len([*(out / "runs").iterdir()]) < len(rows)  # shared
+
+
+def floats(row: dict[str, str]) -> dict[str, float]:
+    """Those columns that are numbers."""
+    return {key: float(value) for key, value in row.items() if key not in ("policy", "rule")}
 
 
 def test_oracle_is_above_every_policy_and_below_the_bound(tmp_path: Path) -> None:
