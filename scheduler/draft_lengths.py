@@ -27,6 +27,7 @@ from accelgen.scheduler.table import RUNNING, Bools, Floats, Ints, RequestTable
 LEAST_RATE = 0.2  # less likely drafts are never worth it: what a token costs is only a model's word
 LEAST_FILLED = 0.02  # of what is planned: less is as good as no drafter
 PROBE_EVERY = 16  # tokens
+MOST_PROBES = 16  # at once: what all of them cost comes in one iteration
 
 
 def bounded(drafts: Ints, entries: Entries, table: RequestTable, most: int) -> Ints:
@@ -38,13 +39,18 @@ def bounded(drafts: Ints, entries: Entries, table: RequestTable, most: int) -> I
     return found
 
 
-def probes(table: RequestTable, slots: Ints, decode: Bools) -> Bools:
-    """Who tries a single draft, [n]: all that decode, when the first of them is at every so many tokens."""
-    able: Bools = decode & (table.state[slots] == RUNNING)
-    if not able.any():
-        return able
-    first = slots[able][np.argmin(table.ids[slots[able]])]
-    return able if table.length[first] % PROBE_EVERY == 0 else np.zeros_like(able)
+def probes(table: RequestTable, slots: Ints, able: Bools, most: int = MOST_PROBES) -> Bools:
+    """Who of those that are `able` tries a single draft, [n]: so many of them, by turns, when the first of them is at
+    every so many tokens."""
+    who = np.flatnonzero(able & (table.state[slots] == RUNNING))
+    found: Bools = np.zeros(len(slots), dtype=bool)
+    if not len(who) or most < 1:
+        return found
+    first = int(table.length[slots[who[np.argmin(table.ids[slots[who]])]]])
+    if first % PROBE_EVERY == 0:
+        turn = first // PROBE_EVERY * most
+        found[who[(turn + np.arange(min(most, len(who)))) % len(who)]] = True
+    return found
 
 
 def drafts_of(view: View, decision: Decision, reach: Reach, stated: Ints | None, free: int) -> Ints:
@@ -58,7 +64,7 @@ def drafts_of(view: View, decision: Decision, reach: Reach, stated: Ints | None,
             stated = np.zeros_like(stated)
         elif speculation.adaptive:
             stated = _worthwhile(view, entries, rates)
-        stated += (stated == 0) & probes(table, entries.slots, entries.decode)
+        stated += probes(table, entries.slots, entries.decode & (stated == 0))
     drafts = bounded(stated, entries, table, speculation.most)
     if decision.embed:  # what a host does not use is another's by this plan
         drafts[np.isin(entries.slots, [*decision.embed.values()])] = 0

@@ -157,7 +157,8 @@ def _say(found: Found) -> list[str]:
     for world in WORLDS:
         mine, other = mean_gain(found, world), mean_gain(found, world, OTHER)
         if mine is not None:
-            words.append(f"{mine:.2f} ({OTHER}: {other or 0:.2f}) {world.name}")
+            theirs = "" if other is None else f" ({OTHER}: {other:.2f})"
+            words.append(f"{mine:.2f}{theirs} {world.name}")
     said = (
         f"With a drafter {ME} has this many times the capacity that it has without, geometric mean of the scenarios:"
         f" {'; '.join(words)} (the paper: {SLOS_SPECULATION.low:g})."

@@ -31,6 +31,7 @@ from accelgen.scheduler.policies.shared import (
     take_begun,
     take_decodes,
 )
+from accelgen.scheduler.policies.slack import NEAR_S
 from accelgen.scheduler.policy import Decision, StepStats, Verdict, View, is_decode
 from accelgen.scheduler.request import Request
 from accelgen.scheduler.table import Bools, Floats, Ints
@@ -90,7 +91,7 @@ class CacheOpt:
         held_up = False
         columns = (slots.tolist(), pending.tolist(), blocks.tolist(), impatient.tolist())
         for slot, tokens, needed, must in zip(*columns, strict=True):
-            if batch.may_start(needed) and not (held_up and needed):
+            if batch.may_start(needed) and not (held_up and slot not in table.lenders):
                 batch.take(slot, min(tokens, batch.tokens))
             elif batch.tokens < 1 or batch.seats < 1:
                 return
@@ -98,10 +99,12 @@ class CacheOpt:
                 held_up |= must
 
     def _impatient(self, view: View, slots: Ints, state: Seen, start_s: float) -> Bools:
-        """Who is late by that many times what its objective gives to its first, or to all of its tokens, [n]."""
+        """Who is late by that many times what its objective gives to its first, to all, or else to each of its tokens,
+        [n]."""
         table = view.table
         due_s = np.minimum(table.first_due_s[slots], table.end_due_s[slots])
         given_s = np.maximum(due_s - table.arrival_s[slots], 0.0)
+        given_s = np.where(due_s < NEAR_S, given_s, table.tpot_s[slots])
         late: Bools = self._latest_s(view, slots, state) + self.patience * given_s < start_s
         return late
 

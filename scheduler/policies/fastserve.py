@@ -143,7 +143,7 @@ def _take(batch: Batch, chosen: dict[int, int], victims: Iterator[int]) -> None:
     last = len(slots) - 1
 
     def fits(last: int) -> bool:
-        # What is pinned may be the new one's own: not to be counted on. It gives way to those that run.
+        # What is pinned may be the new one's own: not to be counted on while there is one.
         pinned = batch.reserved if seats[last] else 0
         return bool(needs[last] <= batch.blocks - pinned and seats[last] <= max(0, batch.seats))
 

@@ -144,12 +144,12 @@ class SlosServe:
         if self._is_due(view, state, start_s):
             state = self._replan(view, state, start_s)
             moved = self._moved(view.table, state)
-        batch = self._follow(view, state, moved, start_s)
+        batch, drafts = self._follow(view, state, moved, start_s)
         decision = batch.decision()
         decision.requeue = moved
         decision.declined = self._declined(view.table, state)
-        if batch.slots:
-            decision.drafts = self._drafts(view, batch.slots, state, start_s)
+        if batch.slots and drafts is not None:
+            decision.drafts = [drafts.get(slot, 0) for slot in batch.slots]
         return decision, state
 
     def observe(self, step: StepStats, state: Memory) -> Memory:
@@ -319,8 +319,11 @@ class SlosServe:
 
     # --- following the plan ------------------------------------------------------------------------------------------
 
-    def _follow(self, view: View, state: Memory, moved: dict[int, float], start_s: float) -> Batch:
-        """The iteration that the next slice of the plan says. `moved` are new keys that the table does not have yet."""
+    def _follow(
+        self, view: View, state: Memory, moved: dict[int, float], start_s: float
+    ) -> tuple[Batch, dict[int, int] | None]:
+        """The iteration that the next slice of the plan says, and its drafts by slot (None: those that the engine
+        chooses). `moved` are new keys that the table does not have yet."""
         table = view.table
         ready = table.running[table.remaining(table.running) > 0]
         mine = are_admitted(table, ready, state.best_effort)
@@ -330,8 +333,9 @@ class SlosServe:
         size = min(state.plan.at(state.position).size, view.limits.max_num_batched_tokens)
         batch = Batch(view, min(max(size, int(due.sum())), view.limits.max_num_batched_tokens))
         take_decodes(batch, decodes[due], lambda view: self._victims(view, state))
-        drafted = sum(self._drafts(view, batch.slots, state, start_s) or ())
-        batch.tokens = max(0, batch.tokens - drafted)
+        stated = self._drafts(view, batch.slots, state, start_s)
+        batch.tokens = max(0, batch.tokens - sum(stated or ()))
+        drafts = None if stated is None else dict(zip(batch.slots, stated, strict=True))
         gone = set(batch.preempted)
         evictions = Evictions(batch, ready[~mine])
         starts = all(id in state.best_effort for id in table.ids[batch.preempted].tolist())
@@ -346,7 +350,7 @@ class SlosServe:
         waiting = (slot for _, slot in queue)
         take_best_effort(batch, evictions, waiting, state.calm, starts)
         make_room(batch, ready, lambda view: self._victims(view, state))
-        return batch
+        return batch, drafts
 
     def _drafts(
         self, view: View, slots: list[int], state: Memory, start_s: float

@@ -11,6 +11,8 @@ from accelgen.scheduler.slos_serve.planner_sd import SdPlanner
 from accelgen.scheduler.slos_serve.slices import Planner, Slice
 from accelgen.scheduler.slos_serve.tiers import Counts
 
+LEAST_ROOM = 0.25  # of what drafts would leave, that a tail without them must
+
 
 class EitherPlanner:
     """A Planner of two, both for the same tiers. Of a window it has the plan with more prompt tokens, without drafts if
@@ -31,9 +33,12 @@ class EitherPlanner:
         return self._best(window_s, counts).slices(window_s, counts)
 
     def lasting(self, counts: Counts) -> Iterator[Slice]:
-        """Without drafts if decodes can keep their pace so: batches are shorter then, and who arrives waits less."""
-        plain = self.plain.is_steady(counts)
-        return (self.plain if plain else self.drafting).lasting(counts)
+        """Without drafts, even if these would leave more: nobody admitted waits for that, batches are shorter, and who
+        arrives waits less. With them where there would be hardly any room for best-effort requests."""
+        plain, drafting = (one.plan(self.steady_s, counts) for one in (self.plain, self.drafting))
+        if plain is None or (drafting is not None and plain[0] < LEAST_ROOM * drafting[0]):
+            return self.drafting.lasting(counts)
+        return self.plain.lasting(counts)
 
     def reach(self, tokens: int, counts: Counts) -> float:
         return min(self.plain.reach(tokens, counts), self.drafting.reach(tokens, counts))

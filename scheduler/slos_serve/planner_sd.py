@@ -28,15 +28,21 @@ ALPHA, MOST_DRAFTS = 0.6, 10  # the code's defaults
 _CLOSE = 1e-9
 
 
+Shape = tuple[tuple[int, ...], int, float]
+"""Tokens verified per decode of each tier (0: nobody is in it), the most of these, and the longest time that a batch
+may take with them."""
+
+
 class Lengths(Struct, frozen=True):
-    """Tokens verified per decode of each tier (0: nobody is in it), `used` by all `decodes`, and the longest time that
-    a batch may take with them."""
+    """A Shape with so many `decodes`: the tokens `used` by all of them, and how many the longest batch has (0: it
+    cannot be so short)."""
 
     lengths: tuple[int, ...]
     decodes: int
     used: int
     steps: int
     unit_s: float
+    size: int
 
 
 def accepted(length: int, alpha: float) -> float:
@@ -67,6 +73,8 @@ class SdPlanner:
             raise ValueError(f"most: {most} tokens, must be at least 1")
         self.roofline, self.tiers, self.alpha, self.most = roofline, tiers, alpha, most
         self._known: dict[Counts, list[Lengths]] = {}
+        self._shapes: dict[tuple[int, ...], list[Shape]] = {}
+        self._found: dict[tuple[float, Counts], tuple[int, Slice] | None] = {}
         self._idle = Timeline(roofline, tiers, (0,) * len(tiers))
         self.work, self.steady_s = 0, steady_s(tiers)
 
@@ -99,7 +107,7 @@ class SdPlanner:
         return self.plan(self.steady_s, counts) is not None
 
     def _reach(self, tokens: int, one: Lengths) -> float:
-        room = self._size(one.unit_s, one) - one.used
+        room = one.size - one.used
         if room < 1:
             return inf
         if tokens <= room:
@@ -107,48 +115,66 @@ class SdPlanner:
             return min(one.unit_s, least_s)
         return ceil(tokens / room) * one.unit_s
 
-    def _size(self, limit_s: float, one: Lengths) -> int:
-        """Of the largest batch with these lengths that takes no longer."""
-        return self.roofline.time_to_batch(limit_s, one.steps, one.decodes)
-
     def _best(self, window_s: float, counts: Counts) -> tuple[int, Slice] | None:
         """How many batches, and each of them."""
-        best: tuple[int, Slice] | None = None
+        asked = window_s, counts
+        if asked not in self._found:
+            self.work += 1
+            self._found[asked] = self._search(window_s, counts)
+        return self._found[asked]
+
+    def _search(self, window_s: float, counts: Counts) -> tuple[int, Slice] | None:
+        best: tuple[int, Lengths, int, float] | None = None
+        most, sizes = -1, dict[int, int]()  # of a batch that fills the window, by drafting steps
         for one in self._lengths(counts):
-            unit_s = min(one.unit_s, window_s)
-            size = self._size(unit_s, one)
-            prefill, times = size - one.used, int(window_s / unit_s + _CLOSE)
-            if (
-                prefill < 0 and unit_s < one.unit_s
-            ):  # the window is too short, and nothing is due in it
-                unit_s, times = one.unit_s, 0
-                size = self._size(unit_s, one)
-                prefill = size - one.used
-            if prefill >= 0 and (best is None or times * prefill > best[0] * best[1].prefill):
-                best = times, Slice(size, one.lengths, prefill, unit_s)
-        return best
+            unit_s, size = one.unit_s, one.size
+            times = int(window_s / unit_s + _CLOSE)
+            if window_s < unit_s:
+                if one.steps not in sizes:
+                    sizes[one.steps] = self.roofline.time_to_batch(window_s, one.steps, one.decodes)
+                if sizes[one.steps] >= one.used:
+                    unit_s, size, times = window_s, sizes[one.steps], 1
+                else:  # the window is too short, and nothing is due in it
+                    times = 0
+            if size >= one.used and times * (size - one.used) > most:
+                most, best = times * (size - one.used), (times, one, size, unit_s)
+        if best is None:
+            return None
+        times, one, size, unit_s = best
+        return times, Slice(size, one.lengths, size - one.used, unit_s)
 
     def _lengths(self, counts: Counts) -> list[Lengths]:
-        """One for each bottleneck and length of it."""
+        """For each bottleneck and length of it, those that are not the same as others."""
         found = self._known.get(counts)
         if found is None:
-            tiers = [k for k, n in enumerate(counts) if n]
-            asked = [(i, length) for i in tiers for length in range(1, self.most + 1)]
-            self.work += len(asked)
-            every = [self._with_bottleneck(counts, *one) for one in asked]
-            found = self._known[counts] = [one for one in every if one is not None]
+            shapes = self._shapes_of(tuple(k for k, n in enumerate(counts) if n))
+            self.work += 1 + len(shapes) // 2
+            found = self._known[counts] = [self._with_counts(one, counts) for one in shapes]
         return found
 
-    def _with_bottleneck(self, counts: Counts, tier: int, length: int) -> Lengths | None:
-        lengths = [0] * len(counts)
-        for k, n in enumerate(counts):
-            if n:
-                lengths[k] = shortest(
-                    self.tiers[k], self.tiers[tier], length, self.alpha, self.most
-                )
-                if not lengths[k]:
-                    return None
-        paces = zip(lengths, self.tiers, strict=True)
-        unit_s = min(int(accepted(s, self.alpha) + _CLOSE) * tpot_s for s, tpot_s in paces if s)
+    def _shapes_of(self, tiers: tuple[int, ...]) -> list[Shape]:
+        """If somebody is in each of these `tiers`, and nobody in others."""
+        found = self._shapes.get(tiers)
+        if found is None:
+            asked = [(i, length) for i in tiers for length in range(1, self.most + 1)]
+            every = (self._with_bottleneck(tiers, *one) for one in asked)
+            found = [one for one in dict.fromkeys(every) if one is not None]
+            self._shapes[tiers] = found
+        return found
+
+    def _with_bottleneck(self, tiers: tuple[int, ...], tier: int, length: int) -> Shape | None:
+        lengths = [0] * len(self.tiers)
+        for k in tiers:
+            own_s, other_s = self.tiers[k], self.tiers[tier]
+            lengths[k] = shortest(own_s, other_s, length, self.alpha, self.most)
+            if not lengths[k]:
+                return None
+        sure = (int(accepted(lengths[k], self.alpha) + _CLOSE) * self.tiers[k] for k in tiers)
+        return tuple(lengths), max(lengths), min(sure)
+
+    def _with_counts(self, shape: Shape, counts: Counts) -> Lengths:
+        lengths, steps, unit_s = shape
+        decodes = sum(counts)
         used = sum(n * s for n, s in zip(counts, lengths, strict=True))
-        return Lengths(tuple(lengths), sum(counts), used, max(lengths), unit_s)
+        size = self.roofline.time_to_batch(unit_s, steps, decodes)
+        return Lengths(lengths, decodes, used, steps, unit_s, size)

@@ -15,7 +15,7 @@ import numpy as np
 from msgspec import structs
 
 from accelgen.scheduler.cost_model import Work
-from accelgen.scheduler.draft_lengths import probes
+from accelgen.scheduler.draft_lengths import MOST_PROBES, probes
 from accelgen.scheduler.policy import View, is_decode
 from accelgen.scheduler.slos_serve.planner_ar import ArPlanner
 from accelgen.scheduler.slos_serve.planner_either import EitherPlanner
@@ -26,7 +26,7 @@ from accelgen.scheduler.speculation import Speculation
 from accelgen.scheduler.table import RUNNING
 
 LEAST_ALPHA, MOST_ALPHA = 0.01, 0.99
-MEETS = 0.01  # arrivals, on average, in the time by which drafts beyond the plan may make a batch longer
+MEETS = 0.03  # arrivals, on average, while a batch lasts longer for drafts beyond the plan
 
 
 def planner_for(speculation: Speculation, roofline: Roofline, tiers: tuple[float, ...]) -> Planner:
@@ -54,9 +54,12 @@ def stated_drafts(
         return None
     table, at = view.table, np.array(slots, dtype=np.int64)
     if max(one.lengths, default=0) < 2:
-        if rate_per_s * _longer_s(view, len(slots)) < MEETS:
+        decode = is_decode(table, at)
+        decodes = int(np.count_nonzero(decode))
+        if not speculation.adaptive or rate_per_s * _longer_s(view, decodes) < MEETS:
             return None
-        tried: list[int] = probes(table, at, is_decode(table, at)).astype(int).tolist()
+        room = min(MOST_PROBES, one.size - decodes)
+        tried: list[int] = probes(table, at, decode, room).astype(int).tolist()
         return tried
     able = is_decode(table, at) & (table.state[at] == RUNNING)
     found = [0] * len(slots)

@@ -553,7 +553,9 @@ def test_one_out_of_patience_holds_up_those_behind_it_that_need_blocks_of_their_
     assert scene.plan(10.9) == {running: 1, small: 64}
     assert scene.plan(11.0) == {running: 1}
     guest = scene.waiting(16, ttft_s=30.0)
-    scene.table.offer(guest, 1)  # it lives inside another one
+    scene.table.offer(guest, 1)  # kept back for it: others must do without
+    assert scene.plan(11.0) == {running: 1}
+    scene.table.offer(guest, 1, running)  # it lives inside another one
     assert scene.plan(11.0) == {running: 1, guest: 16}
     scene.free_blocks = 20
     assert large in scene.plan(11.0)
@@ -563,17 +565,37 @@ def test_one_out_of_patience_holds_up_those_behind_it_that_need_blocks_of_their_
     assert [*patient.plan(11.0)] == [small]
 
 
+def test_who_was_preempted_is_out_of_patience_by_its_pace() -> None:
+    """If that is all that it states: ten times 50 ms behind its next token."""
+    scene = Scene(CacheOpt(), blocks=10)
+    running = scene.running(16, 16)
+    large = scene.running(200, 200, ttft_s=None, tpot_s=0.05)
+    scene.table.computed[large] = scene.table.blocks[large] = 0
+    scene.table.enqueue(large, scene.policy.order_key(scene.view, large, scene.state))
+    small = scene.waiting(64, ttft_s=20.0)
+    assert scene.plan(0.4) == {running: 1, small: 64}
+    assert scene.plan(0.6) == {running: 1}
+
+
+@pytest.mark.parametrize("known", [0, 160])
 @pytest.mark.parametrize("memory", ["cacheopt", "on-demand"])
-def test_a_large_one_does_not_wait_for_ever_behind_a_stream_of_small_ones(memory: str) -> None:
-    """It needs nearly all blocks, half of which small ones would always have, none of which can afford to give way."""
+def test_a_large_one_does_not_wait_for_ever_behind_a_stream_of_small_ones(
+    memory: str, known: int
+) -> None:
+    """It needs nearly all blocks, half of which small ones would always have, none of which can afford to give way.
+    What it finds of itself in the cache leaves more of the reserve to others."""
     world = MemoryWorld("cacheopt", blocks=64, block_size=16, memory=memory)
     world.tell({})
+    slo = Objective(0.1 if known else 0.5, 0.02)
+    if known:
+        world.submit(2, [*prompt_of(800, 1)[:known], 5], 1, 0.0, seed=9, objective=slo)
     for at in range(400):
-        slo = Objective(0.5, 0.02)
-        world.submit(10 + 4 * at, prompt_of(48, at), 48, at * 0.025, seed=at, objective=slo)
+        world.submit(
+            10 + 4 * at, prompt_of(48, at + 7), 48, 0.3 + at * 0.025, seed=at, objective=slo
+        )
     world.submit(1, prompt_of(800, 1), 8, 0.5, seed=1, objective=Objective(0.2, 0.02))
     run_until(world, 1, 1)
-    assert 2.5 < world.now_s < 3.5  # without the rule when the stream ends
+    assert 2.5 < world.now_s < 3.5  # without the rule when the stream ends, at 10
 
 
 # --- any load, any policy --------------------------------------------------------------------------------------------
