@@ -82,8 +82,12 @@ class BlockTables:
         fresh = needed - self._spare_for(request, needed) if tied else needed
         if request.shares_tail:
             at = request.computed // size
-            copies = pool.owners[request.table[at]] > 1
-            if not self._make_room(max(0, fresh) + copies, request, work):
+            needs, tail = max(0, fresh), request.table[at]
+            copies = pool.owners[tail] > 1
+            # A copy that cannot be had is not needed any more if those who shared the tail were pins that gave way.
+            if not self._make_room(needs + copies, request, work) and not (
+                pool.owners[tail] == 1 and self._make_room(needs, request, work)
+            ):
                 return False
             self._unpin(request)
             self._own_tail(request, at, work)

@@ -294,6 +294,17 @@ def test_last_owner_writes_without_a_copy() -> None:
     assert replica.batch.copy_to == [] and replica.core.pool.used == 2
 
 
+def test_a_tail_that_only_pins_share_needs_no_copy_once_they_have_given_way() -> None:
+    """There is no fourth block; the other one that waits would be looked up again, and stand in the way for ever."""
+    replica = Replica(num_blocks=3)
+    replica.look_up(make_prompt(1, range(12)), make_prompt(2, range(12), parent=1))
+    replica.plan((1, 0, 12))
+    replica.plan(forks=[(2, 1, 11)], preempt=[1])
+    assert replica.look_up(make_prompt(3, range(20))).hit_tokens == [12]
+    report = replica.plan((2, 11, 1))
+    assert (report.dropped, report.unpinned, replica.batch.copy_to) == ([], [3], [])
+
+
 def test_block_written_by_its_last_owner_leaves_the_index() -> None:
     """The child goes on with other tokens than its parent did, in a block that the index knew."""
     replica = Replica()

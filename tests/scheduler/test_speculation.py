@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from drafting_world import DRAFTS, CheckedWorld, Stating, prompt_of
-from hypothesis import Phase, given, settings
+from hypothesis import Phase, example, given, settings
 from hypothesis import strategies as st
 from recorded_world import RecordedWorld, recording_to
 from scene import Scene
@@ -107,6 +107,13 @@ requests = st.lists(
 
 
 @settings(max_examples=120, deadline=None, phases=(Phase.explicit, Phase.generate))
+@example(  # a forked choice whose tail is pinned by all that wait, without a block to copy it to
+    policy="vllm", depth=0, blocks=24, limit=6, rule="adaptive", most=4, host_blocks=0, memory="",
+    drawn=[
+        (17, 16, 0.135, 2, 0.05), (27, 13, 0.1345, 1, None), (15, 12, 0.0, 1, 0.01), (19, 23, 0.138, 0, None),
+        (5, 5, 0.0, 0, None), (15, 12, 0.0, 1, 0.01), (12, 10, 0.001, 2, None), (30, 12, 0.0, 2, None),
+    ],
+)  # fmt: skip
 @given(
     policy=st.sampled_from([*POLICIES, "eager"]),
     depth=st.integers(0, 1),
