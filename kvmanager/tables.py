@@ -82,12 +82,7 @@ class BlockTables:
         fresh = needed - self._spare_for(request, needed) if tied else needed
         if request.shares_tail:
             at = request.computed // size
-            needs, tail = max(0, fresh), request.table[at]
-            copies = pool.owners[tail] > 1
-            # A copy that cannot be had is not needed any more if those who shared the tail were pins that gave way.
-            if not self._make_room(needs + copies, request, work) and not (
-                pool.owners[tail] == 1 and self._make_room(needs, request, work)
-            ):
+            if not self._make_room_for_tail(max(0, fresh), at, request, work):
                 return False
             self._unpin(request)
             self._own_tail(request, at, work)
@@ -167,6 +162,20 @@ class BlockTables:
             self.drop(newest)
             work.unpinned.append(newest.id)
         return True
+
+    def _make_room_for_tail(self, needed: int, at: int, request: Request, work: Work) -> bool:
+        """As `_make_room`, with a block to copy block `at` of the table to, if that is shared. If there is none, pins
+        that share it give way: it need not be copied then."""
+        tail = request.table[at]
+        if self._make_room(needed + (self.pool.owners[tail] > 1), request, work):
+            return True
+        sharing = [one for one in self._pinned.values() if one is not request and tail in one.table]
+        if self.pool.owners[tail] - len(sharing) > 1:
+            return False
+        for pin in sharing:
+            self.drop(pin)
+            work.unpinned.append(pin.id)
+        return self._make_room(needed, request, work)
 
     def _own_tail(self, request: Request, at: int, work: Work) -> None:
         """Copy-on-write: block `at` of the table is about to be written by `request`, which has not run with it yet."""

@@ -178,6 +178,7 @@ def test_kv_manager_or_worker_killed_under_streams(server: Any, name: str) -> No
     assert asyncio.run(streams(server, [name])) == quiet
 
 
+@pytest.mark.slow  # test_routing.py: a worker killed while a replica beside it serves
 def test_the_other_replica_goes_on(launch_server: Callable[..., Any]) -> None:
     """One worker of two dies: its requests move, nobody waits for its model to load again."""
     pair = launch_server("--replicas", "2", "--kv-blocks", "512")

@@ -69,6 +69,7 @@ def agree(reference: Reference, texts: list[str]) -> bool:
     return all(reference.agrees([5 + i] * (10 + 7 * i), text, 16) for i, text in enumerate(texts))
 
 
+@pytest.mark.slow  # test_recovery.py has two frontends, test_routing.py two replicas
 def test_two_frontends_and_two_replicas(
     launch_server: Callable[..., Any], reference: Reference
 ) -> None:

@@ -57,7 +57,17 @@ def different(outcome: Outcome) -> int:
     return sum(not one.same for one in outcome.comparisons)
 
 
-@pytest.mark.parametrize("policy", POLICIES)
+REMEMBERING = ("accelgen", "accelgen-plus", "cacheopt", "fastserve", "qoserve", "slos-serve")
+"""With more state than the others, which take long for what they show beside `accelgen`."""
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [
+        pytest.param(name, marks=() if name in REMEMBERING else pytest.mark.slow)
+        for name in POLICIES
+    ],
+)
 def test_the_recorded_policy_decides_the_same(policy: str, tmp_path: Path) -> None:
     """Whatever happened: every decision is compared, and none differs. Other policies differ in some."""
     path, seen, others = tmp_path / "dump", Counter[str](), 0

@@ -105,7 +105,7 @@ def test_no_orphans_and_no_leftovers_after_sigkill(launch: Launch) -> None:
     assert server.end(signal.SIGTERM) == 0
 
 
-@pytest.mark.parametrize("role", ["worker", "kvmanager"])
+@pytest.mark.parametrize("role", [pytest.param("worker", marks=pytest.mark.slow), "kvmanager"])
 def test_death_of_a_child_is_loud(launch: Launch, role: str) -> None:
     """Once it has happened too often."""
     server = launch()
