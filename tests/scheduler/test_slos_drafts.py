@@ -119,6 +119,15 @@ def test_no_drafts_beyond_the_plan_while_requests_come_often() -> None:
         assert left or decision.drafts == [0, 0]
 
 
+def test_single_drafts_stay_within_the_planned_batch() -> None:
+    """13 decodes every 11.5 ms: 15 tokens in each batch, two more than they need. All are at a 16th token."""
+    scene = Scene(SlosServe(credit=False), 3000)
+    for _ in range(13):
+        scene.running(47, 47, tpot_s=0.0125)
+    decision = planned(scene, with_rate(0.3))
+    assert sum(decision.counts) == 13 and sum(decision.drafts or []) == 2
+
+
 def test_drafts_admit_what_would_be_too_much_without() -> None:
     """A prompt of 1,500 tokens in 0.3 s beside the five decodes: 260 tokens without drafts, 1,760 with."""
     for speculation, admitted in ((Speculation(), False), (with_rate(0.8), True)):
