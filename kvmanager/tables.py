@@ -159,8 +159,7 @@ class BlockTables:
             )
             if newest is None:
                 return False
-            self.drop(newest)
-            work.unpinned.append(newest.id)
+            self._withdraw(newest, work)
         return True
 
     def _make_room_for_tail(self, needed: int, at: int, request: Request, work: Work) -> bool:
@@ -173,9 +172,12 @@ class BlockTables:
         if self.pool.owners[tail] - len(sharing) > 1:
             return False
         for pin in sharing:
-            self.drop(pin)
-            work.unpinned.append(pin.id)
+            self._withdraw(pin, work)
         return self._make_room(needed, request, work)
+
+    def _withdraw(self, pin: Request, work: Work) -> None:
+        self.drop(pin)
+        work.unpinned.append(pin.id)
 
     def _own_tail(self, request: Request, at: int, work: Work) -> None:
         """Copy-on-write: block `at` of the table is about to be written by `request`, which has not run with it yet."""

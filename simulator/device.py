@@ -14,6 +14,7 @@ from difflib import get_close_matches
 
 from accelgen.scheduler.cost_model import Coefficients, Work, evaluate
 from accelgen.scheduler.memory.crossover import Copies, Line
+from accelgen.scheduler.slos_serve.roofline import PUBLISHED
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,13 +126,7 @@ _DEVICES = (
 SLOS_SERVE = "2xa100-slos-serve"
 """Two A100s of 40 GB as the planner of SLOs-Serve's authors sees them (arXiv 2504.08784, public code): 31.73 ms per
 iteration and 72.13 us per token, decodes at any context, the host included. Beside OPT-13B, 23 GB of each are left."""
-_PUBLISHED = (
-    Device(
-        "opt-13b",
-        SLOS_SERVE,
-        Coefficients(3.173e-2, 7.213e-5, 0.0, 0.0, 0.0, 0.0, 1),
-        819_200,
-        46_000_000_000,
-    ),
-)
-_FITS = {(device.model, device.hardware): device for device in (*_DEVICES, *_PUBLISHED)}
+_PIECE = PUBLISHED["opt-13b-tp2"].pieces[0]  # the other one is the drafter's alone
+_THEIRS = Coefficients(_PIECE.base_s, _PIECE.per_token_s, 0.0, 0.0, 0.0, 0.0, 1)
+_PUBLISHED = Device("opt-13b", SLOS_SERVE, _THEIRS, 819_200, 46_000_000_000)
+_FITS = {(device.model, device.hardware): device for device in (*_DEVICES, _PUBLISHED)}

@@ -87,7 +87,9 @@ class CacheOpt:
         slots = np.array([slot for _, slot in head], dtype=np.int64)
         pending = table.length[slots] - table.computed[slots]
         blocks = table.block_demand(slots, pending)
-        impatient = self._impatient(batch.view, slots, state, start_s)
+        impatient = np.zeros(len(slots), dtype=bool)
+        if int(blocks.sum()) > batch.room:  # or nobody is held up
+            impatient = self._impatient(batch.view, slots, state, start_s)
         held_up = False
         columns = (slots.tolist(), pending.tolist(), blocks.tolist(), impatient.tolist())
         for slot, tokens, needed, must in zip(*columns, strict=True):

@@ -27,10 +27,10 @@ class EitherPlanner:
         return self.plain.work + self.drafting.work
 
     def plan(self, window_s: float, counts: Counts) -> tuple[int, float] | None:
-        return self._best(window_s, counts).plan(window_s, counts)
+        return self._best(window_s, counts)[1]
 
     def slices(self, window_s: float, counts: Counts) -> Iterator[Slice]:
-        return self._best(window_s, counts).slices(window_s, counts)
+        return self._best(window_s, counts)[0].slices(window_s, counts)
 
     def lasting(self, counts: Counts) -> Iterator[Slice]:
         """Without drafts, even if these would leave more: nobody admitted waits for that, batches are shorter, and who
@@ -46,7 +46,9 @@ class EitherPlanner:
     def is_steady(self, counts: Counts) -> bool:
         return self.plain.is_steady(counts) or self.drafting.is_steady(counts)
 
-    def _best(self, window_s: float, counts: Counts) -> Planner:
+    def _best(self, window_s: float, counts: Counts) -> tuple[Planner, tuple[int, float] | None]:
+        """Who has it, and its plan."""
         plain, drafting = (one.plan(window_s, counts) for one in (self.plain, self.drafting))
-        more = drafting is not None and (plain is None or drafting[0] > plain[0])
-        return self.drafting if more else self.plain
+        if drafting is not None and (plain is None or drafting[0] > plain[0]):
+            return self.drafting, drafting
+        return self.plain, plain

@@ -49,19 +49,16 @@ def stated_drafts(
 ) -> list[int] | None:
     """For each of `slots`, which are in a batch together, how many tokens its tier drafts by the plan; `tiers` by
     request id, for those that count as decodes in it. None if that is left to the engine. `rate_per_s`: of arrivals."""
-    speculation = view.speculation
-    if not speculation.most:
-        return None
     table, at = view.table, np.array(slots, dtype=np.int64)
+    decode = is_decode(table, at)
     if max(one.lengths, default=0) < 2:
-        decode = is_decode(table, at)
         decodes = int(np.count_nonzero(decode))
-        if not speculation.adaptive or rate_per_s * _longer_s(view, decodes) < MEETS:
+        if not view.speculation.adaptive or rate_per_s * _longer_s(view, decodes) < MEETS:
             return None
         room = min(MOST_PROBES, one.size - decodes)
         tried: list[int] = probes(table, at, decode, room).astype(int).tolist()
         return tried
-    able = is_decode(table, at) & (table.state[at] == RUNNING)
+    able = decode & (table.state[at] == RUNNING)
     found = [0] * len(slots)
     for i, id in enumerate(table.ids[at].tolist()):
         if able[i] and id in tiers:

@@ -91,7 +91,7 @@ def test_the_next_stage_of_a_session_follows_across_a_swap() -> None:
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(
     seed=st.integers(0, 2**32),
     depth=st.sampled_from([0, 1]),

@@ -79,7 +79,7 @@ def test_a_prompt_goes_on_where_it_was() -> None:
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(seed=st.integers(0, 2**32), depth=st.sampled_from([0, 1]), caching=st.booleans())
 def test_nothing_is_lost_and_nothing_computed_twice(
     policy: str, seed: int, depth: int, caching: bool
