@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import repeat
 from math import ceil, inf, log
+from operator import mul
 
 from msgspec import Struct
 
@@ -149,7 +150,7 @@ class SdPlanner:
         if found is None:
             shapes = self._shapes_of(tuple(k for k, n in enumerate(counts) if n))
             self.work += 1 + len(shapes) // 2
-            found = self._known[counts] = [self._with_counts(one, counts) for one in shapes]
+            found = self._known[counts] = self._with_counts(shapes, counts)
         return found
 
     def _shapes_of(self, tiers: tuple[int, ...]) -> list[Shape]:
@@ -172,9 +173,16 @@ class SdPlanner:
         sure = (int(accepted(lengths[k], self.alpha) + _CLOSE) * self.tiers[k] for k in tiers)
         return tuple(lengths), max(lengths), min(sure)
 
-    def _with_counts(self, shape: Shape, counts: Counts) -> Lengths:
-        lengths, steps, unit_s = shape
-        decodes = sum(counts)
-        used = sum(n * s for n, s in zip(counts, lengths, strict=True))
-        size = self.roofline.time_to_batch(unit_s, steps, decodes)
-        return Lengths(lengths, decodes, used, steps, unit_s, size)
+    def _with_counts(self, shapes: list[Shape], counts: Counts) -> list[Lengths]:
+        decodes, size_of = sum(counts), self.roofline.time_to_batch
+        return [
+            Lengths(
+                lengths,
+                decodes,
+                sum(map(mul, counts, lengths)),
+                steps,
+                unit_s,
+                size_of(unit_s, steps, decodes),
+            )
+            for lengths, steps, unit_s in shapes
+        ]

@@ -27,10 +27,6 @@ class Piece(Struct, frozen=True):
     base_s: float
     per_decode_s: float = 0.0
 
-    def fixed_s(self, steps: int, decodes: int) -> float:
-        """Seconds of a batch before its first token."""
-        return self.base_s + self.per_step_s * steps + self.per_decode_s * decodes
-
 
 class Roofline(Struct, frozen=True):
     """The maximum of its pieces, at least one; no batch has more than `most` tokens."""
@@ -41,18 +37,18 @@ class Roofline(Struct, frozen=True):
     def seconds(self, tokens: int, steps: int = 0, decodes: int = 0) -> float:
         """What a batch of so many tokens takes, `decodes` of its requests being decodes."""
         longest_s = 0.0
-        for piece in self.pieces:  # asked for often: a generator would take twice as long
-            seconds = piece.fixed_s(steps, decodes) + piece.per_token_s * tokens
-            longest_s = max(longest_s, seconds)
+        for one in self.pieces:  # asked for often: neither a generator nor further calls
+            fixed_s = one.base_s + one.per_step_s * steps + one.per_decode_s * decodes
+            longest_s = max(longest_s, fixed_s + one.per_token_s * tokens)
         return longest_s
 
     def time_to_batch(self, limit_s: float, steps: int = 0, decodes: int = 0) -> int:
         """The most tokens that a batch can have that takes at most `limit_s`; 0 if none does."""
         size = float(self.most)
-        for piece in self.pieces:
-            left_s = limit_s - piece.fixed_s(steps, decodes)
-            if piece.per_token_s > 0:
-                size = min(size, left_s / piece.per_token_s + _ROUNDING)
+        for one in self.pieces:
+            left_s = limit_s - (one.base_s + one.per_step_s * steps + one.per_decode_s * decodes)
+            if one.per_token_s > 0:
+                size = min(size, left_s / one.per_token_s + _ROUNDING)
             elif left_s < 0:
                 return 0
         return max(0, int(size))

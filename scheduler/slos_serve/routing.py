@@ -32,6 +32,7 @@ def first_with_room(
         view = views[index]
         standing = standing_by_key(view.table)
         work = 25 + len(standing.decoding) // 8 + len(standing.prompts)
+        work += work // 2 if view.speculation.most else 0
         if work > left:
             continue
         left -= work
