@@ -18,7 +18,7 @@ the plan counts as admitted if it could keep its pace alone; who is missing (aft
 late) stays for `MISSED_S` what he was. A request that states no objective is best effort. Who may
 be refused is judged at arrival, by the state of that moment, and is else admitted. When admitted decodes alone cannot
 keep their pace, each batch has all of them and at least `LEAST_PREFILL` tokens of prompts, admitted or best effort. A
-round costs at most about 10 ms (20 with a drafter): it judges fewer than `MOST_NEW` where many prompts wait (the next
+round costs at most about 10 ms: it judges fewer than `MOST_NEW` where many prompts wait (the next
 round follows at once), and where more than `MOST_PROMPTS` wait, nobody; then batches are made for the present decodes
 alone.
 """
@@ -27,73 +27,45 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from heapq import merge
 from itertools import islice
 
 import numpy as np
-from msgspec import Struct, structs
+from msgspec import structs
 
 from accelgen.scheduler.cost_model import Work
-from accelgen.scheduler.memory.arrival_rate import ArrivalRate, heard
+from accelgen.scheduler.memory.arrival_rate import heard
 from accelgen.scheduler.policies.shared import (
-    Batch,
     at_least,
     least_load,
-    make_room,
-    take_decodes,
 )
-from accelgen.scheduler.policy import Decision, StepStats, Verdict, View, is_decode
+from accelgen.scheduler.policy import Decision, StepStats, Verdict, View
 from accelgen.scheduler.request import Request
 from accelgen.scheduler.slos_serve.admission import relaxed
-from accelgen.scheduler.slos_serve.best_effort import Evictions, take_best_effort
 from accelgen.scheduler.slos_serve.dynamic import MOST_NEW, choose
 from accelgen.scheduler.slos_serve.edf_sim import admit as simulated_admission
-from accelgen.scheduler.slos_serve.filling import take_extra, take_prompts
+from accelgen.scheduler.slos_serve.following import Follower
+from accelgen.scheduler.slos_serve.order import keys, moved_keys, places
 from accelgen.scheduler.slos_serve.plan import Plan, make_plan, overloaded_plan
 from accelgen.scheduler.slos_serve.routing import first_with_room, mixed
-from accelgen.scheduler.slos_serve.speculating import stated_drafts
 from accelgen.scheduler.slos_serve.standing import (
-    MOST_LOOKED_AT,
-    PRIORITY_S,
     Standing,
     admitted_places,
-    are_admitted,
-    best_effort_places,
     is_stated,
     known,
     new_places,
     standing_of,
     still_missed,
 )
-from accelgen.scheduler.slos_serve.survey import Rules, Survey, due_s, too_slow_for
-from accelgen.scheduler.table import FAR_S, Bools, Ints, RequestTable
+from accelgen.scheduler.slos_serve.state import Memory
+from accelgen.scheduler.slos_serve.survey import Rules, Survey, too_slow_for
+from accelgen.scheduler.table import RequestTable
 
 LEAST_PREFILL = 128  # tokens
 MOST_EVENTS = 900  # of simulations per round, about: 5 microseconds each
 MOST_STEPS = 600  # of walks per round, about: 10 microseconds each
 MOST_PROMPTS = 160  # that a round walks along
-RATE_S = 10.0  # over which arrivals are counted
 
 ADMISSIONS, BURSTS = ("dp", "edf_sim"), ("soft", "refuse")
-
-
-class Memory(Struct, frozen=True):
-    """What the rule remembers: who was admitted and who was not, by id; the plan, made at `made_s` (-1: none), and
-    where in it the next batch stands; tiers of decodes by id; the most tokens of a batch with best-effort requests in
-    it; how many requests have finished since; and whether there were more new ones than a round judges. `missed`: whom
-    of those judged the table does not have, and since when. `rate`: of arrivals, where there is a drafter."""
-
-    admitted: frozenset[int] = frozenset()
-    best_effort: frozenset[int] = frozenset()
-    plan: Plan = Plan()
-    position: int = 0
-    tiers: dict[int, int] = {}
-    calm: int = 0
-    made_s: float = -1.0
-    finished: int = 0
-    has_more: bool = False
-    missed: dict[int, float] = {}
-    rate: ArrivalRate = ArrivalRate(RATE_S)
 
 
 class SlosServe:
@@ -118,7 +90,7 @@ class SlosServe:
         return Memory()
 
     def order_key(self, view: View, slot: int, state: Memory) -> float:
-        return self._keys(view.table, [slot], state)[slot]
+        return keys(view.table, [slot], state, self.rules, self._is_promised)[slot]
 
     def admit(self, request: Request, views: Sequence[View], now_s: float) -> Verdict:
         refuses = self._is_promised(request)
@@ -144,8 +116,8 @@ class SlosServe:
         state = structs.replace(state, position=state.position + bool(view.last), rate=rate)
         if self._is_due(view, state, start_s):
             state = self._replan(view, state, start_s)
-            moved = self._moved(view.table, state)
-        batch, drafts = self._follow(view, state, moved, start_s)
+            moved = moved_keys(view.table, state, self.rules, self._is_promised)
+        batch, drafts = Follower(view, state, self.rules).follow(moved, start_s)
         decision = batch.decision()
         decision.requeue = moved
         decision.declined = self._declined(view.table, state)
@@ -168,38 +140,6 @@ class SlosServe:
         slots = [table.slot_of[id] for id in state.best_effort if id in table.slot_of]
         return sorted(slot for slot in slots if not table.request(slot).best_effort)
 
-    # --- the waiting order -----------------------------------------------------------------------------------------
-
-    def _keys(self, table: RequestTable, slots: list[int], state: Memory) -> dict[int, float]:
-        """By slot: admitted ones by deadline, new ones by deadline, best-effort ones by arrival."""
-        due = self._places(table, slots)
-        arrival, ids = table.arrival_s[slots].tolist(), table.ids[slots].tolist()
-        keys = {}
-        for i, slot in enumerate(slots):
-            if ids[i] in state.best_effort:
-                keys[slot] = PRIORITY_S + arrival[i]
-            else:
-                mine = ids[i] in state.admitted or self._is_promised(table.request(slot))
-                keys[slot] = due[i] - PRIORITY_S * mine
-        return keys
-
-    def _places(self, table: RequestTable, slots: list[int]) -> list[float]:
-        """Deadlines, none so late that it leaves the range of keys."""
-        due = due_s(table, np.array(slots, dtype=np.int64), self.rules)
-        found: list[float] = np.minimum(due, 2 * FAR_S).tolist()
-        return found
-
-    def _moved(self, table: RequestTable, state: Memory) -> dict[int, float]:
-        """New keys, by slot, of requests that wait as new ones and have been judged."""
-        new = [slot for _, slot in islice(new_places(table), MOST_LOOKED_AT)]
-        ids = table.ids[new].tolist() if new else []
-        judged = [
-            slot
-            for slot, id in zip(new, ids, strict=True)
-            if id in state.admitted or id in state.best_effort
-        ]
-        return self._keys(table, judged, state) if judged else {}
-
     # --- when and what to plan ---------------------------------------------------------------------------------------
 
     def _is_due(self, view: View, state: Memory, start_s: float) -> bool:
@@ -216,7 +156,7 @@ class SlosServe:
     def _is_urgent(self, view: View, news: list[int], start_s: float) -> bool:
         """Whether one of them would lose what time it has if it waited for the next round, and a batch after it."""
         table = view.table
-        for slot, at_s in zip(news, self._places(table, news), strict=True):
+        for slot, at_s in zip(news, places(table, news, self.rules), strict=True):
             begun, end = int(table.computed[slot]), int(table.length[slot])
             work = Work(end - begun, prefill_work=(end * end - begun * begun) / 2)
             if at_s - start_s - view.cost.predict(work) < 2 * self.replan_s:
@@ -317,74 +257,6 @@ class SlosServe:
         size, _ = view.cost.pivot(view.limits.max_num_batched_tokens)
         decodes = sum(survey.counts)
         return max(size, survey.roofline.time_to_batch(self.replan_s, decodes=decodes))
-
-    # --- following the plan ------------------------------------------------------------------------------------------
-
-    def _follow(
-        self, view: View, state: Memory, moved: dict[int, float], start_s: float
-    ) -> tuple[Batch, dict[int, int] | None]:
-        """The iteration that the next slice of the plan says, and its drafts by slot (None: those that the engine
-        chooses). `moved` are new keys that the table does not have yet."""
-        table = view.table
-        ready = table.running[table.remaining(table.running) > 0]
-        mine = are_admitted(table, ready, state.best_effort)
-        decode = is_decode(table, ready)
-        decodes, begun = ready[mine & decode], ready[mine & ~decode]
-        due = self._are_due(table, decodes, state)
-        size = min(state.plan.at(state.position).size, view.limits.max_num_batched_tokens)
-        batch = Batch(view, min(max(size, int(due.sum())), view.limits.max_num_batched_tokens))
-        take_decodes(batch, decodes[due], lambda view: self._victims(view, state))
-        stated = self._drafts(view, batch.slots, state, start_s)
-        batch.tokens = max(0, batch.tokens - sum(stated or ()))
-        drafts = None if stated is None else dict(zip(batch.slots, stated, strict=True))
-        gone = set(batch.preempted)
-        evictions = Evictions(batch, ready[~mine])
-        starts = all(id in state.best_effort for id in table.ids[batch.preempted].tolist())
-        places = zip(self._places(table, begun.tolist()), begun.tolist(), strict=True)
-        own = [(at_s - PRIORITY_S, slot) for at_s, slot in places if slot not in gone]
-        fresh = sorted((key, slot) for slot, key in moved.items())
-        admitted = merge((p for p in fresh if p[0] < -PRIORITY_S / 2), admitted_places(table))
-        take_prompts(batch, own, admitted, evictions, starts)
-        rest = decodes[~due]
-        take_extra(batch, rest[~np.isin(rest, batch.preempted)] if batch.preempted else rest)
-        queue = merge((p for p in fresh if p[0] > PRIORITY_S / 2), best_effort_places(table))
-        waiting = (slot for _, slot in queue)
-        take_best_effort(batch, evictions, waiting, state.calm, starts)
-        make_room(batch, ready, lambda view: self._victims(view, state))
-        return batch, drafts
-
-    def _drafts(
-        self, view: View, slots: list[int], state: Memory, start_s: float
-    ) -> list[int] | None:
-        """What the slice drafts for each of `slots`; None: whatever the engine finds worth it."""
-        if not view.speculation.most:
-            return None
-        joins, position = state.plan.joins, state.position
-        tiers = {id: k for id, k in state.tiers.items() if joins.get(id, 0) <= position}
-        one, per_s = state.plan.at(position), state.rate.per_s(start_s)
-        return stated_drafts(view, slots, one, tiers, per_s)
-
-    def _are_due(self, table: RequestTable, decodes: Ints, state: Memory) -> Bools:
-        """Decodes that the slice has a token for, [n]: those unknown to the plan always; those ahead of it not yet, or,
-        without credit, always."""
-        lengths = state.plan.at(state.position).lengths
-        tiers, joins, position = state.tiers, state.plan.joins, state.position
-
-        def is_due(id: int) -> bool:
-            if id not in tiers:
-                return True
-            if joins.get(id, 0) > position:
-                return not self.rules.credit
-            return lengths[tiers[id]] > 0
-
-        return np.array([is_due(id) for id in table.ids[decodes].tolist()], dtype=bool)
-
-    def _victims(self, view: View, state: Memory) -> Ints:
-        """Best-effort requests, the last to have come first; then prompts, then decodes, the latest deadline first."""
-        table, running = view.table, view.table.running
-        mine, decode = are_admitted(table, running, state.best_effort), is_decode(table, running)
-        last_s = np.where(mine, due_s(table, running, self.rules), table.arrival_s[running])
-        return running[np.lexsort((-last_s, decode & mine, mine))]
 
 
 def _one_of(name: str, value: str, known: tuple[str, ...]) -> None:
