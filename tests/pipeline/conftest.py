@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import atexit
+import fcntl
 import os
 import shutil
 import subprocess
@@ -10,7 +10,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from functools import cache
 from pathlib import Path
 
 import httpx
@@ -28,32 +27,36 @@ READY_S = 90.0  # it takes a tenth of that on an idle machine
 OPTIONS = ["--port", "0", "--dtype", "float32", "--kv-blocks", "4096"]
 
 
-@cache
-def profiled_home() -> Path:
-    """A cache folder with a profile of the bundled model, measured once: servers of it need not measure, each for
-    seconds on all cores, and find no profiles of whoever runs the tests."""
-    home = Path(tempfile.mkdtemp(prefix="ag-cache-"))
-    atexit.register(shutil.rmtree, home, ignore_errors=True)
-    subprocess.run(
-        [*CLI, "profile", "--budget-s", "3", "--dtype", "float32", "--kv-blocks", "512"],
-        env={**os.environ, "XDG_CACHE_HOME": str(home)},
-        check=True,
-        capture_output=True,
-        timeout=READY_S,
-    )
+@pytest.fixture(scope="session")
+def profiled_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache folder with a profile of the bundled model, measured once for all processes of a test run: servers of it
+    need not measure, each for seconds on all cores, and find no profiles of whoever runs the tests."""
+    base = tmp_path_factory.getbasetemp()
+    home = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "profiled"
+    home.mkdir(exist_ok=True)
+    with (home / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (home / "accelgen").exists():
+            subprocess.run(
+                [*CLI, "profile", "--budget-s", "3", "--dtype", "float32", "--kv-blocks", "512"],
+                env={**os.environ, "XDG_CACHE_HOME": str(home)},
+                check=True,
+                capture_output=True,
+                timeout=READY_S,
+            )
     return home
 
 
 class Server:
     """`accelgen up` as a process. `url` ends without a path; `pids` are the components', by name."""
 
-    def __init__(self, folder: Path, *options: str) -> None:
+    def __init__(self, folder: Path, cache_home: Path, *options: str) -> None:
         self.folder = folder
         self.output = folder / "output"
         self.environment = {
             **os.environ,
             "XDG_RUNTIME_DIR": str(folder),
-            "XDG_CACHE_HOME": str(profiled_home()),
+            "XDG_CACHE_HOME": str(cache_home),
         }
         with self.output.open("wb") as stream:
             self.process = subprocess.Popen(
@@ -144,14 +147,14 @@ class Server:
 
 
 @pytest.fixture(scope="session")
-def launch_server() -> Iterator[Callable[..., Server]]:
+def launch_server(profiled_home: Path) -> Iterator[Callable[..., Server]]:
     """Starts servers with further options of `accelgen up`. All that still run are ended at the end of the session,
     with the checks of `down`; end yours with `down()` as soon as you are through."""
     servers: list[Server] = []
 
     def start(*options: str) -> Server:
         # a short name: the sockets' paths have a limit
-        server = Server(Path(tempfile.mkdtemp(prefix="ag-")), *options)
+        server = Server(Path(tempfile.mkdtemp(prefix="ag-")), profiled_home, *options)
         servers.append(server)
         return server
 

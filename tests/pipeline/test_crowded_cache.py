@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from random import Random
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 import pytest
 
-BURST = 20
+BURST = 16
 TINY = ["--kv-blocks", "44", "--max-model-len", "640", "--preemption", "swap", "--swap-gb", "0.05"]
 HOST_BLOCKS = 508  # 0.05 GB of 98,304 bytes each
 WORDS = [
@@ -38,7 +38,7 @@ def bodies() -> list[dict[str, Any]]:
     found = []
     for at in range(BURST):
         prompt = " ".join(draw.choices(WORDS, k=draw.randint(3, 60)))
-        tokens = draw.choice([12, 16, 150, 200])
+        tokens = draw.choice([12, 16, 100, 140])
         found.append(
             {
                 "prompt": f"{shared} {prompt}" if at % 4 == 0 else prompt,
@@ -80,6 +80,14 @@ def expected(server: Any) -> list[tuple[int, str]]:
     return found
 
 
+@pytest.fixture(scope="module")
+def crowded(launch_server: Callable[..., Any]) -> Iterator[Any]:
+    """At first with memory on demand, so that many have to give way."""
+    server = launch_server(*TINY, "--policy", "cacheopt", "--memory", "on-demand")
+    yield server
+    server.down()
+
+
 def settled(server: Any) -> dict[str, float]:
     """Metrics once nothing is held any more."""
     until_s = time.monotonic() + 20
@@ -96,43 +104,40 @@ def settled(server: Any) -> dict[str, float]:
     return {name: server.gauge(name) for name in names}
 
 
-def test_swapped_and_back(
-    launch_server: Callable[..., Any], expected: list[tuple[int, str]]
-) -> None:
-    """Memory on demand, so that many have to give way."""
-    server = launch_server(*TINY, "--policy", "cacheopt", "--memory", "on-demand")
-    assert burst(server) == expected
-    found = settled(server)
+def test_swapped_and_back(crowded: Any, expected: list[tuple[int, str]]) -> None:
+    assert burst(crowded) == expected
+    found = settled(crowded)
     assert found["kv_host_blocks"] == HOST_BLOCKS
     # Who goes out with its last token in flight does not come back (tests/scheduler/test_swapped_last.py).
     assert found["num_swapped_out_total"] >= found["num_swapped_in_total"] > 0
     assert found["kv_swapped_out_total"] >= found["kv_swapped_in_total"] > 0
     assert found["kv_requests"] == found["kv_blocks_used"] == found["kv_host_blocks_used"] == 0
-    told = server.call("status").stdout
+    told = crowded.call("status").stdout
     assert "memory on-demand" in told.splitlines()[0]
     assert f"swap space of replica 0: 0 of {HOST_BLOCKS} blocks in use" in told
-    server.down()
 
 
-def test_blocks_given_ahead_lent_and_taken(
-    launch_server: Callable[..., Any], expected: list[tuple[int, str]]
-) -> None:
+def test_blocks_given_ahead_lent_and_taken(crowded: Any, expected: list[tuple[int, str]]) -> None:
     """CacheOPT's own memory policy, then the same without padding, so that somebody is preempted, too: swapped live,
     in the middle of a burst."""
-    server = launch_server(*TINY, "--policy", "cacheopt")
-    assert burst(server) == expected
-    found = settled(server)
+    take_office(crowded, "--memory", "cacheopt")
+    assert burst(crowded) == expected
+    found = settled(crowded)
     assert found["kv_guests_total"] > 0 and found["kv_blocks_lent_total"] > 0
     assert found["kv_guests"] == found["kv_requests"] == found["kv_blocks_unused"] == 0
-    assert "memory cacheopt" in server.call("status").stdout.splitlines()[0]
+    assert "memory cacheopt" in crowded.call("status").stdout.splitlines()[0]
     with ThreadPoolExecutor(1) as pool:
-        second = pool.submit(burst, server)
+        second = pool.submit(burst, crowded)
         params = ["--memory-param", "pad=false", "--memory-param", "crossover=false"]
-        done = server.call("swap", "cacheopt", "--memory", "cacheopt", *params)
-        assert done.returncode == 0, done.stderr
+        take_office(crowded, "--memory", "cacheopt", *params)
         assert second.result() == expected
-    listed = server.call("policies").stdout
+    listed = crowded.call("policies").stdout
     assert "crossover=False pad=False" in listed or "pad=False crossover=False" in listed
-    found = settled(server)
+    found = settled(crowded)
     assert found["kv_host_blocks_used"] == found["kv_blocks_used"] == 0
-    server.down()
+
+
+def take_office(server: Any, *options: str) -> None:
+    """A successor of the same policy."""
+    done = server.call("swap", "cacheopt", *options)
+    assert done.returncode == 0, done.stderr
