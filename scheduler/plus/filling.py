@@ -71,8 +71,9 @@ class Filling:
         """Chunks of `slots` in order until the time is used up. Who starts leaves `kept` blocks free. Those of
         `evictable` that are not in the batch give way to it, if that is enough."""
         batch, table = self.batch, self.batch.view.table
-        able = [v for v in evictable if v not in batch.slots and v not in batch.preempted]
-        spare = sum(int(table.blocks[v]) for v in able)
+        busy = {*batch.slots, *batch.preempted} if evictable else ()
+        able = [v for v in evictable if v not in busy]
+        spare = int(table.blocks[able].sum()) if able else 0
         demands = table.block_demand(slots, table.length[slots] - table.computed[slots])
         begun = table.state[slots] == RUNNING
         possible = begun | (demands <= batch.room - kept + spare)
@@ -93,7 +94,7 @@ class Filling:
         demand = batch.block_demand(slot, batch.pending(slot)) + kept
         short = demand - batch.room
         if short > 0 or batch.seats < 1:
-            if not able or sum(int(table.blocks[v]) for v in able) < short:
+            if not able or int(table.blocks[able].sum()) < short:
                 return False
             while able and (batch.room < demand or batch.seats < 1):
                 batch.preempt(able.pop(0))

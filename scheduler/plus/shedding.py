@@ -14,11 +14,16 @@ from accelgen.scheduler.table import Bools, Floats
 def keepable(takes_s: Floats, due_s: Floats, start_s: float) -> Bools:
     """Jobs in ascending order of `due_s` that take `takes_s` each from `start_s` on, [n]: which of them are kept."""
     kept = np.ones(len(takes_s), dtype=bool)
-    if (start_s + np.cumsum(takes_s) <= due_s).all():
+    ends_s = start_s + np.cumsum(takes_s)
+    late = np.flatnonzero(ends_s > due_s)
+    if not len(late):
         return kept
-    heap: list[tuple[float, int]] = []
-    at_s = start_s
-    for i, (take_s, limit_s) in enumerate(zip(takes_s.tolist(), due_s.tolist(), strict=True)):
+    first = int(late[0])  # nobody before it is late
+    heap = list(zip((-takes_s[:first]).tolist(), range(first), strict=True))
+    heapq.heapify(heap)
+    at_s = float(ends_s[first - 1]) if first else start_s
+    rest = zip(takes_s[first:].tolist(), due_s[first:].tolist(), strict=True)
+    for i, (take_s, limit_s) in enumerate(rest, first):
         heapq.heappush(heap, (-take_s, i))
         at_s += take_s
         if at_s > limit_s:

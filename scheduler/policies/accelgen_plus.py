@@ -39,6 +39,7 @@ FIRST_S = 0.05  # an iteration, before any has been seen
 SMOOTH = 0.05  # weight of a new iteration in the moving averages
 MOST_GAP_S = 0.02  # a longer time between iterations is none that belongs to them
 FADE_S = 30.0  # after which the peak of KV use has fallen to a third
+MOST_ENDED = 256  # ids of requests that have ended and are not yet forgotten
 LEAST_PROMPT = 128  # tokens that best effort gets if nothing else is there
 
 
@@ -104,12 +105,11 @@ class AccelGenPlus:
         spare = int(self.headroom * (peak - held))
         price = arrivals.price(start_s) if self.price else np.inf
         self._fill(filling, scene, start_s, gap_s, price, spare)
-        known = view.table.slot_of.keys()
-        ids = frozenset(id for id in state.missed if id in known).union(scene.ids(scene.missed))
+        missed = _remembered(state.missed, scene)
         decision = filling.batch.decision()
         decision.requeue = _moved(scene, filling.batch)
         return decision, structs.replace(
-            state, missed=ids, begun_s=start_s, gap_s=gap_s, timing=timing, arrivals=arrivals,
+            state, missed=missed, begun_s=start_s, gap_s=gap_s, timing=timing, arrivals=arrivals,
             peak=peak,
         )  # fmt: skip
 
@@ -193,6 +193,17 @@ class AccelGenPlus:
         final = np.minimum(np.maximum(likely, table.length[slots] + 1), table.limit[slots])
         blocks = -(-final // table.block_size) - table.blocks[slots]
         return int(self.growth * np.maximum(blocks, 0).sum())
+
+
+def _remembered(missed: frozenset[int], scene: Scene) -> frozenset[int]:
+    """With those who have missed one by now. Those who have ended are forgotten together: to look for them costs more
+    than the rest of a plan."""
+    new = [id for id in scene.ids(scene.missed) if id not in missed]
+    missed = missed.union(new) if new else missed
+    known = scene.table.slot_of
+    if len(missed) <= len(known) + MOST_ENDED:
+        return missed
+    return frozenset(id for id in missed if id in known)
 
 
 def _gap_s(state: Memory, start_s: float) -> float:
