@@ -6,9 +6,10 @@ A model of random weights in the shape of 135 million parameters, a KV cache of 
 scaled down. Everything is scaled to the machine: a server of the last policy named serves some requests one by one,
 whose mean TTFT and TPOT, times --ttft and --tpot, are the objectives of all; and all requests at once, whose requests
 per second, times --loads, are the rates. Then rounds: in each the policies take turns, each with a server of its own
-that serves every rate, so that what else the machine does falls on all of them; requests and arrivals are the round's,
-the same for each policy. Figures are medians over rounds; ratios are of the first policy to the others, within this
-run. `cacheopt` may swap (`--preemption swap`), by what `accelgen profile` measures of copies; the others recompute, as
+that serves every rate, so that what else the machine does falls on all of them; lengths are the round's, prompts and
+arrivals the round's and the rate's, the same for each policy. Figures are medians over rounds; ratios are of the
+first policy to the others, within this run.
+`cacheopt` may swap (`--preemption swap`), by what `accelgen profile` measures of copies; the others recompute, as
 the systems that they are named after do by default.
 
 The highest rate is where attainment (cumulative rule) falls below --wanted, between two rates by a straight line. Every
@@ -215,9 +216,11 @@ def run(
     """A policy's turn in a round: every rate, one after the other, on one server."""
     rows = []
     with serving(place, policy) as url:
-        for rate in rates:
+        for at, rate in enumerate(rates):
             before = preempted(url)
-            words = ("--request-rate", f"{rate:.6g}", "--seed", str(number), "--slo", goals.words())
+            # Prompts of their own at each rate: those of the one before are in the prefix cache.
+            seed = str(number * len(rates) + at)
+            words = ("--request-rate", f"{rate:.6g}", "--seed", seed, "--slo", goals.words())
             figures = read(bench(place, url, trace, *words))
             figures["preemptions"] = float(preempted(url) - before)
             rows.append({"round": number, "policy": policy, "rate": rate, **figures})
