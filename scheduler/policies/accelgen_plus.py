@@ -3,7 +3,8 @@
 1. Iterations (AccelGen's dynamic chunking, arXiv 2503.13737): as long as the first token that is due to any decode
    allows. Predicted by a line over the fitted model with what the host takes on top, so that they can be filled up to
    a few milliseconds (`fit`). By cumulative deadlines whoever is ahead of its line lends that time to prompts
-   (`credit`); `pace` every_gap counts from token to token.
+   (`credit`); `pace` every_gap counts from token to token. An arrival has to wait for the iteration in flight and the
+   one that is planned: they are no longer than a third of the tight TTFT objectives of late (`brief`).
 2. Admission (SLOs-Serve, arXiv 2504.08784, which declines what cannot be kept): of prompts that cannot all be in time
    as many as possible are kept, by Moore and Hodgson's rule, in the order of deadlines (`shed`).
 3. Who has missed an objective for good is best effort: it gets the time that is left over, at least one token in
@@ -57,12 +58,23 @@ class Memory(Struct, frozen=True):
     peak: float = 0.0
 
 
+class Terms(Struct, frozen=True):
+    """Of one iteration: its begin, the time that lies before it, how long it may take at most, the load that is still
+    favoured, and the blocks that are kept from best effort."""
+
+    start_s: float
+    gap_s: float
+    longest_s: float
+    price: float
+    spare: int
+
+
 class AccelGenPlus:
     name = "accelgen-plus"
 
     def __init__(
         self, pace: str = "cumulative", shed: bool = True, credit: bool = True, price: bool = True,
-        evict: bool = True, fit: bool = True, headroom: float = 1.0, growth: float = 0.0,
+        evict: bool = True, fit: bool = True, brief: bool = True, headroom: float = 1.0, growth: float = 0.0,
         calm_s: float = 0.1, patience_s: float = 1.0, longest_s: float = 0.5,
     ) -> None:  # fmt: skip
         if pace not in PACES:
@@ -73,7 +85,8 @@ class AccelGenPlus:
         ):  # fmt: skip
             at_least(name, value, 0, unit)
         self.every_gap = pace == "every_gap"
-        self.shed, self.credit, self.price, self.evict, self.fit = shed, credit, price, evict, fit
+        self.shed, self.credit, self.price, self.evict = shed, credit, price, evict
+        self.fit, self.brief = fit, brief
         self.headroom, self.growth = headroom, growth
         self.calm_s, self.patience_s, self.longest_s = calm_s, patience_s, longest_s
 
@@ -98,13 +111,15 @@ class AccelGenPlus:
         scene = Scene.of(view, fitted, state.missed, self.every_gap, iteration_s, start_s)
         new = ~scene.running
         arrived_s = view.table.arrival_s[scene.slots[new]]
-        arrivals = state.arrivals.note(arrived_s, scene.load_s[new])
+        ttft_s = view.table.first_due_s[scene.slots[new]] - arrived_s
+        arrivals = state.arrivals.note(arrived_s, scene.load_s[new], ttft_s)
         held = int(view.table.blocks[scene.slots[scene.running & ~scene.missed]].sum())
         peak = max(held, state.peak * (1 - min(0.5, iteration_s / FADE_S)))
         filling = Filling(Batch(view, view.limits.max_num_batched_tokens), fitted)
         spare = int(self.headroom * (peak - held))
         price = arrivals.price(start_s) if self.price else np.inf
-        self._fill(filling, scene, start_s, gap_s, price, spare)
+        longest_s = self._longest_s(fitted, arrivals)
+        self._fill(filling, scene, Terms(start_s, gap_s, longest_s, price, spare))
         missed = _remembered(state.missed, scene)
         decision = filling.batch.decision()
         decision.requeue = _moved(scene, filling.batch)
@@ -121,17 +136,15 @@ class AccelGenPlus:
 
     # --- inside ------------------------------------------------------------------------------------------------------
 
-    def _fill(
-        self, filling: Filling, scene: Scene, start_s: float, gap_s: float, price: float, spare: int
-    ) -> None:
+    def _fill(self, filling: Filling, scene: Scene, terms: Terms) -> None:
         table, slots, batch = scene.table, scene.slots, filling.batch
         claim, other = scene.decode & ~scene.missed, scene.decode & scene.missed
         victims, evictable = _victims(scene)
         filling.take_decodes(slots[claim][np.argsort(scene.due_s[claim], kind="stable")], victims)
-        starved = other & (table.last_s[slots] + self.patience_s < start_s)
+        starved = other & (table.last_s[slots] + self.patience_s < terms.start_s)
         filling.take_decodes(slots[starved & ~np.isin(slots, batch.preempted)], victims)
-        tight_s, limit_s = self._limits(filling, scene, start_s + gap_s)
-        first, second, rest = self._ranked(filling, scene, max(tight_s, limit_s), price, start_s)
+        tight_s, limit_s = self._limits(filling, scene, terms)
+        first, second, rest = self._ranked(filling, scene, max(tight_s, limit_s), terms)
         kept = self._growing(scene)
         filling.take_prompts(slots[first], limit_s, kept, evictable if self.evict else ())
         filling.take_prompts(slots[second], limit_s, kept)
@@ -140,46 +153,47 @@ class AccelGenPlus:
             least_s = filling.fitted.seconds(filling.work)
             least_s += filling.fitted.prompt_seconds(LEAST_PROMPT, 0)
             calm_s = limit_s if len(first) else max(self.calm_s, least_s)
-            filling.take_prompts(slots[rest], min(limit_s, calm_s), kept + spare)
+            filling.take_prompts(slots[rest], min(limit_s, calm_s), kept + terms.spare)
         if batch.slots or batch.preempted:
             return
         if scene.running.any():
             batch.preempt(victims[0])
         else:  # nobody runs: whoever fits may start
             everybody = np.concatenate([first, second, rest])
-            filling.take_prompts(slots[everybody], self._longest_s(filling.fitted))
+            filling.take_prompts(slots[everybody], terms.longest_s)
 
-    def _longest_s(self, fitted: Fitted) -> float:
-        """Of an iteration: on a slow device at least half of it is to be of use."""
-        return max(self.longest_s, 2 * fitted.seconds(Work(prefill_tokens=1)))
+    def _longest_s(self, fitted: Fitted, arrivals: Arrivals) -> float:
+        """Of an iteration, decodes or none. Who arrives waits for the one in flight and the one that is planned, and
+        then for its own; on a slow device at least half of it is to be of use."""
+        longest_s = min(self.longest_s, arrivals.tight_s() / 3) if self.brief else self.longest_s
+        return max(longest_s, 2 * fitted.seconds(Work(prefill_tokens=1)))
 
-    def _limits(self, filling: Filling, scene: Scene, start_s: float) -> tuple[float, float]:
+    def _limits(self, filling: Filling, scene: Scene, terms: Terms) -> tuple[float, float]:
         """The tightest TPOT of decodes with a claim, and how long this iteration may take."""
         claim = scene.decode & ~scene.missed
         paces_s = scene.table.tpot_s[scene.slots[claim]]
-        longest_s = self._longest_s(filling.fitted)
-        tight_s = float(paces_s[paces_s < NEAR_S].min(initial=longest_s))
+        tight_s = float(paces_s[paces_s < NEAR_S].min(initial=terms.longest_s))
         first_s = float(scene.due_s[claim].min(initial=FAR_S))
-        slack_s = first_s - start_s - filling.fitted.safety_s
+        slack_s = first_s - terms.start_s - terms.gap_s - filling.fitted.safety_s
         if not self.credit:
             slack_s = min(slack_s, tight_s - filling.fitted.safety_s)
         at_least_s = filling.fitted.seconds(filling.work)
-        return tight_s, min(max(slack_s, at_least_s), longest_s)
+        return tight_s, min(max(slack_s, at_least_s), terms.longest_s)
 
     def _ranked(
-        self, filling: Filling, scene: Scene, full_s: float, price: float, start_s: float
+        self, filling: Filling, scene: Scene, full_s: float, terms: Terms
     ) -> tuple[Ints, Ints, Ints]:
         """Positions of prompts: who is kept and needs little, who is kept, and all others."""
         table, due = scene.table, scene.due_s
         at = np.flatnonzero(~scene.decode)
         at = at[np.lexsort((table.arrival_s[scene.slots[at]], due[at]))]
         takes_s = scene.takes_s(full_s, filling.work, filling.batch.tokens)
-        can = ~scene.missed[at] & (start_s + takes_s[at] <= due[at])
+        can = ~scene.missed[at] & (terms.start_s + takes_s[at] <= due[at])
         first, rest = at[can], at[~can]
         if self.shed:
-            keep = keepable(takes_s[first], due[first], start_s)
+            keep = keepable(takes_s[first], due[first], terms.start_s)
             first, rest = first[keep], np.concatenate([first[~keep], rest])
-        favoured = (scene.load_s[first] <= price) | scene.running[first]
+        favoured = (scene.load_s[first] <= terms.price) | scene.running[first]
         begun = scene.running[rest]
         rest = rest[np.lexsort((table.arrival_s[scene.slots[rest]], ~begun))]
         return first[favoured], first[~favoured], rest

@@ -20,6 +20,7 @@ from accelgen.scheduler.plus.shedding import keepable
 from accelgen.scheduler.plus.timing import Fitted, Timing
 from accelgen.scheduler.policies.accelgen_plus import AccelGenPlus
 from accelgen.scheduler.policy import UnknownPolicy, load_policy
+from accelgen.scheduler.table import Floats
 from accelgen.simulator.device import Device
 from accelgen.simulator.run import Simulation
 from accelgen.simulator.workload import Arrival, Workload
@@ -134,25 +135,60 @@ def test_nobody_gives_way_to_a_decode_that_has_no_token(blocks: int) -> None:
     assert scene.preempted == []
 
 
+def told(at_s: Floats, load_s: Floats) -> Arrivals:
+    """Of arrivals that want their first token within a second."""
+    return Arrivals().note(at_s, load_s, np.ones(len(at_s)))
+
+
 def test_a_price_only_while_there_is_too_little() -> None:
     """One arrival per second: ten small ones of 0.3 s and ten large ones of 3 s."""
-    light = Arrivals().note(np.arange(20.0), np.full(20, 0.5))
+    light = told(np.arange(20.0), np.full(20, 0.5))
     assert light.price(20.0) == np.inf
     loads = np.tile([0.3, 3.0], 10)
-    heavy = Arrivals().note(np.arange(20.0), loads)
+    heavy = told(np.arange(20.0), loads)
     # All small ones (3 s) and five large ones (15 s) are what 0.9 of 20 s can serve.
     assert SHARE == 0.9 and heavy.price(20.0) == 3.0
-    heavier = Arrivals().note(np.arange(20.0) / 10, loads)  # ten times as fast: not even all small
+    heavier = told(np.arange(20.0) / 10, loads)  # ten times as fast: not even all small
     assert heavier.price(2.0) == 0.3
-    few = Arrivals().note(np.arange(float(LEAST - 1)), np.full(LEAST - 1, 9.0))
+    few = told(np.arange(float(LEAST - 1)), np.full(LEAST - 1, 9.0))
     assert few.price(float(LEAST)) == np.inf
 
 
 def test_an_arrival_is_counted_once() -> None:
     at_s, load_s = np.array([1.0, 2.0]), np.array([0.1, 0.2])
-    seen = Arrivals().note(at_s, load_s)
-    assert seen.note(at_s, load_s) is seen
-    assert seen.note(np.array([2.0, 3.0]), np.array([0.2, 0.3])).at_s == (1.0, 2.0, 3.0)
+    seen = Arrivals().note(at_s, load_s, load_s)
+    assert seen.note(at_s, load_s, load_s) is seen
+    more = np.array([0.2, 0.3])
+    again = seen.note(np.array([2.0, 3.0]), more, more)
+    assert again.at_s == (1.0, 2.0, 3.0)
+    assert again.load_s == again.ttft_s == (0.1, 0.2, 0.3)
+
+
+def test_the_tightest_tenth_says_how_long_one_may_wait() -> None:
+    assert Arrivals().tight_s() == np.inf
+    ttft_s = np.array([9.0, 0.1, *[0.4] * 8])
+    ten = Arrivals().note(np.arange(10.0), np.ones(10), ttft_s)
+    assert ten.tight_s() == 0.4
+    twenty = ten.note(np.arange(10.0, 20.0), np.ones(10), ttft_s)
+    assert twenty.tight_s() == 0.4  # two of twenty are tighter, and no more than that
+    assert twenty.note(np.array([20.0]), np.ones(1), np.array([0.2])).tight_s() == 0.2
+
+
+@pytest.mark.parametrize("brief", [True, False])
+def test_nobody_waits_behind_an_iteration_that_is_longer_than_first_tokens_may_take(
+    brief: bool,
+) -> None:
+    """A prompt of 6,000 tokens, 0.4 s long, comes when nobody decodes, and a short one while it is computed."""
+    goal, late = Objective(ttft_s=0.12, tpot_s=0.1), Objective(ttft_s=5.0, tpot_s=0.1)
+    short = [Arrival(float(i), 20, 2, goal) for i in range(10)]
+    arrivals = [*short, Arrival(20.0, 6000, 2, late), Arrival(20.05, 20, 2, goal)]
+    device = Device("quick", "", MODEL, kv_token_bytes=1, kv_bytes=20_000)
+    config = Config(kv_blocks=1000, max_num_batched_tokens=8192, max_model_len=8192)
+    policy = load_policy("accelgen-plus", {"brief": brief})
+    run = Simulation(policy, Workload("burst", arrivals), device, config).go()
+    waits_s = [fate.token_s[0] - one.at_s for fate, one in zip(run.fates, arrivals, strict=True)]
+    assert all(wait_s < 0.12 for wait_s in waits_s[:10]) and waits_s[10] < 5
+    assert (waits_s[11] < 0.12) == brief
 
 
 @pytest.mark.parametrize(
