@@ -121,7 +121,7 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     max_choices: Positive = 64  # limit of `n`
 
     # scheduling
-    policy: str = "accelgen"
+    policy: str = "accelgen-plus"
     policy_params: dict[str, float | int | str | bool] = field(default_factory=dict)
     memory: str = ""  # memory policy; "" is the policy's own, of most of them on-demand
     memory_params: dict[str, float | int | str | bool] = field(default_factory=dict)

@@ -8,6 +8,7 @@ from typing import Any
 import click
 import msgspec
 
+from accelgen.proto.config import Config
 from accelgen.scripts.sim_bars import bars
 from accelgen.scripts.sim_options import (
     label,
@@ -26,7 +27,7 @@ from accelgen.simulator.settings import Policy, middle_rate, setting_of
 
 @click.command("run")
 @workload_options
-@click.option("--policy", type=PolicyParam(), default="accelgen", show_default=True,
+@click.option("--policy", type=PolicyParam(), default=Config().policy, show_default=True,
               help="Policy; NAME:key=value sets parameters.")  # fmt: skip
 @rate_option
 @click.option("--swap", "swaps", type=SwapParam(), multiple=True, metavar="SECONDS:POLICY",

@@ -109,7 +109,7 @@ def test_the_recorded_policy_decides_the_same(server: Any) -> None:
     asyncio.run(load(server, "second"))
     said = json.loads(server.call("replay", "--json").stdout)
     assert said["different"] == 0 and said["skipped"] == {} and said["compared"] > TOKENS
-    assert said["recorded"] == {"policy": "accelgen", "params": {}}
+    assert said["recorded"] == {"policy": "accelgen-plus", "params": {}}
     other = server.call("replay", "--policy", "sarathi", "--param", "chunk_size=8", "--json")
     assert json.loads(other.stdout)["different"] > 0
 
