@@ -21,7 +21,8 @@ SHARE = 0.9  # of the device that is to be given away; the rest is for what come
 
 
 class Arrivals(Struct, frozen=True):
-    """The last arrivals, oldest first: when, `load_s`, and the TTFT objective (far: none). `seen_s`: up to when they
+    """The last arrivals, oldest first: when, `load_s`, and the TTFT objective (far: none
+    that can be kept). `seen_s`: up to when they
     have been counted."""
 
     at_s: tuple[float, ...] = ()

@@ -109,10 +109,7 @@ class AccelGenPlus:
         gap_s = _gap_s(state, start_s)
         iteration_s = state.mean_s or FIRST_S
         scene = Scene.of(view, fitted, state.missed, self.every_gap, iteration_s, start_s)
-        new = ~scene.running
-        arrived_s = view.table.arrival_s[scene.slots[new]]
-        ttft_s = view.table.first_due_s[scene.slots[new]] - arrived_s
-        arrivals = state.arrivals.note(arrived_s, scene.load_s[new], ttft_s)
+        arrivals = _heard(state.arrivals, scene)
         held = int(view.table.blocks[scene.slots[scene.running & ~scene.missed]].sum())
         peak = max(held, state.peak * (1 - min(0.5, iteration_s / FADE_S)))
         filling = Filling(Batch(view, view.limits.max_num_batched_tokens), fitted)
@@ -207,6 +204,17 @@ class AccelGenPlus:
         final = np.minimum(np.maximum(likely, table.length[slots] + 1), table.limit[slots])
         blocks = -(-final // table.block_size) - table.blocks[slots]
         return int(self.growth * np.maximum(blocks, 0).sum())
+
+
+def _heard(arrivals: Arrivals, scene: Scene) -> Arrivals:
+    """With those that have come since. A TTFT objective that could not be kept on an idle device counts as none: it
+    must not make everybody's iterations short."""
+    table, new = scene.table, np.flatnonzero(~scene.running)
+    arrived_s = table.arrival_s[scene.slots[new]]
+    ttft_s = table.first_due_s[scene.slots[new]] - arrived_s
+    alone_s = scene.fitted.prompt_seconds(scene.pending[new].astype(float), 0.0)
+    alone_s += scene.fitted.seconds(Work(prefill_tokens=1))
+    return arrivals.note(arrived_s, scene.load_s[new], np.where(ttft_s < alone_s, FAR_S, ttft_s))
 
 
 def _remembered(missed: frozenset[int], scene: Scene) -> frozenset[int]:
