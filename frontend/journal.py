@@ -66,6 +66,7 @@ class Choice:
     thought: int = 0
     thought_s: float | None = None
     cached_tokens: int = 0
+    queue_s: float | None = None  # known with its first tokens
     # Amid the answer: the scheduler at the end does not know the beginning.
     taken_over: bool = False
     losses: Losses = field(default_factory=Losses)
@@ -116,9 +117,6 @@ class Choice:
         """`end`: what the scheduler said, None when the frontend itself ended the choice."""
         received_s, count = self.demand.received_s, len(self.tokens)
         ttft_s = None if self.first_s is None else self.first_s - received_s
-        queue_s = end.queue_s if end else None
-        if self.taken_over and queue_s is not None and ttft_s is not None:
-            queue_s = min(queue_s, ttft_s)
         tpot_s = None
         if count > 1 and self.first_s is not None and self.last_s is not None:
             tpot_s = (self.last_s - self.first_s) / (count - 1)
@@ -127,7 +125,7 @@ class Choice:
             completion_tokens=count,
             cached_tokens=end.cached_tokens if end and not self.taken_over else self.cached_tokens,
             preemptions=end.preemptions if end else 0,
-            queue_s=queue_s,
+            queue_s=end.queue_s if end and self.queue_s is None else self.queue_s,
             ttft_s=ttft_s,
             tpot_s=tpot_s,
             e2e_s=(now_s if self.last_s is None else self.last_s) - received_s,
@@ -253,7 +251,7 @@ class Journal:
         self._judge(choice, turn)
 
     def _take_tokens(self, message: Tokens, now_s: float, turn: Turn) -> None:
-        at = 0
+        at, queued = 0, dict(zip(message.begun, message.queue_s, strict=False))
         for id, count in zip(message.ids, message.counts, strict=False):
             tokens = message.tokens[at : at + count]
             at += count
@@ -264,7 +262,7 @@ class Journal:
             gap_s = None if choice.last_s is None else now_s - choice.last_s
             ttft_s = None
             if choice.first_s is None:
-                choice.first_s = now_s
+                choice.first_s, choice.queue_s = now_s, queued.get(id)
                 ttft_s = now_s - choice.demand.received_s
             choice.last_s = now_s
             begin = len(choice.tokens)
@@ -321,4 +319,5 @@ def _submit(choice: Choice, now_s: float, siblings: list[int]) -> Submit:
         slo_class=demand.slo_class,
         waited_s=max(0.0, now_s - demand.received_s),
         siblings=siblings,
+        queue_s=choice.queue_s,
     )

@@ -18,7 +18,7 @@ from msgspec.msgpack import Decoder, Encoder
 
 from accelgen.proto.messages import MESSAGES, Body, Count, Id
 
-PROTOCOL_VERSION = 3
+PROTOCOL_VERSION = 4
 MAX_FRAME_BYTES = 64 * 1024 * 1024
 MAX_PEERS = 4096
 

@@ -218,7 +218,8 @@ class End(Body, frozen=True):
 
 class Submit(Body, frozen=True):
     """frontend -> scheduler. `siblings` are the ids of choices 1..n-1 of the same prompt (`n > 1`); sibling i
-    samples with seed + i. `waited_s` is the time since the request reached the frontend."""
+    samples with seed + i. `waited_s` is the time since the request reached the frontend; `queue_s` what a scheduler
+    before this one has said of it (see Tokens)."""
 
     prompt: Prompt
     max_tokens: Count
@@ -227,6 +228,7 @@ class Submit(Body, frozen=True):
     slo_class: str
     waited_s: Seconds
     siblings: list[Id] = field(default_factory=list)
+    queue_s: Seconds | None = None
 
 
 class Abort(Body, frozen=True):
@@ -247,12 +249,16 @@ class Admitted(Body, frozen=True):
 
 
 class Tokens(Body, frozen=True):
-    """scheduler -> frontend, one per iteration: request ids[i] got counts[i] of the tokens."""
+    """scheduler -> frontend, one per iteration: request ids[i] got counts[i] of the tokens. For those of `begun` they
+    are the first: queue_s[i] passed from arrival until they were first planned. The frontend keeps it: a scheduler
+    that takes over cannot know."""
 
     step: Id
     ids: list[Id]
     counts: list[Count]
     tokens: TokenIds
+    begun: list[Id] = field(default_factory=list)
+    queue_s: list[Seconds] = field(default_factory=list)
 
 
 class Finished(Body, frozen=True):

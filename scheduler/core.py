@@ -72,6 +72,8 @@ class _Sheaf:
     ids: list[int] = field(default_factory=list)
     counts: list[int] = field(default_factory=list)
     tokens: list[int] = field(default_factory=list)
+    begun: list[int] = field(default_factory=list)
+    queue_s: list[float] = field(default_factory=list)
     ends: list[End] = field(default_factory=list)
 
 
@@ -151,6 +153,8 @@ class SchedulerCore:
         home = verdict.replica
         self.placement.settle(requests[0], home, by_index[home], known is not None)
         arrival_s = now_s - submit.waited_s
+        if submit.queue_s is not None:
+            requests[0].started_s = arrival_s + submit.queue_s
         queue_s = self._queue_limit_s(submit.slo_class)
         for request in requests:
             table = self.replicas[home].table
@@ -258,6 +262,9 @@ class SchedulerCore:
                 sheaf.ids.append(request.id)
                 sheaf.counts.append(len(outcome.tokens))
                 sheaf.tokens.extend(outcome.tokens)
+                if len(request.generated) == len(outcome.tokens):
+                    sheaf.begun.append(request.id)
+                    sheaf.queue_s.append(request.queue_s(now_s, self._arrival(request)))
             if outcome.reason is not None:
                 arrival_s = self._arrival(request)
                 end = end_of(request, outcome.reason, outcome.detail, now_s, arrival_s)
@@ -270,7 +277,9 @@ class SchedulerCore:
             self._forget(request, spoiled=failed)
         for frontend, sheaf in sheaves.items():
             if sheaf.ids:
-                tokens = Tokens(result.step, sheaf.ids, sheaf.counts, sheaf.tokens)
+                tokens = Tokens(
+                    result.step, sheaf.ids, sheaf.counts, sheaf.tokens, sheaf.begun, sheaf.queue_s
+                )
                 self.outbox.append((Role.FRONTEND, frontend, tokens))
             if sheaf.ends:
                 self.outbox.append((Role.FRONTEND, frontend, Finished(sheaf.ends)))

@@ -116,7 +116,8 @@ class Replica:
         came is not known here: one with an objective per token is taken to have kept it, without credit or debt."""
         request = self.table.request(slot)
         if request.generated:
-            request.started_s = self.table.last_s[slot] = now_s
+            self.table.last_s[slot] = now_s
+            request.started_s = now_s if request.started_s is None else request.started_s
             self._date(slot, request, now_s)
             if self.table.remaining(np.array([slot]))[0] == 1 and not self.table.away[slot]:
                 self._stalled_s = None

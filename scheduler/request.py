@@ -36,6 +36,11 @@ class Request:
     thought: int = 0  # tokens of its thinking, once it is over
     best_effort: bool = False  # its objectives are not promised
 
+    def queue_s(self, now_s: float, arrival_s: float) -> float:
+        """From arrival until it was first planned; if it never was, until now."""
+        started_s = now_s if self.started_s is None else self.started_s
+        return max(0.0, started_s - arrival_s)
+
     def ends_thinking(self, begin: int) -> bool:
         """Whether it does so with one of the tokens generated from `begin` on."""
         thinking = self.objective.thinking
@@ -95,14 +100,13 @@ def end_of(
     arrival_s: float,
     retry_after_s: float = 0.0,
 ) -> End:
-    """What its frontend is told in the end. Until then it was queued if it has never started."""
-    started_s = now_s if request.started_s is None else request.started_s
+    """What its frontend is told in the end."""
     return End(
         request.id,
         reason,
         detail,
         retry_after_s,
-        max(0.0, started_s - arrival_s),
+        request.queue_s(now_s, arrival_s),
         request.cached_tokens,
         request.preemptions,
         request.best_effort,

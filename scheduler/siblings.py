@@ -45,6 +45,7 @@ class Siblings:
                     continue
                 table.hit(slot, computed)
                 table.start(slot)
+                child.started_s = parent.started_s  # with the prompt that it shares
                 forks.append(Fork(child.id, parent.id, computed))
             parent.children = []
         self.ripe = {}

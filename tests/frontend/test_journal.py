@@ -88,13 +88,15 @@ def test_a_takeover_amid_the_answer_does_not_count_as_queue_or_cache() -> None:
     """Found by looking at a trace: a request of 8 prompt tokens had 41 of them cached, and was queued until a swap."""
     journal = Journal(TOKENIZER, 5, 3)
     id = journal.open(1, demand(), 100.0)[0].prompt.id
+    assert journal.replay(100.05)[0].queue_s is None
     journal.take(Admitted(id, 0, 0.3, 1), 100.1)
-    journal.take(tokens(id, "ab"), 100.25)
-    journal.replay(100.4)
+    ids = ids_of("ab")
+    journal.take(Tokens(0, [id], [2], ids, [id], [0.125]), 100.25)
+    assert journal.replay(100.4)[0].queue_s == 0.125
     journal.take(Admitted(id, 0, 0.3, 41), 100.5)
     (end,) = journal.take(finished(id), 101.0).events  # which says that 2 were cached, after 0.5 s
     assert isinstance(end, Ended)
-    assert (end.outcome.queue_s, end.outcome.cached_tokens) == (0.25, 1)
+    assert (end.outcome.queue_s, end.outcome.cached_tokens) == (0.125, 1)
 
 
 THINKS = Objective(ttft_s=1.0, tpot_s=0.2, thinking=Thinking(0.1, [ids_of("!")[0]]))

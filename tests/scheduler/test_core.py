@@ -260,3 +260,12 @@ def test_a_request_that_fails_says_nothing_of_lengths() -> None:
     assert world.ended == {1: Reason.FAILED, 2: Reason.LENGTH}
     assert isinstance(world.core.predictor, ClassMedian)
     assert world.core.predictor.learnt().outputs == {"standard": [6]}
+
+
+def test_choices_were_queued_as_long_as_the_prompt_that_they_share() -> None:
+    """Not as long as they lived: who forks is planned with its prompt."""
+    world = World(blocks=64)
+    world.submit(1, prompt_of(20, 1), max_tokens=30, siblings=[2, 3])
+    world.run()
+    assert set(world.ended) == {1, 2, 3}
+    assert world.queue_s[1] == world.queue_s[2] == world.queue_s[3] < 0.01

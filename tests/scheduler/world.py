@@ -14,6 +14,7 @@ import heapq
 from collections import defaultdict
 from dataclasses import dataclass, field
 from itertools import count
+from math import isclose
 
 from msgspec import structs
 
@@ -247,6 +248,7 @@ class World:
         self.delivered: dict[int, list[int]] = defaultdict(list)
         self.token_times_s: dict[int, list[float]] = defaultdict(list)
         self.ended: dict[int, Reason] = {}
+        self.queue_s: dict[int, float] = {}
         self.admitted: dict[int, Admitted] = {}
         self.plans: list[Plan] = []
         self._events: list[tuple[float, int, object]] = []
@@ -407,10 +409,16 @@ class World:
                     self.delivered[id].extend(body.tokens[at : at + n])
                     self.token_times_s[id].extend([self.now_s] * n)
                     at += n
+                for id, queue_s in zip(body.begun, body.queue_s, strict=True):
+                    assert id not in self.queue_s, f"first tokens for {id} twice"
+                    self.queue_s[id] = queue_s
+                    self.journal[id] = structs.replace(self.journal[id], queue_s=queue_s)
             case Finished():
                 for end in body.ends:
                     assert end.id not in self.ended, f"request {end.id} ended twice"
                     self.ended[end.id] = end.reason
+                    known_s = self.queue_s.get(end.id, end.queue_s)
+                    assert isclose(end.queue_s, known_s, abs_tol=1e-9), "queued anew"
                     self.journal.pop(end.id, None)
             case Admitted():
                 assert body.worker == 100 + body.replica
