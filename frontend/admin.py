@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from itertools import count
+from math import isfinite
 from typing import Annotated, Any
 
 import msgspec
@@ -69,10 +70,12 @@ def parse_swap(given: dict[str, Any]) -> SwapBody:
 
 def _check_params(field: str, params: dict[str, Any]) -> None:
     for name, value in params.items():
+        param = f"{field}.{quoted(name)[1:-1]}"
+        if isinstance(value, float) and not isfinite(value):
+            raise ApiError(400, f"{param}: must be a finite number", param, "invalid_value")
         try:
             msgspec.convert({name: value}, PolicyParams)
         except msgspec.ValidationError:
-            param = f"{field}.{quoted(name)[1:-1]}"
             message = f"{param}: must be a number, true, false or a text of at most 500 characters"
             raise ApiError(400, message, param, "invalid_value") from None
     try:

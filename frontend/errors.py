@@ -84,6 +84,9 @@ def from_end(end: End) -> ApiError:
             message = end.detail or "the prompt does not fit the KV cache"
             param = "n" if message.startswith("n:") else "prompt"
             return ApiError(400, message, param, "context_length_exceeded")
+        case Reason.REFUSED_OBJECTIVE:
+            message = end.detail or "no idle replica could keep this objective"
+            return ApiError(400, message, "accelgen.slo", "objective_unattainable")
         case Reason.REFUSED_DRAINING:
             return draining()
         case Reason.ABORTED:

@@ -88,11 +88,12 @@ class Decision:
 @dataclass(frozen=True, slots=True)
 class Verdict:
     """Answer to an arrival: the replica it goes to and the predicted time to first token in seconds. `refused`: why it
-    goes nowhere ("": it is taken)."""
+    goes nowhere ("": it is taken); `is_hopeless`: and never would."""
 
     replica: int
     predicted_ttft_s: float
     refused: str = ""
+    is_hopeless: bool = False
 
 
 class StepStats(Struct, frozen=True):

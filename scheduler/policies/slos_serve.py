@@ -46,7 +46,7 @@ from accelgen.scheduler.slos_serve.edf_sim import admit as simulated_admission
 from accelgen.scheduler.slos_serve.following import Follower
 from accelgen.scheduler.slos_serve.order import keys, moved_keys, places
 from accelgen.scheduler.slos_serve.plan import Plan, make_plan, overloaded_plan
-from accelgen.scheduler.slos_serve.routing import first_with_room, mixed
+from accelgen.scheduler.slos_serve.routing import can_be_kept, first_with_room, mixed
 from accelgen.scheduler.slos_serve.standing import (
     Standing,
     admitted_places,
@@ -107,8 +107,10 @@ class SlosServe:
         ttft_s = least_load(request, [views[last]]).predicted_ttft_s
         if not refuses:
             return Verdict(last, ttft_s)
-        words = f"no replica of {tries} can keep its objective beside those admitted before"
-        return Verdict(last, ttft_s, words)
+        if any(can_be_kept(request, views[i], self.rules) for i in tried):
+            words = f"no replica of {tries} can keep its objective beside those admitted before"
+            return Verdict(last, ttft_s, words)
+        return Verdict(last, ttft_s, _alone(request, views[last]), is_hopeless=True)
 
     def plan(self, view: View, state: Memory, start_s: float) -> tuple[Decision, Memory]:
         moved: dict[int, float] = {}
@@ -257,6 +259,17 @@ class SlosServe:
         size, _ = view.cost.pivot(view.limits.max_num_batched_tokens)
         decodes = sum(survey.counts)
         return max(size, survey.roofline.time_to_batch(self.replan_s, decodes=decodes))
+
+
+def _alone(request: Request, view: View) -> str:
+    """What the device takes for it, in words."""
+    tokens, cost = len(request.prompt), view.cost
+    first_s = cost.predict(Work(tokens, prefill_work=tokens * tokens / 2))
+    next_s = cost.predict(Work(decode_seqs=1, decode_context=tokens))
+    return (
+        "an idle replica could not keep this objective either: the first token takes about"
+        f" {1e3 * first_s:.3g} ms after {tokens:,} of prompt, each one that follows {1e3 * next_s:.3g} ms"
+    )
 
 
 def _one_of(name: str, value: str, known: tuple[str, ...]) -> None:

@@ -4,6 +4,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
 
 from accelgen.scheduler.policy import View
 from accelgen.scheduler.request import Request
@@ -52,8 +55,21 @@ def ttft_if_admitted(
     table = view.table
     running = table.running
     start_s = max(now_s, float(table.last_s[running].max(initial=0.0)))
-    survey = Survey(view, standing, start_s, rules, request, now_s)
-    problem = survey.problem()
+    wait_s = _wait_s(Survey(view, standing, start_s, rules, request, now_s).problem())
+    return None if wait_s is None else start_s - now_s + wait_s
+
+
+def can_be_kept(request: Request, view: View, rules: Rules) -> bool:
+    """Whether the replica could keep the objective of a request if it had nothing else to do."""
+    nobody = np.array([], dtype=np.int64)
+    alone = Standing(nobody, nobody, nobody, nobody)
+    problem = Survey(view, alone, 0.0, rules, request).problem()
+    room = replace(problem, blocks=view.total_blocks, seats=view.limits.max_num_seqs)
+    return _wait_s(room) is not None
+
+
+def _wait_s(problem: Problem) -> float | None:
+    """When the one new request of a problem has its first token if all are kept; None if they cannot be."""
     if not _may_have_room(problem):
         return None
     feasible = relaxed(problem)
@@ -66,8 +82,7 @@ def ttft_if_admitted(
     place = feasible.walk(admitted[:at])
     assert place is not None, "the walk is feasible"
     needed = admitted[at].tokens - place.spare
-    wait_s = place.finish_s + feasible.planner.reach(needed, place.counts)
-    return start_s - now_s + wait_s
+    return place.finish_s + feasible.planner.reach(needed, place.counts)
 
 
 def _may_have_room(problem: Problem) -> bool:

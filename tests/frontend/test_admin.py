@@ -256,6 +256,13 @@ def test_what_cannot_be_asked(
     assert not [one for one in closed.supervisor.said if isinstance(one, Swap)]
 
 
+def test_a_number_beyond_all_is_named_as_such(closed: Any, admin: httpx.Client) -> None:
+    body = b'{"policy": "sarathi", "params": {"chunk_size": 1e400}}'
+    reply = admin.post(PATH, content=body, headers={"content-type": "application/json"})
+    assert reply.status_code == 400
+    assert reply.json()["error"]["message"] == "params.chunk_size: must be a finite number"
+
+
 def test_which_policy_is_in_office(
     closed: Any, admin: httpx.Client, wait: Any, make_schedulers: Any
 ) -> None:

@@ -27,6 +27,7 @@ def refuses(end: Callable[[int], End]) -> Callable[[Submit], list[Body]]:
         (Reason.REFUSED_SATURATED, 429, "saturated"),
         (Reason.REFUSED_EXPIRED, 429, "ttl_expired"),
         (Reason.REFUSED_TOO_LONG, 400, "context_length_exceeded"),
+        (Reason.REFUSED_OBJECTIVE, 400, "objective_unattainable"),
         (Reason.REFUSED_DRAINING, 503, "draining"),
         (Reason.FAILED, 500, "worker_failed"),
         (Reason.ABORTED, 500, "cancelled"),
@@ -40,6 +41,10 @@ def test_refusal(stage: Any, reason: Reason, status: int, code: str, stream: boo
     if status == 429:
         assert reply.headers["retry-after-ms"] == "2500" and reply.headers["retry-after"] == "3"
         assert reply.headers["x-accelgen-dropped-reason"] == code
+    if reason is Reason.REFUSED_OBJECTIVE:
+        assert (
+            reply.json()["error"]["param"] == "accelgen.slo" and "retry-after" not in reply.headers
+        )
     if reason is Reason.REFUSED_TOO_LONG:
         assert reply.json()["error"]["param"] == "prompt"
 

@@ -109,6 +109,26 @@ def test_who_asks_for_it_is_refused_with_a_reason(others: int) -> None:
     world.check_idle()
 
 
+@pytest.mark.parametrize(
+    "objective", [Objective(0.001, 0.2), Objective(1.0, 0.001), Objective(e2e_s=0.001), Objective(0.001)]
+)  # fmt: skip
+@pytest.mark.parametrize("busy", [False, True])
+def test_what_no_idle_replica_could_keep_is_no_overload(objective: Objective, busy: bool) -> None:
+    """400, no word of coming back, and how long things take here; whatever else the server does."""
+    world = Served(blocks=2000)
+    for number in range(2, 9 if busy else 2):
+        world.call(number, [number] * 200, TIGHT)
+    world.call(1, [1] * 50, msgspec.structs.replace(objective, refuses=True), at_s=0.01)
+    world.run()
+    end = world.ends[1]
+    assert isinstance(end, Refused)
+    error = from_end(end.end)
+    assert error.status == 400 and error.param == "accelgen.slo"
+    assert "an idle replica could not keep this objective either" in error.message
+    assert not error.headers
+    world.check_idle()
+
+
 def test_the_last_best_effort_request_gives_way_and_resumes_by_recompute() -> None:
     """60 blocks of 4 tokens: two of 80 tokens without an objective hold 40 to 50 of them when one with an objective
     comes that needs 30."""
