@@ -46,7 +46,7 @@ def command(
     Memory policy and routing stay unless others are named.
 
     If the new one fails within its probation, the policy before comes back. Exit status 1 if the swap was refused."""
-    given = _params(policy, params, bool(memory or routing))
+    given = _params(policy, params, bool(memory or memory_params or routing))
     memory, beside = _memory(memory, memory_params, policy, given)
     if routing and (fault := routing_fault(routing)):
         raise click.BadParameter(fault, param_hint="--routing")

@@ -47,6 +47,7 @@ def test_what_is_asked_for(asked: list[Swap], words: list[str], wanted: Swap) ->
     ("words", "said"),
     [
         ([], "which policy? State POLICY, or what else is to change: --memory, --routing"),
+        (["--memory-param", "reserve=3"], "of which memory policy? State POLICY or --memory, too"),
         (["--routing", "planned", "--memory-param", "reserve=3"],
          "of which memory policy? State POLICY or --memory, too"),
         (["vllm", "--memory-param", "reserve=3"], "on-demand has no parameter 'reserve'; it has none"),
