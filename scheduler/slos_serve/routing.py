@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
+from msgspec import structs
 
+from accelgen.proto.messages import Objective
 from accelgen.scheduler.policy import View
 from accelgen.scheduler.request import Request
 from accelgen.scheduler.slos_serve.admission import Problem, greedy, relaxed
@@ -16,6 +18,7 @@ from accelgen.scheduler.slos_serve.survey import Rules, Survey
 from accelgen.scheduler.slos_serve.tiers import joined
 
 MOST_WORK = 300  # per arrival, over all replicas: units of about 20 microseconds
+DOUBT = 2.0
 _GOLDEN = 0x9E3779B97F4A7C15  # 2**64 / the golden ratio
 
 
@@ -60,12 +63,25 @@ def ttft_if_admitted(
 
 
 def can_be_kept(request: Request, view: View, rules: Rules) -> bool:
-    """Whether the replica could keep the objective of a request if it had nothing else to do."""
+    """Whether the replica could keep the objective of a request if it had nothing else to do: in doubt it could, since
+    the model of a device may be wrong for a while by a factor of `DOUBT`."""
     nobody = np.array([], dtype=np.int64)
     alone = Standing(nobody, nobody, nobody, nobody)
-    problem = Survey(view, alone, 0.0, rules, request).problem()
+    eased = replace(request, objective=_eased(request.objective))
+    problem = Survey(view, alone, 0.0, rules, eased).problem()
     room = replace(problem, blocks=view.total_blocks, seats=view.limits.max_num_seqs)
     return _wait_s(room) is not None
+
+
+def _eased(objective: Objective) -> Objective:
+    def longer(time_s: float | None) -> float | None:
+        return None if time_s is None else DOUBT * time_s
+
+    thinking = objective.thinking
+    if thinking is not None:
+        thinking = structs.replace(thinking, tpot_s=longer(thinking.tpot_s))
+    ttft_s, tpot_s, e2e_s = map(longer, (objective.ttft_s, objective.tpot_s, objective.e2e_s))
+    return Objective(ttft_s, tpot_s, e2e_s, thinking)
 
 
 def _wait_s(problem: Problem) -> float | None:

@@ -129,6 +129,15 @@ def test_what_no_idle_replica_could_keep_is_no_overload(objective: Objective, bu
     world.check_idle()
 
 
+def test_in_doubt_it_is_overload() -> None:
+    """200 tokens take about 22 ms, and 15 are asked for."""
+    world = Served(blocks=2000)
+    world.call(1, [1] * 200, Objective(0.015, 0.2, refuses=True))
+    world.run()
+    end = world.ends[1]
+    assert isinstance(end, Refused) and from_end(end.end).status == 429
+
+
 def test_the_last_best_effort_request_gives_way_and_resumes_by_recompute() -> None:
     """60 blocks of 4 tokens: two of 80 tokens without an objective hold 40 to 50 of them when one with an objective
     comes that needs 30."""
