@@ -129,7 +129,10 @@ class SchedulerCore:
         if submit.prompt.id in self._home:  # sent again after a reconnection: already here
             return
         requests = requests_of(submit, frontend)
-        if self._is_over(requests[0], now_s):
+        arrival_s = now_s - submit.waited_s
+        if submit.queue_s is not None:
+            requests[0].started_s = arrival_s + submit.queue_s
+        if self._is_over(requests[0], now_s, arrival_s):
             return
         by_index = {index: replica.view() for index, replica in self.replicas.items()}
         views = [*by_index.values()]
@@ -153,9 +156,6 @@ class SchedulerCore:
             return
         home = verdict.replica
         self.placement.settle(requests[0], home, by_index[home], known is not None)
-        arrival_s = now_s - submit.waited_s
-        if submit.queue_s is not None:
-            requests[0].started_s = arrival_s + submit.queue_s
         queue_s = self._queue_limit_s(submit.slo_class)
         for request in requests:
             table = self.replicas[home].table
@@ -212,12 +212,12 @@ class SchedulerCore:
             self.replicas[found.replica].release(id)
         self._inherited = {}
 
-    def _is_over(self, request: Request, now_s: float) -> bool:
+    def _is_over(self, request: Request, now_s: float, arrival_s: float) -> bool:
         """Whether only the word of its end is missing; then it is given."""
         reason = end_reason(request) if request.generated else None
         if reason is not None:
             self.finished += 1
-            end = end_of(request, reason, "", now_s, now_s)
+            end = end_of(request, reason, "", now_s, arrival_s)
             self.outbox.append((Role.FRONTEND, request.frontend, Finished([end])))
         return reason is not None
 

@@ -175,7 +175,9 @@ class AccelGenPlus:
         if not self.credit:
             slack_s = min(slack_s, tight_s - filling.fitted.safety_s)
         at_least_s = filling.fitted.seconds(filling.work)
-        return tight_s, min(max(slack_s, at_least_s), terms.longest_s)
+        # However long decodes take: prompts get as much of an iteration, or they would wait for these to end.
+        longest_s = max(terms.longest_s, 2 * at_least_s)
+        return tight_s, min(max(slack_s, at_least_s), longest_s)
 
     def _ranked(
         self, filling: Filling, scene: Scene, full_s: float, terms: Terms

@@ -46,7 +46,7 @@ from accelgen.scheduler.slos_serve.edf_sim import admit as simulated_admission
 from accelgen.scheduler.slos_serve.following import Follower
 from accelgen.scheduler.slos_serve.order import keys, moved_keys, places
 from accelgen.scheduler.slos_serve.plan import Plan, make_plan, overloaded_plan
-from accelgen.scheduler.slos_serve.routing import can_be_kept, first_with_room, mixed
+from accelgen.scheduler.slos_serve.routing import can_be_kept, first_with_room, least_s, mixed
 from accelgen.scheduler.slos_serve.standing import (
     Standing,
     admitted_places,
@@ -107,7 +107,7 @@ class SlosServe:
         ttft_s = least_load(request, [views[last]]).predicted_ttft_s
         if not refuses:
             return Verdict(last, ttft_s)
-        if any(can_be_kept(request, views[i], self.rules) for i in tried):
+        if any(can_be_kept(request, view) for view in views):
             words = f"no replica of {tries} can keep its objective beside those admitted before"
             return Verdict(last, ttft_s, words)
         return Verdict(last, ttft_s, _alone(request, views[last]), is_hopeless=True)
@@ -262,13 +262,11 @@ class SlosServe:
 
 
 def _alone(request: Request, view: View) -> str:
-    """What the device takes for it, in words."""
-    tokens, cost = len(request.prompt), view.cost
-    first_s = cost.predict(Work(tokens, prefill_work=tokens * tokens / 2))
-    next_s = cost.predict(Work(decode_seqs=1, decode_context=tokens))
+    """What an idle replica takes for it, in words."""
+    first_s, next_s = least_s(request, view)
     return (
-        "an idle replica could not keep this objective either: the first token takes about"
-        f" {1e3 * first_s:.3g} ms after {tokens:,} of prompt, each one that follows {1e3 * next_s:.3g} ms"
+        "an idle replica could not keep this objective either: the first token takes at least about"
+        f" {1e3 * first_s:.3g} ms, each one that follows {1e3 * next_s:.3g} ms"
     )
 
 

@@ -26,16 +26,17 @@ class Placement:
     def choose(self, request: Request, views: Mapping[int, View], now_s: float) -> Verdict:
         """Where it goes; `Verdict.replica` is an index of `views`. Raises BadDecision if the routing names a replica
         that is not there, or none."""
-        groups = self._order(request, views)
+        groups, never = self._order(request, views), True
         for group in groups:
             verdict = self._policy.admit(request, [views[index] for index in group], now_s)
             verdict = replace(verdict, replica=group[verdict.replica])
             if not verdict.refused:
                 return verdict
+            never &= verdict.is_hopeless
         if len(groups) > 1:
             words = f"{verdict.refused}; {len(groups)} were asked, one after the other"
             verdict = replace(verdict, refused=words)
-        return verdict
+        return replace(verdict, is_hopeless=never)
 
     def settle(self, request: Request, index: int, view: View, found: bool) -> None:
         """The request is given to that replica, where it was `found` or not."""

@@ -4,12 +4,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
-import numpy as np
-from msgspec import structs
-
-from accelgen.proto.messages import Objective
+from accelgen.scheduler.cost_model import Work
 from accelgen.scheduler.policy import View
 from accelgen.scheduler.request import Request
 from accelgen.scheduler.slos_serve.admission import Problem, greedy, relaxed
@@ -18,7 +14,7 @@ from accelgen.scheduler.slos_serve.survey import Rules, Survey
 from accelgen.scheduler.slos_serve.tiers import joined
 
 MOST_WORK = 300  # per arrival, over all replicas: units of about 20 microseconds
-DOUBT = 2.0
+DOUBT = 2.0  # by which the model of a device may be wrong for a while
 _GOLDEN = 0x9E3779B97F4A7C15  # 2**64 / the golden ratio
 
 
@@ -62,26 +58,22 @@ def ttft_if_admitted(
     return None if wait_s is None else start_s - now_s + wait_s
 
 
-def can_be_kept(request: Request, view: View, rules: Rules) -> bool:
-    """Whether the replica could keep the objective of a request if it had nothing else to do: in doubt it could, since
-    the model of a device may be wrong for a while by a factor of `DOUBT`."""
-    nobody = np.array([], dtype=np.int64)
-    alone = Standing(nobody, nobody, nobody, nobody)
-    eased = replace(request, objective=_eased(request.objective))
-    problem = Survey(view, alone, 0.0, rules, eased).problem()
-    room = replace(problem, blocks=view.total_blocks, seats=view.limits.max_num_seqs)
-    return _wait_s(room) is not None
+def least_s(request: Request, view: View) -> tuple[float, float]:
+    """What an idle replica takes at least until a request's first token, all but the last of its prompt being in the
+    prefix cache; and for each of the others, all drafts being accepted."""
+    first_s = view.cost.predict(Work(prefill_tokens=1))
+    next_s = view.cost.predict(Work(decode_seqs=1, decode_context=len(request.prompt)))
+    return first_s, next_s / (1 + view.speculation.most)
 
 
-def _eased(objective: Objective) -> Objective:
-    def longer(time_s: float | None) -> float | None:
-        return None if time_s is None else DOUBT * time_s
-
-    thinking = objective.thinking
-    if thinking is not None:
-        thinking = structs.replace(thinking, tpot_s=longer(thinking.tpot_s))
-    ttft_s, tpot_s, e2e_s = map(longer, (objective.ttft_s, objective.tpot_s, objective.e2e_s))
-    return Objective(ttft_s, tpot_s, e2e_s, thinking)
+def can_be_kept(request: Request, view: View) -> bool:
+    """Whether a replica could keep the objective of a request if it had nothing else to do: in doubt it
+    could."""
+    first_s, next_s = least_s(request, view)
+    objective, thinking = request.objective, request.objective.thinking
+    goals = [(objective.ttft_s, first_s), (objective.e2e_s, first_s), (objective.tpot_s, next_s)]
+    goals += [(thinking.tpot_s, next_s)] if thinking is not None else []
+    return all(goal_s is None or takes_s <= DOUBT * goal_s for goal_s, takes_s in goals)
 
 
 def _wait_s(problem: Problem) -> float | None:

@@ -36,7 +36,7 @@ def profiled_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     home.mkdir(exist_ok=True)
     with (home / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if not (home / "accelgen").exists():
+        if not (home / "done").exists():
             subprocess.run(
                 [*CLI, "profile", "--budget-s", "3", "--dtype", "float32", "--kv-blocks", "512"],
                 env={**os.environ, "XDG_CACHE_HOME": str(home)},
@@ -44,6 +44,7 @@ def profiled_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 capture_output=True,
                 timeout=READY_S,
             )
+            (home / "done").touch()
     return home
 
 
