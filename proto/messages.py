@@ -66,7 +66,7 @@ class Reason(IntEnum):
     REFUSED_TOO_LONG = 5  # can never fit the KV cache: 400
     REFUSED_DRAINING = 6  # server is shutting down: 503
     FAILED = 7  # the worker could not compute it: 500
-    REFUSED_OBJECTIVE = 8  # asks to be refused if its objective is not promised, and no idle replica could keep it: 400
+    REFUSED_OBJECTIVE = 8  # refused by a plan, and no idle replica could keep its objective: 400
 
 
 class Role(IntEnum):

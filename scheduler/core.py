@@ -151,8 +151,9 @@ class SchedulerCore:
             verdict = replace(verdict, replica=known)
         if verdict.refused and not accepted:
             why = Refusal(Reason.REFUSED_SATURATED, verdict.refused, drain_s(views))
-            never = Refusal(Reason.REFUSED_OBJECTIVE, verdict.refused)
-            self._refuse(requests, never if verdict.is_hopeless else why)
+            if verdict.is_hopeless:
+                why = Refusal(Reason.REFUSED_OBJECTIVE, verdict.refused)
+            self._refuse(requests, why)
             return
         home = verdict.replica
         self.placement.settle(requests[0], home, by_index[home], known is not None)

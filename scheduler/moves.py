@@ -75,8 +75,7 @@ class Moves:
         """KV comes back from the host; its request runs when it is there."""
         self.back.add(int(table.ids[slot]))
         table.come_back(slot)
-        request = table.request(slot)
-        request.started_s = now_s if request.started_s is None else request.started_s
+        table.request(slot).start(now_s)
 
     def take_in(self, report: KvReport, table: RequestTable, key: Key) -> None:
         """What the copies that the KV manager has begun will free, and those that it could not begin."""

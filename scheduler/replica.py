@@ -117,7 +117,7 @@ class Replica:
         request = self.table.request(slot)
         if request.generated:
             self.table.last_s[slot] = now_s
-            request.started_s = now_s if request.started_s is None else request.started_s
+            request.start(now_s)
             self._date(slot, request, now_s)
             if self.table.remaining(np.array([slot]))[0] == 1 and not self.table.away[slot]:
                 self._stalled_s = None
@@ -254,8 +254,7 @@ class Replica:
         started = set(slots[table.state[slots] == WAITING].tolist())
         for slot in started:
             table.start(slot)
-            request = table.request(slot)
-            request.started_s = now_s if request.started_s is None else request.started_s
+            table.request(slot).start(now_s)
         draft_s = self.speculation.seconds(entries.drafts)
         predicted_s = self.predicted_s(entries, work)
         longest_s = self.cost.predict(work) * self.cost.upper + draft_s

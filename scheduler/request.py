@@ -36,6 +36,11 @@ class Request:
     thought: int = 0  # tokens of its thinking, once it is over
     best_effort: bool = False  # its objectives are not promised
 
+    def start(self, now_s: float) -> None:
+        """It is planned; only the first time counts."""
+        if self.started_s is None:
+            self.started_s = now_s
+
     def queue_s(self, now_s: float, arrival_s: float) -> float:
         """From arrival until it was first planned; if it never was, until now."""
         started_s = now_s if self.started_s is None else self.started_s

@@ -16,14 +16,13 @@ from accelgen.scheduler.table import Floats
 
 MOST = 256  # arrivals remembered
 LEAST = 16  # before there are so many there is no price
-TIGHT = 0.1  # of the arrivals have the tightest TTFT objectives, or tighter ones
+TIGHT = 0.1  # of the arrivals have a tight TTFT objective
 SHARE = 0.9  # of the device that is to be given away; the rest is for what comes in bursts
 
 
 class Arrivals(Struct, frozen=True):
-    """The last arrivals, oldest first: when, `load_s`, and the TTFT objective (far: none
-    that can be kept). `seen_s`: up to when they
-    have been counted."""
+    """The last arrivals, oldest first: when, `load_s`, and the TTFT objective (far: none that can be kept). `seen_s`:
+    up to when they have been counted."""
 
     at_s: tuple[float, ...] = ()
     load_s: tuple[float, ...] = ()

@@ -4,7 +4,8 @@
    allows. Predicted by a line over the fitted model with what the host takes on top, so that they can be filled up to
    a few milliseconds (`fit`). By cumulative deadlines whoever is ahead of its line lends that time to prompts
    (`credit`); `pace` every_gap counts from token to token. An arrival has to wait for the iteration in flight and the
-   one that is planned: they are no longer than a third of the tight TTFT objectives of late (`brief`).
+   one that is planned: they are no longer than a third of the tight TTFT objectives of late (`brief`), or
+   twice what their decodes take.
 2. Admission (SLOs-Serve, arXiv 2504.08784, which declines what cannot be kept): of prompts that cannot all be in time
    as many as possible are kept, by Moore and Hodgson's rule, in the order of deadlines (`shed`).
 3. Who has missed an objective for good is best effort: it gets the time that is left over, at least one token in
@@ -211,7 +212,10 @@ class AccelGenPlus:
 def _heard(arrivals: Arrivals, scene: Scene) -> Arrivals:
     """With those that have come since. A TTFT objective that could not be kept on an idle device counts as none: it
     must not make everybody's iterations short."""
-    table, new = scene.table, np.flatnonzero(~scene.running)
+    table = scene.table
+    new = np.flatnonzero(~scene.running & (table.arrival_s[scene.slots] > arrivals.seen_s))
+    if not len(new):
+        return arrivals
     arrived_s = table.arrival_s[scene.slots[new]]
     ttft_s = table.first_due_s[scene.slots[new]] - arrived_s
     alone_s = scene.fitted.prompt_seconds(scene.pending[new].astype(float), 0.0)

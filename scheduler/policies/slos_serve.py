@@ -34,10 +34,7 @@ from msgspec import structs
 
 from accelgen.scheduler.cost_model import Work
 from accelgen.scheduler.memory.arrival_rate import heard
-from accelgen.scheduler.policies.shared import (
-    at_least,
-    least_load,
-)
+from accelgen.scheduler.policies.shared import at_least, least_load
 from accelgen.scheduler.policy import Decision, StepStats, Verdict, View
 from accelgen.scheduler.request import Request
 from accelgen.scheduler.slos_serve.admission import relaxed

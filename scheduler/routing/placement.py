@@ -26,17 +26,18 @@ class Placement:
     def choose(self, request: Request, views: Mapping[int, View], now_s: float) -> Verdict:
         """Where it goes; `Verdict.replica` is an index of `views`. Raises BadDecision if the routing names a replica
         that is not there, or none."""
-        groups, never = self._order(request, views), True
+        groups, refusals = self._order(request, views), list[Verdict]()
         for group in groups:
             verdict = self._policy.admit(request, [views[index] for index in group], now_s)
             verdict = replace(verdict, replica=group[verdict.replica])
             if not verdict.refused:
                 return verdict
-            never &= verdict.is_hopeless
+            refusals.append(verdict)
+        verdict = min(refusals, key=lambda one: one.is_hopeless)  # "never" only if all say so
         if len(groups) > 1:
             words = f"{verdict.refused}; {len(groups)} were asked, one after the other"
             verdict = replace(verdict, refused=words)
-        return replace(verdict, is_hopeless=never)
+        return verdict
 
     def settle(self, request: Request, index: int, view: View, found: bool) -> None:
         """The request is given to that replica, where it was `found` or not."""

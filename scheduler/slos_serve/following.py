@@ -76,7 +76,8 @@ class Follower:
 
     def _places(self, begun: Ints, preempted: list[int]) -> list[Place]:
         """Of prompts that have begun, in the order of those that wait."""
-        slots = [slot for slot in begun.tolist() if slot not in set(preempted)]
+        gone = set(preempted)
+        slots = [slot for slot in begun.tolist() if slot not in gone]
         due = places(self.view.table, slots, self.rules)
         return [(at_s - PRIORITY_S, slot) for at_s, slot in zip(due, slots, strict=True)]
 

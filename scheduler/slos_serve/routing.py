@@ -67,8 +67,7 @@ def least_s(request: Request, view: View) -> tuple[float, float]:
 
 
 def can_be_kept(request: Request, view: View) -> bool:
-    """Whether a replica could keep the objective of a request if it had nothing else to do: in doubt it
-    could."""
+    """Whether a replica could keep the objective of a request if it had nothing else to do: in doubt it could."""
     first_s, next_s = least_s(request, view)
     objective, thinking = request.objective, request.objective.thinking
     goals = [(objective.ttft_s, first_s), (objective.e2e_s, first_s), (objective.tpot_s, next_s)]

@@ -82,8 +82,9 @@ def expected(server: Any) -> list[tuple[int, str]]:
 
 @pytest.fixture(scope="module")
 def crowded(launch_server: Callable[..., Any]) -> Iterator[Any]:
-    """At first with memory on demand, so that many have to give way."""
-    server = launch_server(*TINY, "--policy", "cacheopt", "--memory", "on-demand")
+    """At first with the memory policy that `cacheopt` brings along."""
+    server = launch_server(*TINY, "--policy", "cacheopt")
+    assert "memory cacheopt" in server.call("status").stdout.splitlines()[0]
     yield server
     server.down()
 
@@ -105,6 +106,8 @@ def settled(server: Any) -> dict[str, float]:
 
 
 def test_swapped_and_back(crowded: Any, expected: list[tuple[int, str]]) -> None:
+    """Memory on demand, so that many have to give way."""
+    take_office(crowded, "--memory", "on-demand")
     assert burst(crowded) == expected
     found = settled(crowded)
     assert found["kv_host_blocks"] == HOST_BLOCKS
